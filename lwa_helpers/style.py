@@ -1,0 +1,118 @@
+"""One look for all figures: ACM widths, embedded TrueType fonts, one colour, marker and line style per method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from lwa_helpers.errors import LwaError
+
+COLUMN_IN = 3.3368  # acmart sigconf: \columnwidth
+TEXT_IN = 7.0056  # acmart sigconf: \textwidth
+WIDTHS = {"column": COLUMN_IN, "text": TEXT_IN}
+HEATMAP = "cividis"
+
+# Okabe & Ito, "Color universal design" (2008); grey added for controls.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#767676"
+
+RC_PARAMS = {
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "figure.dpi": 200,
+    "savefig.dpi": 300,
+    "savefig.bbox": "standard",
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
+    "mathtext.fontset": "dejavusans",
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method appears in every figure and table."""
+
+    label: str
+    color: str
+    marker: str = "o"
+    linestyle: str = "-"
+
+
+LOOKS = {
+    # layer weightings, and the arms without one
+    "uniform": Look("Uniform", BLACK, "o", "-"),
+    "linear": Look("Linear", SKY, "^", "--"),
+    "exponential": Look("Exponential", PURPLE, "v", "-."),
+    "schedule": Look("Schedule 0.1–1.0", GREEN, "D", ":"),
+    "fisher": Look("Fisher", VERMILION, "s", "-"),
+    "fisher_x_depth": Look("Fisher × depth", ORANGE, "P", "--"),
+    "softmax_fisher": Look("Softmax Fisher", BLUE, "h", "-."),
+    "inverse_fisher": Look("Inverse Fisher", VERMILION, "X", ":"),
+    "shuffled_fisher": Look("Shuffled Fisher", GREY, "*", "--"),
+    "none": Look("No hidden term", GREY, "d", "-"),
+    "ce_only": Look("Labels only (CE)", GREY, "p", ":"),
+    "labels": Look("Labels only (CE)", GREY, "p", ":"),
+    # systems and the kinds they fall into
+    "teacher": Look("Teacher, tuned", BLUE, "o", "-"),
+    "student": Look("Student, distilled", VERMILION, "s", "-"),
+    "zero_shot": Look("Teacher, zero-shot", SKY, "o", "--"),
+    "local": Look("Local model", BLUE, "o", "-"),
+    "ollama": Look("Ollama model", PURPLE, "D", "-"),
+    "baseline": Look("Baseline", GREY, "X", ":"),
+    "popularity": Look("Popularity", GREY, "X", ":"),
+    "recent_popularity": Look("Recent popularity", GREY, "P", ":"),
+    "itemknn": Look("ItemKNN", ORANGE, "v", "--"),
+    "ease": Look("EASE", GREEN, "^", "--"),
+    "sasrec": Look("SASRec", PURPLE, "D", "-."),
+    "smollm2-135m": Look("SmolLM2-135M", BLUE, "o", "-"),
+    "gemma3-270m": Look("Gemma-3-270M", GREEN, "^", "-"),
+    # the two sides of tuning
+    "before": Look("Before tuning", SKY, "o", "--"),
+    "after": Look("After tuning", BLUE, "s", "-"),
+    # parts of the distillation loss
+    "loss": Look("Total", BLACK, "o", "-"),
+    "ce": Look("Cross-entropy", ORANGE, "^", "--"),
+    "kl": Look("KL to teacher", BLUE, "s", "-."),
+    "hidden": Look("Hidden states", VERMILION, "D", ":"),
+    "valid": Look("Validation", GREEN, "v", "-"),
+}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the paper; `figure` calls it."""
+    mpl.rcParams.update(RC_PARAMS)
+
+
+def look(name: str) -> Look:
+    """The fixed look of a known method; any other name, such as a strategy of your own, is drawn black under its own name."""
+    return LOOKS.get(name, Look(str(name), BLACK, ".", "-"))
+
+
+def figure(width: str = "column", height: float = 2.0) -> Figure:
+    """An empty figure of exactly one ACM column ("column") or the full text ("text"); `height` in inches.
+
+    It stands outside pyplot: nothing to close, shown once in a notebook. Raises LwaError for another width.
+    """
+    if width not in WIDTHS:
+        raise LwaError(f'figure width {width!r} is unknown: use one of {", ".join(WIDTHS)}')
+    use_style()
+    return Figure(figsize=(WIDTHS[width], height), layout="constrained")
