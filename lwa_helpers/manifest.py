@@ -1,0 +1,96 @@
+"""The record that each notebook's run leaves: results/<profile>/manifests/<notebook>.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lwa_helpers import paths
+from lwa_helpers.config import ExperimentConfig
+from lwa_helpers.errors import LwaError
+
+PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pandas", "polars", "scipy", "matplotlib", "pydantic")
+
+
+def path_of(results: Path, notebook: str) -> Path:
+    """Where a notebook's manifest lies."""
+    return results / "manifests" / f"{notebook}.json"
+
+
+def load(results: Path, notebook: str) -> dict[str, Any] | None:
+    """Read one manifest, or None when the notebook has not finished yet."""
+    path = path_of(results, notebook)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def load_all(results: Path) -> list[dict[str, Any]]:
+    """Read the manifests of all finished notebooks, in order."""
+    files = sorted((results / "manifests").glob("*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Hash and size of an output. Raises LwaError when it is missing or empty."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.exists())
+    if size == 0:
+        raise LwaError(f"output {path} was declared but is missing or empty: write it before run.finish()")
+    return {"sha256": paths.sha256_of(path), "bytes": size}
+
+
+def install(staging: Path, results: Path, summary: dict[str, Any]) -> None:
+    """Move the outputs into place, drop those that the last run made and this one did not, write the manifest."""
+    path = path_of(results, summary["notebook"])
+    last = load(results, summary["notebook"])
+    path.unlink(missing_ok=True)
+    for name in summary["outputs"]:
+        paths.replace(staging / name, results / name)
+    for name in set(last["outputs"] if last else ()) - set(summary["outputs"]):
+        paths.remove(results / name)
+    paths.remove(staging)
+    with paths.atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1, sort_keys=True, default=plain) + "\n", encoding="utf-8")
+
+
+def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
+    """What made a result: commit, uncommitted changes, package versions, device, seed and settings."""
+    return {
+        "profile": config.profile, "seed": config.seed, "settings": config.model_dump(mode="json"),
+        "commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(git("status", "--porcelain")),
+        "device": device_name(device), "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in the checkout; empty where git or the history is absent (a source archive)."""
+    try:
+        done = subprocess.run(["git", "-C", paths.ROOT, *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def device_name(device: Any) -> str:
+    """The processor or GPU in words."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"cpu ({model or platform.machine()})"
+
+
+def plain(value: Any) -> Any:
+    """Turn a numpy or torch scalar or array, or a path, into what JSON can hold; for json.dumps(default=…)."""
+    if isinstance(value, Path):
+        return str(value)
+    if not hasattr(value, "tolist"):
+        raise LwaError(f"a value of type {type(value).__name__} cannot be written as JSON")
+    return value.tolist()

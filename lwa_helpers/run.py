@@ -1,0 +1,185 @@
+"""What a notebook uses: its settings, its inputs, and outputs that are recorded in a manifest.
+
+While a notebook runs, its outputs lie in results/<profile>/.staging/<notebook>/; `finish` moves them into
+results/<profile>/ and writes the manifest, so a run that fails or is killed leaves the earlier results as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from lwa_helpers import manifest, paths
+from lwa_helpers.config import ExperimentConfig, load_config
+from lwa_helpers.errors import LwaError
+
+
+class Run:
+    """One execution of one notebook under one profile. Make it with `Run.open`."""
+
+    def __init__(self, notebook: str, config: ExperimentConfig, overrides: dict[str, Any]) -> None:
+        self.notebook = notebook
+        self.config = config
+        self.dir = paths.results_dir(config.profile)
+        self.staging = self.dir / ".staging" / notebook
+        self._device: Any = None
+        self._started = time.time()
+        self._outputs: dict[str, dict[str, Any]] = {}
+        self._inputs: dict[str, str] = {}
+        self._numbers: dict[str, dict[str, Any]] = {}
+        self._verdicts: dict[str, dict[str, Any]] = {}
+        self._records: dict[str, Any] = {"overrides": overrides}
+
+    @classmethod
+    def open(cls, notebook: str, profile: str, overrides: dict[str, Any] | None = None) -> Run:
+        """Start a run of `notebook` (its file name without .ipynb). Raises LwaError on settings that are not valid."""
+        paths.checkout()
+        _check_name(notebook, "notebook")
+        run = cls(notebook, load_config(profile, overrides), dict(overrides or {}))
+        paths.remove(run.staging)
+        run.staging.mkdir(parents=True)
+        return run
+
+    @property
+    def device(self) -> Any:
+        """The torch.device to compute on: the first CUDA device, else the CPU."""
+        import torch
+
+        if self._device is None:
+            self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return self._device
+
+    def path(self, name: str, **details: Any) -> Path:
+        """Return the path of an output file or folder to be written now, e.g. `run.path("models/teacher")`."""
+        _check_name(name, "output")
+        self._outputs[name] = details
+        target = self.staging / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def input(self, name: str) -> Path:
+        """Return the path of an output of this or an earlier notebook.
+
+        Raises LwaError naming the notebook to run first when it is not there.
+        """
+        if name in self._outputs:
+            return self.staging / name
+        for earlier in manifest.load_all(self.dir):
+            if name in earlier["outputs"] and earlier["notebook"] != self.notebook and (self.dir / name).exists():
+                self._inputs[name] = earlier["outputs"][name]["sha256"]
+                return self.dir / name
+        makers = [book.stem for book in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if _names(book, name)]
+        first = " or ".join(book for book in makers if book != self.notebook) or "an earlier notebook"
+        raise LwaError(
+            f"{self.notebook} needs {name}, which is not in {self.dir}: run {first} first "
+            f"(`lwa reproduce --profile {self.config.profile}` runs all in order)"
+        )
+
+    def save_frame(self, name: str, frame: pd.DataFrame) -> Path:
+        """Write data/<name>.parquet."""
+        target = self.path(f"data/{name}.parquet", rows=len(frame))
+        frame.to_parquet(target, index=False)
+        return target
+
+    def load_frame(self, name: str) -> pd.DataFrame:
+        """Read data/<name>.parquet of this or an earlier notebook."""
+        return pd.read_parquet(self.input(f"data/{name}.parquet"))
+
+    def save_json(self, name: str, value: Any) -> Path:
+        """Write data/<name>.json."""
+        target = self.path(f"data/{name}.json")
+        target.write_text(json.dumps(value, indent=1, sort_keys=True, default=manifest.plain) + "\n", encoding="utf-8")
+        return target
+
+    def load_json(self, name: str) -> Any:
+        """Read data/<name>.json of this or an earlier notebook."""
+        return json.loads(self.input(f"data/{name}.json").read_text(encoding="utf-8"))
+
+    def save_figure(self, figure: Any, name: str, caption: str, alt: str) -> Path:
+        """Write figures/<name>.pdf and .png; caption and alternative text are recorded. Returns the PDF's path."""
+        if not any(axes.has_data() for axes in figure.axes):
+            raise LwaError(f"figure {name!r} is empty: draw something before saving it")
+        if not caption.strip() or not alt.strip():
+            raise LwaError(f"figure {name!r} needs a caption and an alternative text")
+        target = self.path(f"figures/{name}.pdf", caption=caption, alt=alt)
+        figure.savefig(target, metadata={"CreationDate": None, "ModDate": None})
+        figure.savefig(self.path(f"figures/{name}.png", caption=caption, alt=alt), dpi=200, metadata={"Software": None})
+        return target
+
+    def save_table(self, table: str | pd.DataFrame, name: str, caption: str) -> Path:
+        """Write tables/<name>.tex, a booktabs tabular: LaTeX text with \\toprule, or a frame to be set as one."""
+        if isinstance(table, pd.DataFrame):
+            style = table.style.hide(axis="index").format(precision=4, escape="latex")
+            table = style.format_index(escape="latex", axis=1).to_latex(hrules=True)
+        if "\\toprule" not in table:
+            raise LwaError(f"table {name!r} has no \\toprule: make it with DataFrame.style … .to_latex(hrules=True)")
+        target = self.path(f"tables/{name}.tex", caption=caption)
+        target.write_text(table, encoding="utf-8")
+        return target
+
+    def number(self, name: str, value: float | int | str, form: str = "{}") -> str:
+        """Record one number of the text as the LaTeX macro \\<name>; returns it as it will be printed.
+
+        Raises LwaError on a name that is not letters only, a repeated name, or a value that is not finite.
+        """
+        if not re.fullmatch(r"[A-Za-z]+", name):
+            raise LwaError(f"number {name!r}: a LaTeX macro's name has letters only")
+        if name in self._numbers:
+            raise LwaError(f"number {name!r} is recorded twice in {self.notebook}: give each its own name")
+        value = value if isinstance(value, (str, int, float)) else manifest.plain(value)
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise LwaError(f"number {name!r} is {value}: only finite values go into the text")
+        text = form.format(value)
+        self._numbers[name] = {"value": value, "text": text}
+        return text
+
+    def verdict(
+        self, hypothesis: str, outcome: Literal["supported", "refuted", "undecided"], sentence: str, figure: str
+    ) -> None:
+        """Record what was found about a hypothesis ("H1" …), in one sentence with the evidence, and its figure."""
+        if outcome not in ("supported", "refuted", "undecided"):
+            raise LwaError(f"verdict on {hypothesis}: {outcome!r} is not supported, refuted or undecided")
+        self._verdicts[hypothesis] = {"outcome": outcome, "sentence": sentence, "figure": figure}
+
+    def record(self, **facts: Any) -> None:
+        """Put facts such as data_hash=… and model_hash=… into the manifest."""
+        self._records.update(facts)
+
+    def finish(self) -> Path:
+        """Check that every declared output was written, move all into place and write the manifest.
+
+        Raises LwaError when nothing was declared, or an output is missing or empty.
+        """
+        if not self._outputs:
+            raise LwaError(f"{self.notebook} saved nothing: a finished run has at least one output")
+        outputs = {name: manifest.describe(self.staging / name) | d for name, d in sorted(self._outputs.items())}
+        figures = [f"figures/{v['figure']}.pdf" for v in self._verdicts.values()]
+        if absent := [name for name in figures if not (name in outputs or (self.dir / name).exists())]:
+            raise LwaError(f"{self.notebook}: a verdict names {absent[0]}, which no notebook saved")
+        summary = manifest.provenance(self._device, self.config) | {
+            "notebook": self.notebook, "started": self._started, "seconds": time.time() - self._started,
+            "inputs": self._inputs, "outputs": outputs, "numbers": self._numbers, "verdicts": self._verdicts,
+            "records": self._records,
+        }
+        manifest.install(self.staging, self.dir, summary)
+        return manifest.path_of(self.dir, self.notebook)
+
+
+def _check_name(name: str, kind: str) -> None:
+    """Raise LwaError unless `name` is a plain relative path below the results folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", name):
+        raise LwaError(f"{kind} name {name!r}: use letters, digits, '_', '-', '.' and '/' for folders")
+
+
+def _names(notebook: Path, output: str) -> bool:
+    """Whether a notebook's source contains the output's name, or the bare name that a save_ method takes."""
+    source = notebook.read_text(encoding="utf-8")
+    return f'\\"{output}\\"' in source or f'save_frame(\\"{Path(output).stem}\\"' in source or (
+        f'save_json(\\"{Path(output).stem}\\"' in source
+    )
