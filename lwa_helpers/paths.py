@@ -87,7 +87,12 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
     listing = "".join(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n" for file in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return sha256_of_text(listing)
+
+
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _beside(path: Path) -> Path:

