@@ -1,0 +1,107 @@
+"""What every dataset becomes: three parts in order of time, and a catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from lwa_helpers.data.prompts import clean_title, distinct_titles
+from lwa_helpers.errors import LwaError
+
+PARTS = ("train", "valid", "test")
+COLUMNS = ("user_id", "parent_asin", "rating", "timestamp")
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """A dataset split into train, valid and test, with its items.
+
+    train, valid, test: columns user_id and parent_asin (str), rating (float, null where unknown), timestamp (int64, as
+    in the source); the rows of a user stand in order of time. items: parent_asin and title (null where there is none),
+    with whatever else the source says; a row for every item that occurs. report: counts of what loading met and mended.
+
+    Raises LwaError when a column is missing or an interaction's item is not among the items.
+    """
+
+    name: str
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    test: pd.DataFrame
+    items: pd.DataFrame
+    report: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            _require(self.name, part, self.part(part), COLUMNS)
+        _require(self.name, "items", self.items, ("parent_asin", "title"))
+        if not self.items.parent_asin.is_unique:
+            raise LwaError(f"{self.name}: items lists an item twice; keep one row per parent_asin")
+        for part in PARTS:
+            stranger = ~self.part(part).parent_asin.isin(self.items.parent_asin)
+            if stranger.any():
+                first = self.part(part).parent_asin[stranger].iloc[0]
+                raise LwaError(f"{self.name}: {part} holds item {first!r}, which items does not list; add its row")
+
+    def part(self, name: str) -> pd.DataFrame:
+        """The frame of one part; LwaError for any name but train, valid, test."""
+        if name not in PARTS:
+            raise LwaError(f"there is no part {name!r}: choose one of {', '.join(PARTS)}")
+        return getattr(self, name)
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """Item ids in the order of `items`; the position is the item's index in every score matrix."""
+        return self.items.parent_asin.tolist()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """One line of text per item, in the order of `item_ids`, no two alike.
+
+        The cleaned title; "Item <id>" where nothing is left of it (counted as `untitled_items`); a title that an
+        earlier item has already gets " (2)", " (3)", … (counted as `repeated_titles`).
+        """
+        cleaned = (clean_title(title) if isinstance(title, str) else "" for title in self.items.title)
+        return distinct_titles([text or f"Item {item}" for text, item in zip(cleaned, self.item_ids)])
+
+    def histories(self, part: str = "test") -> dict[str, list[str]]:
+        """For each user of a part: the items of the parts before it, oldest first (empty for a cold user)."""
+        users = self.part(part).user_id.unique()
+        before = self._by_user(PARTS[: PARTS.index(part)])
+        return {user: before.get(user, []) for user in users}
+
+    def targets(self, part: str = "test") -> dict[str, list[str]]:
+        """For each user of a part: the user's items in it, oldest first (one, in a leave-one-out split)."""
+        self.part(part)
+        return self._by_user((part,))
+
+    def _by_user(self, parts: tuple[str, ...]) -> dict[str, list[str]]:
+        sequences: dict[str, list[str]] = {}
+        for part in parts:
+            frame = self.part(part)
+            for user, item in zip(frame.user_id, frame.parent_asin):
+                sequences.setdefault(user, []).append(item)
+        return sequences
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the interactions, their order and split, and of the catalogue's ids and titles."""
+        digest = hashlib.sha256()
+        for part in PARTS:
+            frame = self.part(part)
+            digest.update(f"{part} {len(frame)}\n".encode())
+            for column in ("user_id", "parent_asin"):
+                digest.update("\n".join(frame[column]).encode())
+            digest.update(np.nan_to_num(frame.rating.to_numpy(np.float64), nan=-1.0).tobytes())
+            digest.update(frame.timestamp.to_numpy(np.int64).tobytes())
+        digest.update(repr(list(zip(self.item_ids, self.items.title.fillna("")))).encode())
+        return digest.hexdigest()
+
+
+def _require(name: str, frame_name: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise LwaError(f"{name}: {frame_name} lacks the column(s) {', '.join(missing)}; it has {', '.join(frame.columns)}")

@@ -1,0 +1,82 @@
+"""Text of a user: a header, then one title per line."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lwa_helpers.config import read_yaml
+from lwa_helpers.errors import LwaError
+
+TITLE_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template: header + title + separator + title + separator …
+
+    A cleaned title is one line, so no title can hold the separator. Raises LwaError when the header is empty or does
+    not end with the separator (the header's last token is where a user without history is asked for the first item).
+    """
+
+    header: str
+    separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        if not self.separator or self.separator.strip("\n"):
+            raise LwaError(f"the prompt's separator must be made of line breaks, not {self.separator!r}")
+        if not self.header.endswith(self.separator):
+            raise LwaError(f"the prompt's header must end with {self.separator!r}: {self.header!r} (configs/prompts.yaml)")
+
+    def history_text(self, titles: Iterable[str]) -> str:
+        """The whole text of a user who had these titles, oldest first."""
+        return self.header + "".join(title + self.separator for title in titles)
+
+
+def load_templates() -> dict[str, Prompt]:
+    """Return the templates of configs/prompts.yaml by name; LwaError names one with a wrong field."""
+    templates = {}
+    for name, fields in read_yaml("prompts.yaml").items():
+        if not isinstance(fields, dict) or set(fields) - {"header", "separator"} or "header" not in fields:
+            raise LwaError(f"configs/prompts.yaml: {name} needs `header` and may have `separator`, nothing else")
+        templates[name] = Prompt(**fields)
+    return templates
+
+
+def prompt_for(name: str) -> Prompt:
+    """The template of a dataset: the one under its own name, else the `amazon` one, which fits any shop."""
+    templates = load_templates()
+    return templates.get(name, templates["amazon"])
+
+
+def clean_title(title: str) -> str:
+    """One line of plain text, at most TITLE_LIMIT characters.
+
+    HTML entities are resolved; control, bidi, zero-width and other format characters (Unicode Cc, Cf, Cs, Co, Cn) go;
+    white space, line breaks included, becomes single spaces; a longer text ends at the last space before the limit
+    (at the limit itself when there is none in its second half).
+    """
+    spaced = " ".join(html.unescape(title).split())
+    visible = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
+    plain = " ".join(visible.split())
+    if len(plain) <= TITLE_LIMIT:
+        return plain
+    cut = plain.rfind(" ", TITLE_LIMIT // 2, TITLE_LIMIT + 1)
+    return plain[: cut if cut > 0 else TITLE_LIMIT].rstrip()
+
+
+def distinct_titles(titles: list[str]) -> list[str]:
+    """Make titles unique: the first of equal ones stays, later ones get the first free of " (2)", " (3)", …"""
+    taken = set(titles)
+    seen: set[str] = set()
+    distinct = []
+    for title in titles:
+        name, n = title, 1
+        while name in seen or (n > 1 and name in taken):
+            n += 1
+            name = f"{title} ({n})"
+        seen.add(name)
+        distinct.append(name)
+    return distinct
