@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lwa_helpers.errors import LwaError
 
@@ -13,6 +16,8 @@ COLUMN_IN = 3.3368  # acmart sigconf: \columnwidth
 TEXT_IN = 7.0056  # acmart sigconf: \textwidth
 WIDTHS = {"column": COLUMN_IN, "text": TEXT_IN}
 HEATMAP = "cividis"
+PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
+Label = tuple[str, str, list[tuple[float, float, float, float]]]  # text, colour, places to try: x, y, dx, dy in points
 
 # Okabe & Ito, "Color universal design" (2008); grey added for controls.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -85,6 +90,16 @@ LOOKS = {
     "sasrec": Look("SASRec", PURPLE, "D", "-."),
     "smollm2-135m": Look("SmolLM2-135M", BLUE, "o", "-"),
     "gemma3-270m": Look("Gemma-3-270M", GREEN, "^", "-"),
+    # scores of a layer's importance
+    "fisher_empirical": Look("Fisher, empirical", VERMILION, "s"),
+    "fisher_sampled": Look("Fisher, sampled labels", ORANGE, "P"),
+    "fisher_per_parameter": Look("Fisher per parameter", VERMILION, "s"),
+    "fisher_weight_squared": Look("Fisher × weight²", ORANGE, "P"),
+    "block_influence": Look("Block influence", BLUE, "o"),
+    "angular_distance": Look("Angular distance", SKY, "^"),
+    "magnitude": Look("Weight magnitude", GREY, "d"),
+    "taylor": Look("Taylor", PURPLE, "v"),
+    "depth": Look("Depth alone", BLACK, "X"),
     # the two sides of tuning
     "before": Look("Before tuning", SKY, "o", "--"),
     "after": Look("After tuning", BLUE, "s", "-"),
@@ -103,7 +118,7 @@ def use_style() -> None:
 
 
 def look(name: str) -> Look:
-    """The fixed look of a known method; any other name, such as a strategy of your own, is drawn black under its own name."""
+    """The fixed look of a known method; any other, such as your own strategy, is drawn black under its own name."""
     return LOOKS.get(name, Look(str(name), BLACK, ".", "-"))
 
 
@@ -116,3 +131,33 @@ def figure(width: str = "column", height: float = 2.0) -> Figure:
         raise LwaError(f'figure width {width!r} is unknown: use one of {", ".join(WIDTHS)}')
     use_style()
     return Figure(figsize=(WIDTHS[width], height), layout="constrained")
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Write a logarithmic axis as 1, 10, 1,000 or 0.01 rather than as powers; where it is short, 2 and 5 as well."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axis.set_major_formatter(PLAIN)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def place_labels(ax: Axes, labels: list[Label]) -> None:
+    """Write each name at that of its places where it covers least of the lines and of the names already written."""
+    ax.figure.draw_without_rendering()
+    drawn = [line.get_path().interpolated(20).transformed(line.get_transform()) for line in ax.lines]
+    taken: list = []
+    for text, color, places in labels:
+        trials = []
+        for x, y, dx, dy in places:
+            align = {"ha": "left" if dx > 0 else "right", "va": "center", "fontsize": 7, "in_layout": False}
+            label = ax.annotate(text, (x, y), (dx, dy), textcoords="offset points", color=color, **align)
+            box = label.get_window_extent()
+            cost = 9 * sum(box.overlaps(other) for other in taken) + sum(path.intersects_bbox(box) for path in drawn)
+            high_enough = ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+            inside = high_enough and ax.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1
+            trials.append((cost + 20 * (not inside), len(trials), label, box))
+        _, _, kept, box = min(trials, key=lambda trial: trial[:2])
+        for *_, label, _ in trials:
+            if label is not kept:
+                label.remove()
+        taken.append(box)

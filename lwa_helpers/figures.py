@@ -1,0 +1,246 @@
+"""The paper's figures: each draws one saved frame, computes nothing new and returns a Figure of exact ACM width.
+
+Every function raises LwaError naming the column that its frame lacks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.style import BLACK, BLUE, GREY, HEATMAP, PLAIN, Label, figure, look, place_labels, plain_ticks
+from lwa_helpers.tables import require
+
+METRIC = "NDCG@10"
+BESIDE = [(5, 0), (-5, 0), (5, 7), (-5, 7), (5, -7), (-5, -7), (5, 14), (-5, 14), (5, -14), (-5, -14)]  # points
+LINE_END = [(4, 0), *((4, sign * step) for step in (4, 8, 12, 16, 20) for sign in (1, -1))]
+
+
+def history_lengths(frame: pd.DataFrame) -> Figure:
+    """How many interactions users have. Column: length, one row per user."""
+    require(frame, ["length"], "figure history_lengths")
+    length, median = frame["length"], frame["length"].median()
+    fig, ax = _axes(height=1.55)
+    bins = np.unique(np.geomspace(length.min(), length.max() + 1, 33).round())
+    ax.hist(length, bins=bins, color=BLUE, edgecolor="white", linewidth=0.3)
+    ax.axvline(median, color=BLACK, linewidth=0.8, linestyle="--")
+    ax.text(median * 1.05, 1, f"median {median:g}", transform=ax.get_xaxis_transform(), va="top")
+    ax.set(xscale="log", xlabel="Interactions per user (log scale)", ylabel="Users")
+    plain_ticks(ax.xaxis)
+    return fig
+
+
+def popularity_curve(frame: pd.DataFrame) -> Figure:
+    """The long tail. Columns: rank (1 = most popular item), interactions."""
+    require(frame, ["rank", "interactions"], "figure popularity_curve")
+    frame = frame.sort_values("rank")
+    fig, ax = _axes(height=1.55)
+    ax.plot(frame["rank"], frame["interactions"], color=BLUE, drawstyle="steps-mid")
+    ax.set(xscale="log", yscale="log", xlabel="Item rank by popularity", ylabel="Interactions")
+    plain_ticks(ax.xaxis)
+    plain_ticks(ax.yaxis)
+    ax.grid(True)
+    return fig
+
+
+def fisher_heatmap(frame: pd.DataFrame) -> Figure:
+    """Fisher trace of each module of each layer, one colour scale.
+
+    Columns: stage (before, after), layer, module, trace (above 0).
+    """
+    require(frame, ["stage", "layer", "module", "trace"], "figure fisher_heatmap")
+    if not (frame["trace"] > 0).all():
+        raise LwaError("figure fisher_heatmap: column trace must be above 0 for a logarithmic scale")
+    stages, modules = list(frame["stage"].unique()), list(frame["module"].unique())
+    fig = figure("text", 0.62 + 0.145 * len(modules))
+    axes = fig.subplots(1, len(stages), sharey=True, squeeze=False)[0]
+    norm = LogNorm(frame["trace"].min(), frame["trace"].max())
+    for ax, stage in zip(axes, stages):
+        grid = frame[frame["stage"] == stage].pivot(index="module", columns="layer", values="trace").reindex(modules)
+        mesh = ax.pcolormesh(grid.columns, range(len(modules)), grid, cmap=HEATMAP, norm=norm, linewidth=0)
+        ax.set(title=look(stage).label, xlabel="Decoder layer")
+        ax.set_yticks(range(len(modules)), [module_label(module) for module in modules])
+        ax.tick_params(axis="y", length=0)
+        ax.spines[:].set_visible(False)
+    axes[0].invert_yaxis()
+    fig.colorbar(mesh, ax=list(axes), label="Fisher trace", pad=0.01, aspect=12)
+    return fig
+
+
+def module_label(module: str) -> str:
+    """A module's short name: self_attn.q_proj -> q."""
+    return module.rsplit(".", 1)[-1].replace("_proj", "").replace("layernorm", "norm").replace("_", " ")
+
+
+def fisher_layers(frame: pd.DataFrame) -> Figure:
+    """Fisher trace of each layer, with whiskers of one standard error.
+
+    Columns: stage (before, after), layer, trace, standard_error, upper (bool: the layers that H1 calls upper, shaded).
+    """
+    require(frame, ["stage", "layer", "trace", "standard_error", "upper"], "figure fisher_layers")
+    stages = list(frame["stage"].unique())
+    fig = figure("column", 0.35 + 1.05 * len(stages))
+    axes = fig.subplots(len(stages), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, stage in zip(axes, stages):
+        part = frame[frame["stage"] == stage].sort_values("layer")
+        upper = part.loc[part["upper"], "layer"]
+        ax.axvspan(upper.min() - 0.5, upper.max() + 0.5, color="#EEEEEE", linewidth=0)
+        ax.bar(part["layer"], part["trace"], width=0.8, color=look(stage).color)
+        ax.errorbar(part["layer"], part["trace"], part["standard_error"], fmt="none", ecolor=BLACK, elinewidth=0.7)
+        ax.set(ylabel="Fisher trace", xlim=(part["layer"].min() - 0.6, part["layer"].max() + 0.6))
+        ax.set_ylim(0, 1.08 * (part["trace"] + part["standard_error"]).max())
+        ax.set_title(look(stage).label, loc="left")
+        ax.yaxis.set_major_formatter(PLAIN)
+    axes[-1].set_xlabel("Decoder layer (shaded: the upper layers of H1)")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    return fig
+
+
+def importance_correlation(frame: pd.DataFrame) -> Figure:
+    """Which score foretells the measured harm of leaving a layer out. Columns: measure, spearman, low, high."""
+    require(frame, ["measure", "spearman", "low", "high"], "figure importance_correlation")
+    frame = frame.sort_values("spearman")
+    fig, ax = _axes(height=0.55 + 0.155 * len(frame))
+    _intervals(ax, frame["spearman"], frame["low"], frame["high"], [look(m) for m in frame["measure"]])
+    ax.set(xlim=(-1.02, 1.02), xlabel="Spearman ρ with leave-one-out loss")
+    return fig
+
+
+def weights_by_strategy(frame: pd.DataFrame) -> Figure:
+    """The weights that each strategy gives the student's layers, written out for up to 12 layers.
+
+    Columns: strategy, layer, weight (mean 1 over the layers).
+    """
+    require(frame, ["strategy", "layer", "weight"], "figure weights_by_strategy")
+    strategies = list(frame["strategy"].unique())
+    grid = frame.pivot(index="strategy", columns="layer", values="weight").loc[strategies]
+    fig, ax = _axes(height=0.5 + 0.18 * len(strategies))
+    top = grid.to_numpy().max()
+    mesh = ax.pcolormesh(grid.columns, range(len(strategies)), grid, cmap=HEATMAP, vmin=0, vmax=top)
+    ax.set_yticks(range(len(strategies)), [look(strategy).label for strategy in strategies])
+    ax.set(xlabel="Student layer", xticks=grid.columns)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.invert_yaxis()
+    for row, column in np.ndindex(grid.shape if grid.shape[1] <= 12 else (0, 0)):
+        weight = grid.iat[row, column]
+        color = "white" if weight < 0.55 * top else "black"
+        ax.text(grid.columns[column], row, f"{weight:.2f}", color=color, fontsize=6, ha="center", va="center")
+    fig.colorbar(mesh, label="Weight", pad=0.02, aspect=14)
+    return fig
+
+
+def ablation_forest(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figure:
+    """Each arm's paired difference to uniform weights, best on top, with its interval over users.
+
+    Columns: arm, difference, low, high; `seeds` adds one small tick per seed: arm, seed, difference.
+    """
+    require(frame, ["arm", "difference", "low", "high"], "figure ablation_forest")
+    frame = frame.sort_values("difference").reset_index(drop=True)
+    fig, ax = _axes(height=0.6 + 0.165 * len(frame))
+    _intervals(ax, frame["difference"], frame["low"], frame["high"], [look(arm) for arm in frame["arm"]])
+    if seeds is not None:
+        require(seeds, ["arm", "seed", "difference"], "figure ablation_forest (seeds)")
+        row = {arm: position for position, arm in enumerate(frame["arm"])}
+        ax.plot(seeds["difference"], seeds["arm"].map(row) - 0.3, "|", color=GREY, markersize=3.5, markeredgewidth=0.8)
+    ax.set(xlabel=f"{METRIC} difference to uniform", ylim=(-0.6, len(frame) - 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+    return fig
+
+
+def loss_curves(frame: pd.DataFrame) -> Figure:
+    """The distillation loss and its parts over the steps of training.
+
+    Columns: step, series (loss, ce, kl, hidden or valid), loss.
+    """
+    require(frame, ["step", "series", "loss"], "figure loss_curves")
+    fig, ax = _axes(height=2.0)
+    ends = []
+    for series, part in frame.sort_values("step").groupby("series", sort=False):
+        style = look(series)
+        ax.plot(part["step"], part["loss"], color=style.color, linestyle=style.linestyle)
+        ends.append((style.label, style.color, [(*part[["step", "loss"]].iloc[-1], *offset) for offset in LINE_END]))
+    first, last = frame["step"].min(), frame["step"].max()
+    ax.set(xlabel="Optimiser step", ylabel="Loss (log scale)", yscale="log", xlim=(first, last + 0.38 * (last - first)))
+    ax.set_xticks([tick for tick in MaxNLocator(5, integer=True).tick_values(first, last) if first <= tick <= last])
+    ax.grid(True, axis="y")
+    plain_ticks(ax.yaxis)
+    place_labels(ax, ends)
+    return fig
+
+
+def quality_vs_size(frame: pd.DataFrame) -> Figure:
+    """Quality against the number of parameters, with 95 % intervals. Columns: system, parameters, ndcg, low, high.
+
+    A system without parameters (missing value) is a dashed line.
+    """
+    require(frame, ["system", "parameters", "ndcg", "low", "high"], "figure quality_vs_size")
+    sized = frame.dropna(subset="parameters")
+    fig, ax = _axes(height=2.1)
+    labels = _scatter(ax, sized["parameters"] / 1e6, sized, sized["system"])
+    left, right = ax.get_xlim()
+    for name, ndcg in frame.loc[frame["parameters"].isna(), ["system", "ndcg"]].itertuples(index=False):
+        style = look(name)
+        ax.axhline(ndcg, color=style.color, linestyle=style.linestyle, linewidth=0.8)
+        places = [(x, ndcg, dx, dy) for x, dx in ((right, -1), (left, 1)) for dy in (5, -5)]
+        labels.append((style.label, style.color, places))
+    ax.set(xlabel="Parameters (millions, log scale)", ylabel=METRIC)
+    place_labels(ax, labels)
+    return fig
+
+
+def teacher_frontier(frame: pd.DataFrame) -> Figure:
+    """Quality against latency; the line joins the teachers that none beats in both.
+
+    Columns: teacher, latency_ms, ndcg, low, high. A teacher that could not be asked has no ndcg and is named below.
+    """
+    require(frame, ["teacher", "latency_ms", "ndcg", "low", "high"], "figure teacher_frontier")
+    asked = frame.dropna(subset=["latency_ms", "ndcg"]).sort_values("latency_ms")
+    if asked.empty:
+        raise LwaError("figure teacher_frontier: no teacher answered, so there is nothing to draw")
+    absent = [look(name).label for name in frame.loc[~frame.index.isin(asked.index), "teacher"]]
+    fig, ax = _axes(height=2.1)
+    best = asked[asked["ndcg"] > asked["ndcg"].cummax().shift(fill_value=-np.inf)]
+    ax.plot(best["latency_ms"], best["ndcg"], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
+    labels = _scatter(ax, asked["latency_ms"], asked, asked["teacher"])
+    note = f"\nnot reachable here: {', '.join(absent)}" if absent else ""
+    ax.set(xlabel=f"Median latency per user (ms, log scale){note}", ylabel=METRIC)
+    place_labels(ax, labels)
+    return fig
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    """A one-column figure with one pair of axes."""
+    fig = figure("column", height)
+    return fig, fig.subplots()
+
+
+def _intervals(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, looks: list) -> None:
+    """Horizontal intervals with a dot, one row each, and a line at zero."""
+    ax.axvline(0, color=BLACK, linewidth=0.6)
+    for row, style in enumerate(looks):
+        ax.plot([low.iloc[row], high.iloc[row]], [row, row], color=style.color, linewidth=1.2)
+        ax.plot(value.iloc[row], row, style.marker, color=style.color)
+    ax.set_yticks(range(len(looks)), [style.label for style in looks])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(True, axis="x")
+    ax.spines["left"].set_visible(False)
+
+
+def _scatter(ax: Axes, x: pd.Series, frame: pd.DataFrame, names: pd.Series) -> list[Label]:
+    """Points with vertical intervals on a logarithmic x axis with room for names; returns the names to be placed."""
+    labels = []
+    for name, at, row in zip(names, x, frame[["ndcg", "low", "high"]].itertuples(index=False)):
+        style = look(name)
+        ax.plot([at, at], [row.low, row.high], color=style.color, linewidth=1)
+        ax.plot(at, row.ndcg, style.marker, color=style.color)
+        labels.append((style.label, style.color, [(at, row.ndcg, *offset) for offset in BESIDE]))
+    ax.set(xscale="log", xlim=(x.min() / 2.2, x.max() * 2.2))
+    ax.grid(True, axis="y")
+    plain_ticks(ax.xaxis)
+    return labels

@@ -1,0 +1,155 @@
+"""Numbers and frames as LaTeX: escaped text, intervals, booktabs tables and the macros that the paper's text quotes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lwa_helpers.errors import LwaError
+
+ABSENT = "--"  # a value that was not measured; the table's note says why
+
+ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "×": r"\ensuremath{\times}",
+    "≥": r"\ensuremath{\geq}",
+    "≤": r"\ensuremath{\leq}",
+    "−": r"\ensuremath{-}",
+}
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it: specials escaped, control characters as spaces, letters outside cp1252 as '?'."""
+    return "".join(_escape_character(c) for c in " ".join(str(text).split()))
+
+
+def _escape_character(character: str) -> str:
+    if character in ESCAPES:
+        return ESCAPES[character]
+    if not character.isprintable():
+        return " "
+    return character if character.encode("cp1252", "ignore") else "?"
+
+
+def format_number(value: float, spec: str = "{:.3f}") -> str:
+    """A finite number in LaTeX, with a true minus sign; LwaError for None, NaN and infinity."""
+    try:
+        finite = not isinstance(value, (bool, str)) and math.isfinite(value)
+    except TypeError:
+        finite = False
+    if not finite:
+        raise LwaError(f"{value!r} is not a finite number: the step that measures it failed or has not run")
+    return re.sub(r"^-", "$-$", escape(spec.format(value)))
+
+
+def interval(value: float, low: float, high: float, spec: str = "{:.3f}") -> str:
+    """`value [low, high]`; LwaError when a number is missing or `low` exceeds `high`."""
+    return f"{format_number(value, spec)} {bounds(low, high, spec)}"
+
+
+def bounds(low: float, high: float, spec: str = "{:.3f}") -> str:
+    """`[low, high]`; LwaError when one is missing or `low` exceeds `high`."""
+    text = f"[{format_number(low, spec)}, {format_number(high, spec)}]"
+    if low > high:
+        raise LwaError(f"interval {text} runs backwards")
+    return text
+
+
+def booktabs(
+    frame: pd.DataFrame,
+    formats: Mapping[str, str],
+    best: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> str:
+    r"""A booktabs `tabular` of `frame`: the columns in `formats` are numbers, all others text, which is escaped.
+
+    formats: column -> format string; where columns `<column>_low` and `<column>_high` exist, they are printed as its
+    95 % interval in small type. best: column -> "max" or "min", whose best value is bold. headers: column -> heading.
+    A missing number prints as `--`. Raises LwaError naming a column that is not there.
+    """
+    best, headers = best or {}, headers or {}
+    require(frame, [*formats, *best], "table")
+    hidden = {f"{column}_{side}" for column in formats for side in ("low", "high")}
+    columns = [c for c in frame.columns if c not in hidden]
+    cells = pd.DataFrame({c: text_cells(frame[c]) for c in columns})
+    for column in formats:
+        cells[column] = number_cells(frame, column, formats[column], best.get(column))
+    table = cells.rename(columns=lambda c: escape(headers.get(c, c)))
+    alignment = "".join("r" if c in formats else "l" for c in columns)
+    return table.style.hide(axis="index").to_latex(hrules=True, column_format=alignment)
+
+
+def text_cells(column: pd.Series) -> list[str]:
+    """One column of text, escaped; missing text prints as `--`."""
+    return [ABSENT if pd.isna(value) else escape(value) for value in column]
+
+
+def number_cells(frame: pd.DataFrame, column: str, spec: str, best: str | None = None) -> list[str]:
+    """One column of numbers with its interval, where there is one; every value equal to the best is bold."""
+    values = pd.to_numeric(frame[column])
+    target = {"max": values.max(), "min": values.min(), None: None}[best]
+    low, high = frame.get(f"{column}_low"), frame.get(f"{column}_high")
+    cells = []
+    for row, value in enumerate(values):
+        text = ABSENT if pd.isna(value) else format_number(value, spec)
+        if best and value == target:
+            text = rf"\textbf{{{text}}}"
+        if low is not None and high is not None and text != ABSENT:
+            text += rf" {{\scriptsize {bounds(low.iloc[row], high.iloc[row], spec)}}}"
+        cells.append(text)
+    return cells
+
+
+def require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """LwaError naming the columns that `what` needs and `frame` lacks, or that there is no row at all."""
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        present = ", ".join(map(str, frame.columns))
+        raise LwaError(f"{what}: missing column {', '.join(missing)}; the frame has {present}")
+    if frame.empty:
+        raise LwaError(f"{what}: the frame has no rows; run the notebook that writes it again")
+
+
+def results_tex(numbers: Mapping[str, Any], header: str) -> str:
+    r"""`results.tex`: one `\newcommand` per number, sorted by name, under a comment that says what made them.
+
+    Values are LaTeX already (`format_number`, `escape`). Raises LwaError for a name that is not letters only, an empty
+    value, a bare % or unbalanced braces, any of which would lose or break what follows.
+    """
+    lines = [f"% {line}".rstrip() for line in header.splitlines()]
+    for name in sorted(numbers):
+        value = numbers[name]
+        if not re.fullmatch(r"[A-Za-z]+", name):
+            raise LwaError(f"macro name {name!r}: LaTeX allows letters only")
+        if not isinstance(value, str) or not value.strip() or not _closed(value):
+            raise LwaError(f"macro {name}: {value!r} is not finished LaTeX text; use format_number or escape")
+        lines.append(rf"\newcommand{{\{name}}}{{{value}}}")
+    return "\n".join(lines) + "\n"
+
+
+def _closed(value: str) -> bool:
+    """Braces balance and no % starts a comment."""
+    bare = re.sub(r"\\.", "", value)
+    depth = 0
+    for character in bare:
+        depth += (character == "{") - (character == "}")
+        if depth < 0 or character in "%\n#":
+            return False
+    return depth == 0

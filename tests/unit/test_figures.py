@@ -1,0 +1,153 @@
+"""Every figure draws what its frame holds, at ACM's width, and says which column is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lwa_helpers import figures
+from lwa_helpers.errors import LwaError
+from lwa_helpers.style import COLUMN_IN, TEXT_IN
+
+pytestmark = pytest.mark.unit
+
+LAYERS = pd.DataFrame(
+    [
+        {"stage": stage, "layer": layer, "module": module, "trace": scale * (layer + 1), "standard_error": 0.1, "upper": layer > 2}
+        for stage, scale in (("before", 1.0), ("after", 20.0))
+        for module in ("self_attn.q_proj", "mlp.down_proj", "input_layernorm")
+        for layer in range(5)
+    ]
+)
+PER_LAYER = LAYERS[LAYERS["module"] == "mlp.down_proj"]
+FRAMES = {
+    "history_lengths": pd.DataFrame({"length": [3, 5, 5, 8, 40, 200]}),
+    "popularity_curve": pd.DataFrame({"rank": [3, 1, 2], "interactions": [1, 90, 12]}),
+    "fisher_heatmap": LAYERS,
+    "fisher_layers": PER_LAYER,
+    "importance_correlation": pd.DataFrame(
+        {"measure": ["depth", "fisher_empirical"], "spearman": [0.4, -0.2], "low": [0.1, -0.5], "high": [0.6, 0.1]}
+    ),
+    "weights_by_strategy": pd.DataFrame(
+        {"strategy": ["uniform"] * 2 + ["mine"] * 2, "layer": [1, 2, 1, 2], "weight": [1.0, 1.0, 0.5, 1.5]}
+    ),
+    "ablation_forest": pd.DataFrame(
+        {"arm": ["fisher", "none"], "difference": [0.001, -0.002], "low": [-0.001, -0.004], "high": [0.003, 0.0]}
+    ),
+    "loss_curves": pd.DataFrame({"step": [1, 2, 1, 2], "series": ["ce", "ce", "kl", "kl"], "loss": [5.0, 4.0, 1.0, 0.5]}),
+    "quality_vs_size": pd.DataFrame(
+        {
+            "system": ["teacher", "student", "popularity"],
+            "parameters": [135e6, 29e6, None],
+            "ndcg": [0.08, 0.075, 0.03],
+            "low": [0.07, 0.065, 0.02],
+            "high": [0.09, 0.085, 0.04],
+        }
+    ),
+    "teacher_frontier": pd.DataFrame(
+        {
+            "teacher": ["smollm2-135m", "gemma3-270m", "slow and worse", "qwen3"],
+            "latency_ms": [80.0, 150.0, 900.0, None],
+            "ndcg": [0.2, 0.3, 0.25, None],
+            "low": [0.1, 0.2, 0.15, None],
+            "high": [0.3, 0.4, 0.35, None],
+        }
+    ),
+}
+OPTIONAL_PAIRS = [(name, column) for name, frame in FRAMES.items() for column in frame]
+UNUSED = {("fisher_heatmap", "standard_error"), ("fisher_heatmap", "upper"), ("fisher_layers", "module")}
+
+
+def draw(name: str, frame: pd.DataFrame | None = None):
+    return getattr(figures, name)(FRAMES[name] if frame is None else frame)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_width_is_exact_and_everything_lies_inside(name):
+    fig = draw(name)
+    assert fig.get_figwidth() == (TEXT_IN if name == "fisher_heatmap" else COLUMN_IN)
+    fig.draw_without_rendering()
+    box = fig.get_tightbbox()
+    assert -0.01 <= box.x0 and box.x1 <= fig.get_figwidth() + 0.01
+    assert -0.01 <= box.y0 and box.y1 <= fig.get_figheight() + 0.01
+
+
+@pytest.mark.parametrize(("name", "column"), [pair for pair in OPTIONAL_PAIRS if pair not in UNUSED])
+def test_missing_column_is_named(name, column):
+    with pytest.raises(LwaError, match=f"figure {name}: missing column {column};"):
+        draw(name, FRAMES[name].drop(columns=column))
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_empty_frame_is_an_error(name):
+    with pytest.raises(LwaError, match="no rows"):
+        draw(name, FRAMES[name].iloc[:0])
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames_are_left_as_they_were(name):
+    frame = FRAMES[name].copy()
+    draw(name, frame)
+    pd.testing.assert_frame_equal(frame, FRAMES[name])
+
+
+def test_heatmap_cells_are_the_traces_of_their_stage():
+    fig = draw("fisher_heatmap", LAYERS.sample(frac=1, random_state=0))
+    cells = {ax.get_title(): ax.collections[0].get_array() for ax in fig.axes if ax.get_title()}
+    for stage, title in (("before", "Before tuning"), ("after", "After tuning")):
+        expected = np.tile(np.arange(1, 6) * (1.0 if stage == "before" else 20.0), (3, 1))
+        np.testing.assert_allclose(cells[title].reshape(3, 5), expected)
+    assert len({(ax.collections[0].norm.vmin, ax.collections[0].norm.vmax) for ax in fig.axes if ax.get_title()}) == 1
+
+
+def test_heatmap_refuses_a_trace_of_zero():
+    with pytest.raises(LwaError, match="above 0"):
+        draw("fisher_heatmap", LAYERS.assign(trace=0.0))
+
+
+def test_layer_bars_and_whiskers():
+    ax = draw("fisher_layers", PER_LAYER.sample(frac=1, random_state=0)).axes[1]
+    bars = ax.containers[0]
+    np.testing.assert_allclose([bar.get_height() for bar in bars], [20, 40, 60, 80, 100])
+    np.testing.assert_allclose([bar.get_center()[0] for bar in bars], range(5))
+    segments = ax.collections[0].get_segments()
+    np.testing.assert_allclose([s[1][1] - s[0][1] for s in segments], 0.2)
+    shade = ax.patches[0]
+    assert (shade.get_x(), shade.get_width()) == (2.5, 2.0)
+
+
+def test_forest_is_sorted_and_its_intervals_are_the_frame_s():
+    seeds = pd.DataFrame({"arm": ["none", "fisher"], "seed": [0, 0], "difference": [-0.003, 0.002]})
+    ax = figures.ablation_forest(FRAMES["ablation_forest"], seeds).axes[0]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["No hidden term", "Fisher"]
+    lines = [line.get_xydata().tolist() for line in ax.lines]
+    assert [[-0.004, 0], [0.0, 0]] in lines and [[-0.001, 1], [0.003, 1]] in lines
+    assert ax.lines[-1].get_xydata().tolist() == [[-0.003, -0.3], [0.002, 0.7]]
+
+
+def test_weights_are_written_out():
+    texts = [text.get_text() for text in draw("weights_by_strategy").axes[0].texts]
+    assert texts == ["1.00", "1.00", "0.50", "1.50"]
+
+
+def test_frontier_leaves_out_the_beaten_and_names_the_absent():
+    ax = draw("teacher_frontier").axes[0]
+    assert ax.lines[0].get_xydata().tolist() == [[80.0, 0.2], [150.0, 0.3]]
+    assert "not reachable here: qwen3" in ax.get_xlabel()
+    absent = FRAMES["teacher_frontier"].assign(ndcg=np.nan)
+    with pytest.raises(LwaError, match="no teacher answered"):
+        draw("teacher_frontier", absent)
+
+
+def test_system_without_parameters_is_a_line():
+    ax = draw("quality_vs_size").axes[0]
+    assert [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"] == [0.03]
+    assert {text.get_text() for text in ax.texts} == {"Teacher, tuned", "Student, distilled", "Popularity"}
+
+
+@pytest.mark.parametrize(
+    ("module", "label"), [("self_attn.q_proj", "q"), ("mlp.down_proj", "down"), ("post_attention_layernorm", "post attention norm")]
+)
+def test_module_label(module, label):
+    assert figures.module_label(module) == label
