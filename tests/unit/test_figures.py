@@ -14,12 +14,12 @@ pytestmark = pytest.mark.unit
 
 LAYERS = pd.DataFrame(
     [
-        {"stage": stage, "layer": layer, "module": module, "trace": scale * (layer + 1), "standard_error": 0.1, "upper": layer > 2}
+        {"stage": stage, "layer": layer, "module": module, "trace": scale * (layer + 1), "upper": layer > 2}
         for stage, scale in (("before", 1.0), ("after", 20.0))
         for module in ("self_attn.q_proj", "mlp.down_proj", "input_layernorm")
         for layer in range(5)
     ]
-)
+).assign(standard_error=0.1)
 PER_LAYER = LAYERS[LAYERS["module"] == "mlp.down_proj"]
 FRAMES = {
     "history_lengths": pd.DataFrame({"length": [3, 5, 5, 8, 40, 200]}),
@@ -35,7 +35,9 @@ FRAMES = {
     "ablation_forest": pd.DataFrame(
         {"arm": ["fisher", "none"], "difference": [0.001, -0.002], "low": [-0.001, -0.004], "high": [0.003, 0.0]}
     ),
-    "loss_curves": pd.DataFrame({"step": [1, 2, 1, 2], "series": ["ce", "ce", "kl", "kl"], "loss": [5.0, 4.0, 1.0, 0.5]}),
+    "loss_curves": pd.DataFrame(
+        {"step": [1, 2, 1, 2], "series": ["ce", "ce", "kl", "kl"], "loss": [5.0, 4.0, 1.0, 0.5]}
+    ),
     "quality_vs_size": pd.DataFrame(
         {
             "system": ["teacher", "student", "popularity"],
@@ -55,7 +57,7 @@ FRAMES = {
         }
     ),
 }
-OPTIONAL_PAIRS = [(name, column) for name, frame in FRAMES.items() for column in frame]
+COLUMNS = [(name, column) for name, frame in FRAMES.items() for column in frame]
 UNUSED = {("fisher_heatmap", "standard_error"), ("fisher_heatmap", "upper"), ("fisher_layers", "module")}
 
 
@@ -73,7 +75,7 @@ def test_width_is_exact_and_everything_lies_inside(name):
     assert -0.01 <= box.y0 and box.y1 <= fig.get_figheight() + 0.01
 
 
-@pytest.mark.parametrize(("name", "column"), [pair for pair in OPTIONAL_PAIRS if pair not in UNUSED])
+@pytest.mark.parametrize(("name", "column"), [pair for pair in COLUMNS if pair not in UNUSED])
 def test_missing_column_is_named(name, column):
     with pytest.raises(LwaError, match=f"figure {name}: missing column {column};"):
         draw(name, FRAMES[name].drop(columns=column))
@@ -147,7 +149,8 @@ def test_system_without_parameters_is_a_line():
 
 
 @pytest.mark.parametrize(
-    ("module", "label"), [("self_attn.q_proj", "q"), ("mlp.down_proj", "down"), ("post_attention_layernorm", "post attention norm")]
+    ("module", "label"),
+    [("self_attn.q_proj", "q"), ("mlp.down_proj", "down"), ("post_attention_layernorm", "post attention norm")],
 )
 def test_module_label(module, label):
     assert figures.module_label(module) == label

@@ -39,9 +39,16 @@ def test_escaped_text_has_no_live_special_left():
 
 @pytest.mark.parametrize(
     ("value", "spec", "text"),
-    [(0.06125, "{:.3f}", "0.061"), (-0.0034, "{:.3f}", "$-$0.003"), (1682, "{:,}", "1,682"), (0.924, "{:.1%}", r"92.4\%"),
-     (np.float32(2.5), "{:.1f}", "2.5"), (np.int64(7), "{}", "7"), (0.01, "{:+.2f}", "+0.01")],
-)  # fmt: skip
+    [
+        (0.06125, "{:.3f}", "0.061"),
+        (-0.0034, "{:.3f}", "$-$0.003"),
+        (1682, "{:,}", "1,682"),
+        (0.924, "{:.1%}", r"92.4\%"),
+        (np.float32(2.5), "{:.1f}", "2.5"),
+        (np.int64(7), "{}", "7"),
+        (0.01, "{:+.2f}", "+0.01"),
+    ],
+)
 def test_format_number(value, spec, text):
     assert format_number(value, spec) == text
 
@@ -74,7 +81,8 @@ FRAME = pd.DataFrame(
 
 
 def test_booktabs_table():
-    latex = booktabs(FRAME, {"ndcg": "{:.2f}", "ms": "{:.0f}"}, best={"ndcg": "max", "ms": "min"}, headers={"ndcg": "NDCG_10"})
+    formats, best = {"ndcg": "{:.2f}", "ms": "{:.0f}"}, {"ndcg": "max", "ms": "min"}
+    latex = booktabs(FRAME, formats, best=best, headers={"ndcg": "NDCG_10"})
     assert latex.splitlines() == [
         r"\begin{tabular}{lrr}",
         r"\toprule",
