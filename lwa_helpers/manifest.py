@@ -33,13 +33,17 @@ def load_all(results: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
+def size(path: Path) -> int:
+    """Bytes in a file, or in all files of a folder; 0 when there is none."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def describe(path: Path) -> dict[str, Any]:
     """Hash and size of an output. Raises LwaError when it is missing or empty."""
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    size = sum(file.stat().st_size for file in files if file.exists())
-    if size == 0:
+    if size(path) == 0:
         raise LwaError(f"output {path} was declared but is missing or empty: write it before run.finish()")
-    return {"sha256": paths.sha256_of(path), "bytes": size}
+    return {"sha256": paths.sha256_of(path), "bytes": size(path)}
 
 
 def install(staging: Path, results: Path, summary: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -88,6 +89,19 @@ def sha256_of(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     listing = "".join(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n" for file in files)
     return sha256_of_text(listing)
+
+
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered under the cache folder by path, size and modification time."""
+    stat = path.stat()
+    key = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    note = CACHE / "sha256" / f"{sha256_of_text(key[0])[:16]}.json"
+    if note.exists() and (known := json.loads(note.read_text(encoding="utf-8")))["key"] == key:
+        return known["sha256"]
+    digest = sha256_of(path)
+    with atomic_write(note) as temporary:
+        temporary.write_text(json.dumps({"key": key, "sha256": digest}), encoding="utf-8")
+    return digest
 
 
 def sha256_of_text(text: str) -> str:

@@ -135,7 +135,7 @@ class Run:
         value = value if isinstance(value, (str, int, float)) else manifest.plain(value)
         if not isinstance(value, str) and not math.isfinite(value):
             raise LwaError(f"number {name!r} is {value}: only finite values go into the text")
-        text = form.format(value)
+        text = re.sub(r"(?<!\\)([%&#_])", r"\\\1", form.format(value))
         self._numbers[name] = {"value": value, "text": text}
         return text
 

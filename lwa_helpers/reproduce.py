@@ -1,0 +1,143 @@
+"""Run the numbered notebooks in order, each only if it is stale, and sum up what they found."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lwa_helpers import manifest, paths, publish, sources
+from lwa_helpers.config import ExperimentConfig, load_config
+from lwa_helpers.errors import LwaError
+from lwa_helpers.execute import Progress, clock, execute
+from lwa_helpers.staleness import Stage, components, load_state, save_state, stages, why_stale
+
+NEEDED_BYTES = 2 * 1024**3
+
+
+def reproduce(
+    profile: str,
+    overrides: dict[str, Any] | None = None,
+    only: str | None = None,
+    force: bool = False,
+    publish_too: bool = False,
+) -> None:
+    """Bring a profile's results up to date: run each stale notebook, merge the numbers, print a summary, publish.
+
+    Raises LwaError on bad settings or notebooks before anything runs, and when a notebook fails.
+    """
+    config = load_config(profile, overrides)
+    chosen = stages(only)
+    for stage in stages():
+        sources.notebook_tree(stage.path)
+    results = paths.results_dir(profile)
+    _check_disk(results)
+    start = time.monotonic()
+    with _lock(results):
+        for stage in chosen:
+            _bring_up_to_date(stage, config, overrides or {}, results, force, start)
+        missing = [stage.name for stage in stages() if manifest.load(results, stage.name) is None]
+        if missing:
+            print(f"not summed up: {', '.join(missing)} {'has' if len(missing) == 1 else 'have'} not been run yet")
+            return
+        publish.merge(results, [stage.name for stage in stages()])
+    print(summary(results, config, time.monotonic() - start))
+    if publish_too or (profile == publish.paper_profile() and not overrides):
+        publish.publish(profile)
+
+
+def _bring_up_to_date(
+    stage: Stage, config: ExperimentConfig, overrides: dict[str, Any], results: Path, force: bool, start: float
+) -> None:
+    """Run one stage if it is stale, or skip it; one line says which and why."""
+    every = stages()
+    label = f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"
+    reason = why_stale(stage, config, results) or ("--force" if force else None)
+    if reason is None:
+        print(f"{label} is current", flush=True)
+        return
+    print(f"{label} runs: {reason}", flush=True)
+    before, began = components(stage, config), time.time()
+    state = load_state(results, stage)
+    later = _later_seconds(stage, results)
+    with Progress(label, start, state["seconds"] if state else None, later) as progress:
+        parameters = {"profile": config.profile, "overrides": overrides}
+        execute(stage.path, results / "notebooks" / stage.path.name, parameters, progress)
+    record = manifest.load(results, stage.name)
+    if record is None or record["started"] < began:
+        raise LwaError(f"{stage.path.name} ran through but saved no results: it must end with run.finish()")
+    seconds = time.time() - began
+    save_state(results, stage, before, seconds)
+    print(f"{label} done in {clock(seconds)}", flush=True)
+
+
+def _later_seconds(stage: Stage, results: Path) -> float | None:
+    """What the stages after this one took when they last ran; None when one of them never did."""
+    later = [load_state(results, other) for other in stages() if other.name > stage.name]
+    return sum(state["seconds"] for state in later) if all(later) else None
+
+
+def status(profile: str) -> list[str]:
+    """One line per notebook: current, or stale and why."""
+    config, results = load_config(profile), paths.results_dir(profile)
+    lines, stale = [], {}
+    for stage in stages():
+        reason = why_stale(stage, config, results)
+        record = manifest.load(results, stage.name)
+        waits = [name for name, outputs in stale.items() if record and outputs & set(record["inputs"])]
+        if reason:
+            stale[stage.name] = set(record["outputs"]) if record else set()
+        note = f" (reads {', '.join(waits)}, which is stale)" if waits and not reason else ""
+        lines.append(f"{stage.name:28} {'stale: ' + reason if reason else 'current' + note}")
+    return lines
+
+
+def summary(results: Path, config: ExperimentConfig, spent: float) -> str:
+    """What was found, in how much time, and where everything lies."""
+    records = manifest.load_all(results)
+    names = [name for record in records for name in record["outputs"]]
+    count = {kind: sum(name.startswith(kind) and not name.endswith(".png") for name in names) for kind in ("figures/", "tables/")}
+    lines = ["", "Hypotheses"]
+    for key, verdict in sorted((k, v) for record in records for k, v in record["verdicts"].items()):
+        lines.append(f"  {key} {verdict['outcome']}: {verdict['sentence']} [figures/{verdict['figure']}.pdf]")
+    lines += ["Wall time of each notebook's last run"]
+    seconds = {stage.name: (load_state(results, stage) or {"seconds": 0.0})["seconds"] for stage in stages()}
+    lines += [f"  {name:28} {clock(value)}" for name, value in seconds.items()]
+    total = sum(seconds.values())
+    word = "within" if total <= 60 * config.target_minutes else "over"
+    lines.append(f"  {'all':28} {clock(total)}, {word} the {config.target_minutes:g} min meant for `{config.profile}`"
+                 f" (this call: {clock(spent)})")
+    numbers = sum(len(record["numbers"]) for record in records)
+    lines += [
+        f"Results in {results}",
+        f"  {count['figures/']} figures in figures/, {count['tables/']} tables in tables/, {numbers} numbers in results.tex,",
+        "  executed notebooks in notebooks/, what made each result in manifest.json",
+    ]
+    return "\n".join(lines)
+
+
+def _check_disk(results: Path) -> None:
+    """Raise LwaError unless there is room for a run."""
+    place = next(parent for parent in (results, *results.parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < NEEDED_BYTES:
+        raise LwaError(
+            f"only {free / 1024**3:.1f} GiB are free on the disk of {place}; a run needs {NEEDED_BYTES / 1024**3:.0f} GiB: "
+            "make room (an old results/<profile>/ can go) and start again"
+        )
+
+
+@contextmanager
+def _lock(results: Path) -> Iterator[None]:
+    """Let one run at a time write a profile's results; the lock goes with its process, however that ends."""
+    results.mkdir(parents=True, exist_ok=True)
+    with open(results / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LwaError(f"another run is writing {results}: wait for it, or end it") from None
+        yield

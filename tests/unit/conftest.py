@@ -1,0 +1,67 @@
+"""A small project in a temporary folder, with notebooks that the real runner executes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lwa_helpers import paths, sources
+
+PARAMETERS = 'profile = "smoke"\noverrides = {}'
+FIRST = """
+import matplotlib
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from lwa_helpers.run import Run
+run = Run.open("01_first", profile=profile, overrides=overrides)
+run.save_json("squares", [n * n for n in range(run.config.data.max_titles)])
+figure, axes = plt.subplots()
+axes.plot(run.load_json("squares"))
+run.save_figure(figure, "squares", caption="Squares.", alt="A rising curve.")
+run.save_table("\\\\begin{tabular}{r}\\n\\\\toprule\\n1\\n\\\\bottomrule\\n\\\\end{tabular}\\n", "squares", caption="One.")
+run.number("LargestSquare", run.load_json("squares")[-1], "{:,}")
+run.finish()
+"""
+SECOND = """
+from lwa_helpers.run import Run
+run = Run.open("02_second", profile=profile, overrides=overrides)
+run.save_json("total", sum(run.load_json("squares")))
+run.number("Total", run.load_json("total"))
+run.verdict("H1", "supported", "Squares add up.", figure="squares")
+run.finish()
+"""
+
+
+def write_notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS, prose: str = "Question") -> Path:
+    """Write a notebook: prose, a tagged parameters cell unless it is None, then the code cells."""
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    book.cells = [nbformat.v4.new_markdown_cell(prose)]
+    if parameters is not None:
+        book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    book.cells += [nbformat.v4.new_code_cell(cell.strip()) for cell in cells]
+    nbformat.write(book, path)
+    return path
+
+
+def make_project(root: Path) -> Path:
+    """Lay out a checkout with two notebooks, of which the second reads what the first saves."""
+    for folder in ("notebooks", "paper"):
+        (root / folder).mkdir(parents=True)
+    write_notebook(root / "notebooks/01_first.ipynb", FIRST)
+    write_notebook(root / "notebooks/02_second.ipynb", SECOND)
+    for name in ("constraints.txt", "embedded.txt"):
+        (root / name).write_text("numpy==2.4.6\n")
+    (root / "paper/PROFILE").write_text("paper\n")
+    return root
+
+
+def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make this process and the kernels that it starts take `root` for the checkout."""
+    patch.setenv("LWA_ROOT", str(root))
+    patch.setenv("LWA_CACHE", str(root / ".cache"))
+    folders = {"NOTEBOOKS": "notebooks", "FIGURES": "figures", "PAPER": "paper", "RESULTS": "results", "CACHE": ".cache"}
+    for name, folder in {"ROOT": ".", "DATASET": "dataset", **folders}.items():
+        patch.setattr(paths, name, (root / folder).resolve())
+    sources.module_tree.cache_clear()
