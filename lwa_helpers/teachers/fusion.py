@@ -1,0 +1,53 @@
+"""Fusion: one ranking from several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+RRF_K = 60
+
+
+def fuse(
+    rankings: Sequence[np.ndarray],
+    weights: Sequence[float] | None = None,
+    method: Literal["rrf", "borda", "score"] = "rrf",
+) -> np.ndarray:
+    """Combine teachers' (B, C) scores into one (B, C) array of scores, higher is better; equal scores share a mean rank.
+
+    rrf: sum of w / (60 + rank), Cormack, Clarke and Buettcher (SIGIR 2009); borda: sum of w (C - rank);
+    score: sum of w z, z the scores of a row with mean 0 and standard deviation 1 (0 where all are equal).
+    Weights default to 1. Raises ValueError for scores that differ in shape or are not finite, for weights that are
+    negative, not finite, all zero or not one per ranking, and for an unknown method.
+    """
+    shapes = {np.shape(ranking) for ranking in rankings}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise ValueError(f"rankings of shapes {sorted(shapes)}: give one or more (B, C) arrays of one shape")
+    scores = np.stack([np.asarray(ranking, dtype=np.float64) for ranking in rankings])
+    if not np.isfinite(scores).all():
+        raise ValueError("rankings hold scores that are not finite")
+    return np.einsum("t,tbc->bc", _weights(weights, len(scores)), _points(scores, method))
+
+
+def _points(scores: np.ndarray, method: str) -> np.ndarray:
+    if method == "score":
+        centred = scores - scores.mean(axis=2, keepdims=True)
+        spread = scores.std(axis=2, keepdims=True)
+        return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    from scipy.stats import rankdata  # here: importing it takes longer than `lwa status` may
+
+    ranks = rankdata(-scores, axis=2)
+    if method == "rrf":
+        return 1 / (RRF_K + ranks)
+    if method == "borda":
+        return scores.shape[2] - ranks
+    raise ValueError(f"unknown fusion method {method!r}: choose rrf, borda or score")
+
+
+def _weights(weights: Sequence[float] | None, n: int) -> np.ndarray:
+    given = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if given.shape != (n,) or not np.isfinite(given).all() or (given < 0).any() or not given.any():
+        raise ValueError(f"weights {weights}: give {n} finite numbers >= 0, not all zero")
+    return given

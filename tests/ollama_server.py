@@ -1,0 +1,268 @@
+"""A local HTTP server that speaks Ollama's documented API, with faults to be switched on; the tests supply the ranker.
+
+    with OllamaServer({"llama3:latest": by_score(lambda history, title: len(title))}) as server:
+        OllamaTeacher("llama3", host=server.url).rank(...)
+
+A model's answer is a function (question, schema) -> object; the server sends it as JSON under `format`, as tokens of a
+few characters, streamed or not, with durations in nanoseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any, Self
+
+from jsonschema import Draft202012Validator, SchemaError
+
+Answer = Callable[[str, dict[str, Any]], Any]
+
+FAULTS = (
+    "slow", "trickle", "drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "error_400", "prose",
+    "wrong_schema", "vanish",
+)
+
+
+def by_score(score: Callable[[Sequence[str], str], float]) -> Answer:
+    """An answer that orders the question's candidates by score(history, title), highest first."""
+
+    def answer(question: str, schema: dict[str, Any]) -> dict[str, list[int]]:
+        asked = json.loads(question)
+        ranked = sorted(asked["candidates"], key=lambda c: -score(asked["history"], c["title"]))
+        return {"ranking": [candidate["number"] for candidate in ranked]}
+
+    return answer
+
+
+@dataclass
+class Served:
+    """A model on the server."""
+
+    answer: Answer
+    thinks: bool = False
+    context_length: int = 8192
+    architecture: str = "llama"
+
+    def digest(self, name: str) -> str:
+        return hashlib.sha256(name.encode()).hexdigest()
+
+
+class OllamaServer:
+    """Serve `models` (name with tag -> Served or its answer function) on a free port of this machine.
+
+    fault: one of FAULTS, hits the next `faults` calls of generate or chat. requests: (path, body) of every call.
+    """
+
+    def __init__(self, models: dict[str, Served | Answer], version: str = "0.12.6") -> None:
+        self.models = {name: m if isinstance(m, Served) else Served(m) for name, m in models.items()}
+        self.version, self.fault, self.faults, self.delay_s = version, None, 10**9, 1.0
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"ollama": self}))
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread = Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+    def asked(self, path: str = "/api/chat") -> list[dict[str, Any]]:
+        """Bodies of the calls of one path, in order."""
+        return [body for where, body in self.requests if where == path]
+
+    def next_fault(self) -> str | None:
+        """The fault of the call at hand, counted down."""
+        if self.fault is None or self.faults <= 0:
+            return None
+        self.faults -= 1
+        return self.fault
+
+    def find(self, name: str) -> tuple[str, Served] | None:
+        full = name if ":" in name.rsplit("/")[-1] else f"{name}:latest"
+        return (full, self.models[full]) if full in self.models else None
+
+
+class _HttpError(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    ollama: OllamaServer
+
+    def log_message(self, *_: object) -> None:
+        """Tests read `requests` instead."""
+
+    def do_GET(self) -> None:
+        self._route({"/api/version": self._version, "/api/tags": self._tags}, {})
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        try:
+            body = json.loads(raw)
+        except json.JSONDecodeError as error:
+            return self._json({"error": str(error)}, 400)
+        self._route({"/api/show": self._show, "/api/generate": self._generate, "/api/chat": self._chat}, body)
+
+    def _route(self, routes: dict[str, Callable[[dict[str, Any]], None]], body: dict[str, Any]) -> None:
+        self.ollama.requests.append((self.path, body))
+        if self.path not in routes:
+            return self._json({"error": "404 page not found"}, 404)
+        try:
+            routes[self.path](body)
+        except _HttpError as error:
+            self._json({"error": str(error)}, error.status)
+
+    def _json(self, body: Any, status: int = 200) -> None:
+        self._bytes(json.dumps(body).encode(), status)
+
+    def _bytes(self, data: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _version(self, _: dict[str, Any]) -> None:
+        self._json({"version": self.ollama.version})
+
+    def _tags(self, _: dict[str, Any]) -> None:
+        self._json({"models": [self._tag(name, model) for name, model in self.ollama.models.items()]})
+
+    def _tag(self, name: str, model: Served) -> dict[str, Any]:
+        return {
+            "name": name, "model": name, "modified_at": "2025-10-01T12:00:00.123456789Z", "size": 4661224676,
+            "digest": model.digest(name), "details": self._details(model),
+        }
+
+    def _details(self, model: Served) -> dict[str, Any]:
+        return {
+            "parent_model": "", "format": "gguf", "family": model.architecture, "families": [model.architecture],
+            "parameter_size": "8.0B", "quantization_level": "Q4_0",
+        }
+
+    def _show(self, body: dict[str, Any]) -> None:
+        _, model = self._model(body)
+        info = {"general.architecture": model.architecture, f"{model.architecture}.context_length": model.context_length}
+        self._json({
+            "modelfile": "", "parameters": "", "template": "{{ .Prompt }}", "details": self._details(model), "model_info": info,
+            "capabilities": ["completion"] + ["thinking"] * model.thinks, "modified_at": "2025-10-01T12:00:00.123456789Z",
+        })
+
+    def _model(self, body: dict[str, Any]) -> tuple[str, Served]:
+        if not body.get("model"):
+            raise _HttpError(400, "model is required")
+        found = self.ollama.find(body["model"])
+        if found is None:
+            raise _HttpError(404, f"model '{body['model']}' not found")
+        return found
+
+    def _generate(self, body: dict[str, Any]) -> None:
+        self._complete(body, body.get("prompt", ""), lambda text: {"response": text}, lambda text: {"response": "", "thinking": text})
+
+    def _chat(self, body: dict[str, Any]) -> None:
+        messages = body.get("messages") or [{"content": ""}]
+        say = lambda text: {"message": {"role": "assistant", "content": text}}
+        think = lambda text: {"message": {"role": "assistant", "content": "", "thinking": text}}
+        self._complete(body, messages[-1]["content"], say, think)
+
+    def _complete(self, body: dict[str, Any], question: str, say: Callable, think: Callable) -> None:
+        fault = self.ollama.next_fault()
+        if fault == "vanish":
+            self.ollama.models.pop(self._model(body)[0])
+        _, model = self._model(body)
+        self._check(body, model)
+        if fault in ("error_500", "error_400"):
+            raise _HttpError(int(fault[-3:]), "the model failed to generate a response")
+        if fault == "slow":
+            time.sleep(self.ollama.delay_s)
+        tokens = self._tokens(model, question, body, fault)
+        parts = [self._part(body, think("hmm, maybe [3, 1, 2]"))] if body.get("think") else []
+        parts += [self._part(body, say(token), **self._logprobs(body, token)) for token in tokens]
+        last = self._part(body, say(""), done=True, **self._usage(body, question, tokens))
+        if body.get("stream", True):
+            self._stream([*parts, last], fault)
+        elif fault in ("invalid_json", "drop"):
+            self._bytes(b'{"model": "x", "mess')
+        else:
+            whole = self._part(body, say("".join(tokens)), **{k: v for k, v in last.items() if k not in say("")})
+            self._json(whole)
+
+    def _check(self, body: dict[str, Any], model: Served) -> None:
+        if not 0 <= body.get("top_logprobs", 0) <= 20:
+            raise _HttpError(400, "top_logprobs must be between 0 and 20")
+        if body.get("think") and not model.thinks:
+            raise _HttpError(400, f'"{body["model"]}" does not support thinking')
+        try:
+            Draft202012Validator.check_schema(body.get("format") or {})
+        except SchemaError as error:
+            raise _HttpError(400, f"invalid JSON schema in format: {error.message}") from error
+
+    def _tokens(self, model: Served, question: str, body: dict[str, Any], fault: str | None) -> list[str]:
+        schema = body.get("format") or {}
+        if fault == "prose":
+            text = "Sure! I would rank them 2, 1, 3."
+        elif fault == "wrong_schema":
+            text = json.dumps({"answer": "the second"})
+        else:
+            text = json.dumps(model.answer(question, schema))
+        limit = body.get("options", {}).get("num_predict", -1)
+        return re.findall(r"\s*\S{1,3}", text)[: limit if limit >= 0 else None]
+
+    def _part(self, body: dict[str, Any], content: dict[str, Any], done: bool = False, **more: Any) -> dict[str, Any]:
+        return {"model": body["model"], "created_at": "2025-10-17T23:14:07.414671Z", **content, "done": done, **more}
+
+    def _logprobs(self, body: dict[str, Any], token: str) -> dict[str, Any]:
+        """The answer function is certain of each token."""
+        if not body.get("logprobs"):
+            return {}
+        certain = {"token": token, "logprob": 0.0, "bytes": list(token.encode())}
+        return {"logprobs": [certain | {"top_logprobs": [certain][: body.get("top_logprobs", 0)]}]}
+
+    def _usage(self, body: dict[str, Any], question: str, tokens: list[str]) -> dict[str, Any]:
+        return {
+            "done_reason": "length" if len(tokens) == body.get("options", {}).get("num_predict") else "stop",
+            "total_duration": 174_560_334, "load_duration": 1_397_084,
+            "prompt_eval_count": len(question.split()), "prompt_eval_duration": 13_074_791,
+            "eval_count": len(tokens), "eval_duration": 20_000_000 * len(tokens),
+        }
+
+    def _stream(self, parts: list[dict[str, Any]], fault: str | None) -> None:
+        """NDJSON in chunked transfer; a fault strikes half-way."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for line in self._lines(parts, fault):
+            if fault == "trickle":
+                time.sleep(self.ollama.delay_s)
+            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            self.wfile.flush()
+        if fault == "drop":
+            self.close_connection = True
+        else:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _lines(self, parts: list[dict[str, Any]], fault: str | None) -> Iterator[bytes]:
+        half = parts[: len(parts) // 2] if fault in ("drop", "cut", "stream_error", "invalid_json", "not_an_object") else parts
+        yield from (json.dumps(part).encode() + b"\n" for part in half)
+        broken = {
+            "stream_error": b'{"error": "an error was encountered while running the model"}\n',
+            "invalid_json": b'{"model": "x", "mess\n',
+            "not_an_object": b"[1, 2]\n",
+        }
+        if fault in broken:
+            yield broken[fault]
