@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from lwa_helpers.config import DataConfig
+from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.movielens import load_movielens
+from lwa_helpers.errors import LwaError
+from lwa_helpers.paths import ROOT
 
 __all__ = ["Interactions", "load_amazon", "load_data", "load_movielens"]
 
 
-def load_amazon(*args, **kwargs) -> Interactions:
-    from lwa_helpers.data.amazon import load_amazon
-
-    return load_amazon(*args, **kwargs)
-
-
 def load_data(config: DataConfig) -> Interactions:
-    """Return the dataset that the settings name."""
-    from lwa_helpers.paths import ROOT
+    """Return the dataset that the settings name: "movielens" or an Amazon category under root.
 
-    if config.name == "movielens":
-        return load_movielens()
-    return load_amazon(ROOT / config.root, config.name, k=config.k_core, split=config.split)
+    A relative root starts at the checkout. MovieLens has one form (leave-one-out, whole catalogue): k_core does not
+    apply to it, and another split is an LwaError.
+    """
+    if config.name != "movielens":
+        return load_amazon(ROOT / config.root, config.name, k=config.k_core, split=config.split)
+    if config.split != "last_out":
+        raise LwaError(f"data.split={config.split!r}: movielens is split leave-one-out; set data.split to last_out")
+    return load_movielens()

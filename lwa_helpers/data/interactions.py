@@ -104,4 +104,5 @@ class Interactions:
 def _require(name: str, frame_name: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise LwaError(f"{name}: {frame_name} lacks the column(s) {', '.join(missing)}; it has {', '.join(frame.columns)}")
+        there = ", ".join(frame.columns)
+        raise LwaError(f"{name}: {frame_name} lacks the column {', '.join(missing)}; it has {there}")

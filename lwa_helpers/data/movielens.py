@@ -16,18 +16,17 @@ from lwa_helpers.embedded import embedded_file
 def load_movielens() -> Interactions:
     """Return MovieLens-100K, leave-one-out: each user's last film is test, the last but one valid, the rest train.
 
-    Every rating is an interaction, whatever its value; users are in the order of their number, a user's rows in order of
-    time, ties in file order. timestamp: int64 seconds, as in the source. All 1,682 films stay in the catalogue (no core
-    filter), in file order. Source: Harper & Konstan, ACM TiiS 2015. Raises LwaError when a file is missing or differs.
+    Every rating is an interaction, whatever its value; users are in the order of their number, a user's rows in order
+    of time, ties in file order. timestamp: int64 seconds, as in the source. All 1,682 films stay in the catalogue (no
+    core filter), in file order. Source: Harper & Konstan, ACM TiiS 2015. Raises LwaError when a file is missing or differs.
     """
     ratings = _read(embedded_file("ml-100k.inter"))
     films = _read(embedded_file("ml-100k.item"))
     frame = ratings.rename(columns={"item_id": "parent_asin"}).astype({"rating": "float64", "timestamp": "int64"})
     order = np.lexsort((frame.timestamp, frame.user_id.astype("int64")))
     frame = frame.iloc[order].reset_index(drop=True)
-    items = pd.DataFrame(
-        {"parent_asin": films.item_id, "title": film_titles(films), "year": films.release_year, "genres": films["class"]}
-    )
+    items = pd.DataFrame({"parent_asin": films.item_id, "title": film_titles(films)})
+    items = items.assign(year=films.release_year, genres=films["class"])
     later = frame.groupby("user_id", sort=False).cumcount(ascending=False)
     masks = {"train": later > 1, "valid": later == 1, "test": later == 0}
     parts = {name: frame[mask].reset_index(drop=True) for name, mask in masks.items()}
@@ -38,7 +37,8 @@ def load_movielens() -> Interactions:
 def film_titles(films: pd.DataFrame) -> list[str]:
     """Titles, no two alike: " (year)" is added where films share a title, then " (2)", " (3)", … where still equal."""
     shared = films.movie_title.duplicated(keep=False) & films.release_year.str.fullmatch(r"\d{4}")
-    return distinct_titles(films.movie_title.where(~shared, films.movie_title + " (" + films.release_year + ")").tolist())
+    dated = films.movie_title + " (" + films.release_year + ")"
+    return distinct_titles(films.movie_title.where(~shared, dated).tolist())
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -28,7 +28,7 @@ class Prompt:
         if not self.separator or self.separator.strip("\n"):
             raise LwaError(f"the prompt's separator must be made of line breaks, not {self.separator!r}")
         if not self.header.endswith(self.separator):
-            raise LwaError(f"the prompt's header must end with {self.separator!r}: {self.header!r} (configs/prompts.yaml)")
+            raise LwaError(f"configs/prompts.yaml: header {self.header!r} must end with {self.separator!r}")
 
     def history_text(self, titles: Iterable[str]) -> str:
         """The whole text of a user who had these titles, oldest first."""
@@ -58,9 +58,9 @@ def clean_title(title: str) -> str:
     white space, line breaks included, becomes single spaces; a longer text ends at the last space before the limit
     (at the limit itself when there is none in its second half).
     """
-    spaced = " ".join(html.unescape(title).split())
-    visible = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
-    plain = " ".join(visible.split())
+    plain = " ".join(html.unescape(title).split())
+    if not plain.isascii() or not plain.isprintable():
+        plain = " ".join("".join(c for c in plain if unicodedata.category(c)[0] != "C").split())
     if len(plain) <= TITLE_LIMIT:
         return plain
     cut = plain.rfind(" ", TITLE_LIMIT // 2, TITLE_LIMIT + 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lwa_helpers.data.interactions import PARTS, Interactions
+from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import Prompt
 from lwa_helpers.errors import LwaError
 
@@ -56,7 +56,7 @@ class Encoded:
         needed = len(ids[0]) + sum(longest)
         if max_tokens is not None and max_tokens < needed:
             raise LwaError(
-                f"{interactions.name}: a window of {max_tokens} tokens cannot hold the header and the two longest titles; "
+                f"{interactions.name}: {max_tokens} tokens cannot hold the header and the two longest titles; "
                 f"set max_tokens to at least {needed}"
             )
         return cls(ids[0], ids[1:], {item: i for i, item in enumerate(interactions.item_ids)})

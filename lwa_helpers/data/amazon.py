@@ -1,0 +1,101 @@
+"""Amazon Reviews (2023, with the field names of 2018 and 2014) of any size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+
+from lwa_helpers import paths
+from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
+from lwa_helpers.data.items import item_table
+from lwa_helpers.data.pieces import core
+from lwa_helpers.data.prompts import clean_title
+from lwa_helpers.data.reading import Repairs, find_file, warn
+from lwa_helpers.data.splits import with_part
+from lwa_helpers.errors import LwaError
+
+SPLITS = ("last_out", "timestamp", "file")
+
+
+def load_amazon(root: str | Path, category: str, k: int = 5, split: str = "last_out") -> Interactions:
+    """Return a category's interactions and items from root/<category>.* and root/meta_<category>.*.
+
+    Suffixes .parquet, .jsonl, .jsonl.gz, .csv, .csv.gz. In this order: repeated (user, item) pairs dropped (earliest
+    kept, ties by file order), k-core (k=0: none), split: "last_out", "timestamp" (a row at a cut-off falls in the
+    later part) or "file" (its own column `split`; every row kept as it is whatever k, and the catalogue is the whole
+    item file). Users stand in the order of their first line, a user's rows in order of time, ties in file order.
+    timestamp: int64 as in the source; seconds in a file of milliseconds are multiplied by 1000 and counted.
+    report: rows, users, items and interactions before and after the core, and every repair; a file that needed repair
+    is named in one warning. The result is kept under the cache folder, by the files' contents, parameters and code.
+
+    Raises LwaError naming the file and the fix for whatever cannot be read.
+    """
+    root = Path(root)
+    if split not in SPLITS or isinstance(k, bool) or not isinstance(k, int) or k < 0:
+        raise LwaError(f"split={split!r}, k={k!r}: split is {', '.join(SPLITS)}; k a whole number (0: no core)")
+    reviews, meta = _review_file(root, category), find_file(root, category, "meta_")
+    folder = paths.CACHE / "amazon" / f"{category}-{_key(reviews, meta, k, split)}"
+    if not folder.is_dir():
+        with paths.atomic_write(folder) as temporary:
+            temporary.mkdir()
+            _prepare(reviews, meta, 0 if split == "file" else k, split, temporary)
+    notes = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for file, found in ((reviews, notes["reviews"]), (meta, notes["meta"])):
+        warn(Repairs(file, **found).message())
+    if meta is None:
+        warn(f"{root} holds no meta_{category} file: all {notes['report']['items']} items are without title")
+    parts = {part: pd.read_parquet(folder / f"{part}.parquet") for part in PARTS}
+    items = pd.read_parquet(folder / "items.parquet")
+    items["title"] = items.title.astype(object).where(items.title.notna(), None)
+    return Interactions(name=category, items=items, report=notes["report"], **parts)
+
+
+def _review_file(root: Path, category: str) -> Path:
+    path = find_file(root, category)
+    if path is None:
+        there = sorted(file.name for file in root.iterdir())[:20] if root.is_dir() else []
+        raise LwaError(
+            f"no reviews of {category} in {root} (there: {', '.join(there) or 'nothing'}): put {category}.jsonl.gz (or "
+            f".jsonl, .csv, .csv.gz, .parquet) there, or fetch it with `lwa data download {category}`"
+        )
+    return path
+
+
+def _key(reviews: Path, meta: Path | None, k: int, split: str) -> str:
+    """Hash of the input files' contents, the parameters and the code that makes the result."""
+    inputs = [reviews.suffixes, paths.cached_sha256(reviews), meta and paths.cached_sha256(meta), k, split]
+    code = [paths.sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
+    return paths.sha256_of_text(json.dumps(inputs + code))[:16]
+
+
+def _prepare(reviews: Path, meta: Path | None, k: int, split: str, folder: Path) -> None:
+    """Write the parts, the items and the report of one load into a folder."""
+    notes = {"reviews": Repairs(reviews), "meta": Repairs(meta)}
+    rows, users, report = core(reviews, k, split == "file", notes["reviews"], folder)
+    if rows.is_empty():
+        raise LwaError(f"{reviews}: nothing is left of {report['rows']} rows after the {k}-core; choose a smaller k")
+    rows = with_part(rows, split, str(reviews))
+    items = item_table(rows, meta, notes["meta"], whole=split == "file")
+    for part in PARTS:
+        chosen = rows.filter(pl.col("split") == part).join(users, on="user", how="left", maintain_order="left")
+        chosen.select(COLUMNS).write_parquet(folder / f"{part}.parquet")
+    items.write_parquet(folder / "items.parquet")
+    report |= _counts(rows, items) | notes["reviews"].counts | notes["meta"].counts
+    found = {name: {"counts": repairs.counts, "first": repairs.first} for name, repairs in notes.items()}
+    (folder / "report.json").write_text(json.dumps({"report": report} | found, indent=1), encoding="utf-8")
+
+
+def _counts(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, int]:
+    texts = [clean_title(title) for title in items["title"].drop_nulls()]
+    return {
+        "users": rows["user"].n_unique(),
+        "items": items.height,
+        "interactions": rows.height,
+        "null_ratings": rows["rating"].null_count(),
+        "items_without_interactions": items.height - rows["parent_asin"].n_unique(),
+        "untitled_items": items["title"].null_count(),
+        "repeated_titles": len(texts) - len(set(texts)),
+    }

@@ -1,0 +1,129 @@
+"""Reading review and item files in blocks; what is broken in them is counted, never dropped unseen."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lwa_helpers.data.textfiles import text_frames
+from lwa_helpers.errors import LwaError
+
+Fields = Mapping[str, tuple[str, ...]]
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+REVIEW_FIELDS: Fields = {
+    "user_id": ("user_id", "reviewerID"),
+    "parent_asin": ("parent_asin", "asin"),
+    "rating": ("rating", "overall"),
+    "timestamp": ("timestamp", "unixReviewTime"),
+    "split": ("split",),
+}
+ITEM_FIELDS: Fields = {
+    "parent_asin": ("parent_asin", "asin"),
+    "title": ("title",),
+    "store": ("store", "brand"),
+    "main_category": ("main_category", "main_cat"),
+    "price": ("price",),
+}
+PROBLEMS = {
+    "broken_lines": "broken lines, skipped",
+    "lines_not_utf8": "lines that are not UTF-8, the unreadable characters replaced",
+    "rows_without_ids": "rows without user or item, skipped",
+    "rows_without_time": "rows without a whole-number timestamp, skipped",
+    "unreadable_ratings": "ratings that are not numbers, set to null",
+    "ratings_out_of_range": "ratings outside 1 to 5, set to null",
+    "seconds_to_ms": "timestamps in seconds among milliseconds, multiplied by 1000",
+    "repeated_metadata": "repeated descriptions of an item, the first one with a title kept",
+}
+PARQUET_ROWS = 1 << 17
+
+
+@dataclass
+class Repairs:
+    """What was wrong in one file: how often, and on which line (parquet: row, from 1) first."""
+
+    file: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
+
+    def add(self, problem: str, lines: Iterable[int]) -> None:
+        """Count one occurrence per line number."""
+        for line in lines:
+            self.counts[problem] = self.counts.get(problem, 0) + 1
+            self.first[problem] = min(line, self.first.get(problem, line))
+
+    def message(self) -> str:
+        """All that was mended in the file, in one sentence; empty when it was clean."""
+        found = [f"{n} {PROBLEMS[problem]} (first: line {self.first[problem]})" for problem, n in self.counts.items()]
+        return f"{self.file}: {'; '.join(found)}" if found else ""
+
+
+def warn(message: str) -> None:
+    """Say what was mended, if anything was."""
+    if message:
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def find_file(root: Path, category: str, prefix: str = "") -> Path | None:
+    """Return root/<prefix><category><suffix>, None when there is none.
+
+    Raises LwaError for a name that is not a category's, and when several files answer to it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", category):
+        raise LwaError(f"{category!r} is not a category name: use letters, digits, _ and -, for example All_Beauty")
+    found = [path for suffix in SUFFIXES if (path := root / f"{prefix}{category}{suffix}").is_file()]
+    if len(found) > 1:
+        raise LwaError(f"{root} holds {' and '.join(path.name for path in found)}: keep only the one to be read")
+    return found[0] if found else None
+
+
+def read_table(path: Path, fields: Fields, needed: set[str], repairs: Repairs) -> Iterator[pl.DataFrame]:
+    """Yield frames with `line` (int64) and those columns of `fields` that the file has, under our names.
+
+    Text formats give strings; typing is a later step. Raises LwaError for an empty, truncated or unreadable file, and
+    when a column of `needed` is there under none of its names.
+    """
+    parquet = path.suffix == ".parquet"
+    rows = 0
+    try:
+        for frame in (_parquet_frames if parquet else text_frames)(path, _resolver(path, fields, needed), repairs):
+            rows += frame.height
+            yield frame
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise LwaError(f"{path} is damaged or cut short ({error}): fetch it again") from None
+    except pa.ArrowException as error:
+        raise LwaError(f"{path} is not a whole parquet file ({error}): fetch it again") from None
+    if not rows:
+        raise LwaError(f"{repairs.message() or path} - no usable line is left: fetch the file again")
+
+
+def _resolver(path: Path, fields: Fields, needed: set[str]):
+    """Return a function that maps a file's column names to ours; the first of a field's names that is there wins."""
+
+    def resolve(there: Iterable[str]) -> dict[str, str]:
+        columns = list(there)
+        found = {name: next((n for n in known if n in columns), None) for name, known in fields.items()}
+        missing = [" or ".join(fields[name]) for name in fields if name in needed and not found[name]]
+        if missing:
+            raise LwaError(f"{path} lacks the column {', '.join(missing)}; it has: {', '.join(columns[:20]) or 'none'}")
+        return {theirs: ours for ours, theirs in found.items() if theirs}
+
+    return resolve
+
+
+def _parquet_frames(path: Path, resolve, repairs: Repairs) -> Iterator[pl.DataFrame]:
+    with pq.ParquetFile(path) as file:
+        names, line = resolve(file.schema_arrow.names), 1
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(names)):
+            frame = pl.DataFrame(pl.from_arrow(batch)).rename(names)
+            yield frame.with_columns(line=pl.int_range(line, line + frame.height, dtype=pl.Int64))
+            line += frame.height

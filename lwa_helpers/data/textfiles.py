@@ -1,0 +1,131 @@
+"""JSON lines and CSV, plain or gzipped, one record a line; blocks are parsed whole, line by line only where broken."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+BLOCK_BYTES = 1 << 24
+
+
+def text_frames(path: Path, resolve: Callable[..., dict[str, str]], repairs: Any) -> Iterator[pl.DataFrame]:
+    """Yield a frame of strings per block of lines, with `line` (from 1) and the columns that `resolve` picks, renamed.
+
+    A block that does not parse as a whole is parsed line by line: broken lines are skipped and counted in `repairs`.
+    """
+    table = names = None
+    for first, block in _blocks(path):
+        if table is None:
+            table = (CsvLines if ".csv" in path.suffixes else JsonLines)(block)
+            names = resolve(table.columns)
+            first, block = first + (table.header_bytes > 0), block[table.header_bytes :]
+        frame = table.parse(block, names)
+        if frame is None or frame.height != block.count(b"\n"):
+            frame = _line_by_line(table, first, block, names, repairs)
+        else:
+            frame = frame.with_columns(line=pl.int_range(first, first + frame.height, dtype=pl.Int64))
+        yield frame.rename(names)
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the first line, whole lines, each ending in a line break), about BLOCK_BYTES at a time."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        first, rest = 1, file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
+        while block := file.read(BLOCK_BYTES):
+            whole, newline, rest = (rest + block).rpartition(b"\n")
+            if newline:
+                yield first, whole + newline
+                first += whole.count(b"\n") + 1
+        if rest:
+            yield first, rest if rest.endswith(b"\n") else rest + b"\n"
+
+
+def _line_by_line(table: JsonLines | CsvLines, first: int, block: bytes, names: Mapping, repairs: Any) -> pl.DataFrame:
+    rows, broken, not_utf8 = [], [], []
+    for line, raw in enumerate(block.split(b"\n")[:-1], start=first):
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text = raw.decode(errors="replace")
+            not_utf8.append(line)
+        record = table.record(text) if text.strip() else {}
+        if record is None:
+            broken.append(line)
+        elif record:
+            rows.append((*(_as_text(record.get(name)) for name in names), line))
+    repairs.add("broken_lines", broken)
+    repairs.add("lines_not_utf8", not_utf8)
+    return pl.DataFrame(rows, dict.fromkeys(names, pl.String) | {"line": pl.Int64}, orient="row")
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return (value if isinstance(value, str) else json.dumps(value)).encode(errors="replace").decode()
+
+
+class JsonLines:
+    """One JSON object a line. Columns: the keys of the first thousand objects."""
+
+    header_bytes = 0
+
+    def __init__(self, block: bytes) -> None:
+        lines = block.split(b"\n", 1000)[:1000]
+        records = filter(None, (self.record(line.decode(errors="replace")) for line in lines))
+        self.columns = list(dict.fromkeys(key for record in records for key in record))
+
+    def parse(self, block: bytes, names: Mapping[str, str]) -> pl.DataFrame | None:
+        """The whole block, or None when it has a broken line."""
+        try:
+            return pl.read_ndjson(block, schema=dict.fromkeys(names, pl.String))
+        except pl.exceptions.ComputeError:
+            return None
+
+    def record(self, text: str) -> dict[str, Any] | None:
+        """One line, or None when it is not a JSON object."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+class CsvLines:
+    """Comma-separated values. Without a header: the four columns of the Amazon 2023 scripts, known by their form."""
+
+    def __init__(self, block: bytes) -> None:
+        line = block[: block.index(b"\n") + 1]
+        self.columns = self._fields(line.decode(errors="replace"))
+        self.header_bytes = len(line)
+        if len(self.columns) == 4 and self.columns[3].isdigit() and len(self.columns[3]) == 13:
+            self.columns, self.header_bytes = ["user_id", "parent_asin", "rating", "timestamp"], 0
+
+    @staticmethod
+    def _fields(text: str) -> list[str]:
+        return next(csv.reader([text.rstrip("\r\n")]), [])
+
+    def parse(self, block: bytes, names: Mapping[str, str]) -> pl.DataFrame | None:
+        """The whole block, or None when it has a broken line."""
+        schema = dict.fromkeys(self.columns, pl.String)
+        try:
+            frame = pl.read_csv(block, has_header=False, schema=schema, raise_if_empty=False)
+        except pl.exceptions.ComputeError:
+            return None
+        return frame.select(list(names))
+
+    def record(self, text: str) -> dict[str, str | None] | None:
+        """One line, or None when it has not one value for each column."""
+        try:
+            values = self._fields(text)
+        except csv.Error:
+            return None
+        if len(values) != len(self.columns):
+            return None
+        return {name: value or None for name, value in zip(self.columns, values)}
