@@ -1,0 +1,32 @@
+"""Layerwise-Adapter: which layers of an LLM matter for recommendation, and how small can it be made?"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_HOME = {
+    "BaseRecommender": "recommender",
+    "Recommendation": "recommender",
+    "FisherInformationCalculator": "fisher",
+    "FisherResult": "fisher",
+    "LayerwiseDistillation": "weighting",
+    "DistillationTrainer": "distillation",
+    "load_amazon": "data",
+    "load_movielens": "data",
+    "Interactions": "data",
+    "load_teacher": "models",
+    "build_student": "student",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used, so that `lwa status` need not load torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lwa_helpers' has no attribute {name!r}")
+    return getattr(import_module(f"lwa_helpers.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,178 @@
+"""The experiment's settings: one YAML file with a `base` and three profiles, checked field by field."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from lwa_helpers.errors import LwaError
+
+PROFILES = ("smoke", "quick", "paper")
+
+
+class Section(BaseModel):
+    """Strict: an unknown field or a value of the wrong type is an error, never a guess."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataConfig(Section):
+    """Which interactions, how they are split and cut into windows of titles."""
+
+    name: str
+    root: str = "dataset/amazon"
+    k_core: int = Field(ge=0)
+    split: Literal["last_out", "timestamp", "file"]
+    max_titles: int = Field(ge=2)
+    context_titles: int = Field(ge=1)
+
+
+class TuningConfig(Section):
+    """One training run of a ranking model on user windows."""
+
+    windows_per_user: PositiveInt | None = None
+    epochs: PositiveFloat
+    tokens_per_batch: PositiveInt
+    learning_rate: PositiveFloat
+    head_learning_rate: PositiveFloat
+    weight_decay: float = Field(ge=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    bf16: bool
+
+
+class TeacherConfig(TuningConfig):
+    """The teacher's name in model_config.yaml, and how it is tuned."""
+
+    model: str
+
+
+class FisherConfig(Section):
+    """How many examples (user windows) the Fisher information is averaged over."""
+
+    n_examples: PositiveInt
+    sampled_examples: PositiveInt
+    loo_examples: PositiveInt
+    batch_size: PositiveInt
+
+
+class LossConfig(Section):
+    """(1 - alpha) CE + alpha tau^2 KL + beta * sum_s w_s d(h_s, map(h_t))."""
+
+    alpha: float = Field(ge=0, le=1)
+    temperature: PositiveFloat
+    beta: float = Field(ge=0)
+
+
+class AblationConfig(TuningConfig):
+    """The arms of the weighting ablation: everything is equal except the layer weights."""
+
+    strategies: list[str] = Field(min_length=2)
+    seeds: list[int] = Field(min_length=1)
+    n_layers: PositiveInt
+    selection: str
+    loss: LossConfig
+
+
+class DistillationConfig(TuningConfig):
+    """The final student."""
+
+    n_layers: PositiveInt
+    selection: str
+    strategy: str
+    loss: LossConfig
+    timing_users: PositiveInt
+    timing_rounds: PositiveInt
+
+
+class ComparisonConfig(Section):
+    """Teachers asked to rank a fixed candidate set."""
+
+    teachers: list[str] = Field(min_length=1)
+    n_users: PositiveInt
+    n_candidates: int = Field(ge=2)
+    history_titles: PositiveInt
+
+
+class EvaluationConfig(Section):
+    """Full-catalogue ranking of the test target, users on whom it is done, and how intervals are made."""
+
+    users: PositiveInt | None = None
+    history_titles: PositiveInt
+    batch_size: PositiveInt
+    resamples: PositiveInt
+    sasrec_epochs: PositiveInt
+
+
+class ExperimentConfig(Section):
+    """Everything a run depends on."""
+
+    profile: Literal["smoke", "quick", "paper"]
+    seed: int
+    target_minutes: PositiveFloat
+    data: DataConfig
+    teacher: TeacherConfig
+    fisher: FisherConfig
+    ablation: AblationConfig
+    distillation: DistillationConfig
+    comparison: ComparisonConfig
+    evaluation: EvaluationConfig
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """Read one of the package's YAML files with the safe loader."""
+    return yaml.safe_load(files("lwa_helpers").joinpath("configs", name).read_text(encoding="utf-8"))
+
+
+def load_config(profile: str, overrides: dict[str, Any] | None = None) -> ExperimentConfig:
+    """Return the checked settings of a profile with dotted overrides, e.g. {"data.name": "All_Beauty"}.
+
+    Raises LwaError naming each field that is unknown or of the wrong type.
+    """
+    if profile not in PROFILES:
+        raise LwaError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    experiment = read_yaml("experiment_config.yaml")
+    loss = read_yaml("distillation_config.yaml")["loss"]
+    settings = merge(experiment["base"], {"ablation": {"loss": loss}, "distillation": {"loss": loss}})
+    settings = merge(settings, experiment[profile] | {"profile": profile})
+    for key, value in (overrides or {}).items():
+        set_dotted(settings, key, value)
+    try:
+        return ExperimentConfig.model_validate(settings)
+    except ValidationError as error:
+        raise LwaError(explain(error, profile)) from None
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the nested values of `change` laid over it; neither argument is modified."""
+    merged = deepcopy(base)
+    for key, value in change.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if nested else deepcopy(value)
+    return merged
+
+
+def set_dotted(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` in nested dictionaries; LwaError when a part of the path does not exist."""
+    *sections, field = str(key).split(".")
+    place = settings
+    for section in sections:
+        if not isinstance(place.get(section), dict):
+            raise LwaError(f"unknown setting {key!r}: there is no section {section!r}; known here: {', '.join(place)}")
+        place = place[section]
+    place[field] = value
+
+
+def explain(error: ValidationError, profile: str) -> str:
+    """One line per wrong field: where, what was given, what is expected."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {field}: no such setting (see lwa_helpers/configs/experiment_config.yaml)")
+        else:
+            lines.append(f"  {field} = {problem['input']!r}: {problem['msg']}")
+    return f"settings of profile {profile!r} are not valid:\n" + "\n".join(lines)

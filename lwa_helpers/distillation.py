@@ -1,0 +1,169 @@
+"""Layerwise distillation: cross-entropy, temperature KL, and hidden states matched layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from lwa_helpers.config import LossConfig, read_yaml
+from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher import FisherResult
+from lwa_helpers.models import LanguageModel, backbone, decoder_layers
+from lwa_helpers.ranking import ItemRankingModel
+from lwa_helpers.signals import TeacherSignals
+from lwa_helpers.tuning import RankingTrainer
+from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
+
+NO_HIDDEN = "none"
+
+
+@dataclass
+class Signals:
+    """What is compared at the P positions that predict: logits (P, C), targets (P,), hidden: states (P, d) after each layer."""
+
+    logits: Tensor
+    targets: Tensor
+    hidden: list[Tensor]
+
+
+def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
+    """Run a ranking model (item_labels) or a causal LM (labels, shifted inside) and keep only the predicting positions."""
+    if isinstance(model, ItemRankingModel):
+        keys = ("input_ids", "attention_mask", "item_labels")
+        out = model(**{key: batch[key] for key in keys}, output_hidden_states=True)
+        labels = batch["item_labels"]
+        return Signals(out.logits, labels[labels != -100], list(out.hidden[1:]))
+    states = backbone(model)(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True, use_cache=False
+    )
+    labels = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    at = labels != -100
+    logits = model.get_output_embeddings()(states.last_hidden_state[at])
+    return Signals(logits, labels[at], [state[at] for state in states.hidden_states[1:]])
+
+
+def layer_map(n_student: int, n_teacher: int) -> list[int]:
+    """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S)."""
+    return [round(layer * n_teacher / n_student) for layer in range(1, n_student + 1)]
+
+
+def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean of 1 - cos(h_s, h_t) over positions, a scalar: free of each layer's scale. Inputs (P, d)."""
+    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1).mean()
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), mean over positions, a scalar. Inputs (P, C)."""
+    log_s = F.log_softmax(student.float() / temperature, dim=-1)
+    log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+class DistillationTrainer(RankingTrainer):
+    """transformers.Trainer whose loss is (1-alpha) CE + alpha tau^2 KL(teacher || student) + beta sum_s w_s d(h_s, map(h_t)) / S.
+
+    `strategy` turns Fisher scores into w (mean 1); "none" leaves the hidden-state term out. d is 1 - cosine similarity.
+    """
+
+    def __init__(
+        self, teacher_model: nn.Module | LanguageModel | TeacherSignals, student_model: nn.Module | LanguageModel,
+        fisher_weights: FisherResult | np.ndarray | None = None, strategy: str | LayerwiseDistillation = "fisher",
+        loss: LossConfig | None = None, args: TrainingArguments | None = None, **trainer,
+    ):
+        """fisher_weights: scores of the teacher for the strategy, or the (n_layers,) weights themselves.
+
+        A TeacherSignals cache in the teacher's place spares its forward passes. Raises LwaError when weights do not fit.
+        """
+        student = getattr(student_model, "model") if isinstance(student_model, LanguageModel) else student_model
+        teacher = teacher_model.model if isinstance(teacher_model, LanguageModel) else teacher_model
+        self.loss_config = loss or LossConfig(**read_yaml("distillation_config.yaml")["loss"])
+        self.n_layers = len(decoder_layers(student))
+        self.weights = layer_weights(fisher_weights, strategy, self.n_layers)
+        self.teacher, self.parts = teacher, []
+        n_teacher = teacher.n_layers if isinstance(teacher, TeacherSignals) else len(decoder_layers(teacher))
+        self.map = layer_map(self.n_layers, n_teacher)
+        width = student.config.hidden_size, teacher.config.hidden_size
+        self.projections = None if width[0] == width[1] else nn.ModuleList(nn.Linear(*width) for _ in self.map)
+        extra = list(self.projections.parameters()) if self.projections else []
+        super().__init__(student, args or default_arguments(), extra=extra, **trainer)
+        if self.projections:
+            self.projections.to(self.args.device)
+        if isinstance(teacher, nn.Module):
+            teacher.to(self.args.device).eval()
+
+    def train(self, train_loader: Iterable[dict[str, Tensor]] | None = None, num_epochs: float | None = None, **kwargs):
+        """Train on `train_loader`, if given, for `num_epochs`, if given; returns what Trainer.train returns."""
+        if train_loader is not None:
+            self.loader, self.train_dataset = train_loader, train_loader.dataset
+        if self.loader is None:
+            raise LwaError("DistillationTrainer has no data: pass train(train_loader) a DataLoader of batches")
+        if num_epochs is not None:
+            self.args.max_steps, self.args.num_train_epochs = -1, num_epochs
+        return super().train(**kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        student = signals(self.accelerator.unwrap_model(model), inputs)
+        teacher_logits, teacher_hidden = self.teacher_signals(inputs)
+        config = self.loss_config
+        parts = {"ce": F.cross_entropy(student.logits.float(), student.targets)}
+        parts["kl"] = kl_divergence(student.logits, teacher_logits, config.temperature)
+        total = (1 - config.alpha) * parts["ce"] + config.alpha * parts["kl"]
+        if self.weights is not None and config.beta > 0:
+            parts["hidden"] = self.hidden_term(student.hidden, teacher_hidden)
+            total = total + config.beta * parts["hidden"]
+        if model.training:
+            self.parts.append({name: value.detach() for name, value in parts.items()})
+        return (total, {"logits": student.logits}) if return_outputs else total
+
+    @torch.no_grad()
+    def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the teacher's logits (P, C) and its states at the mapped layers, S tensors (P, d)."""
+        if isinstance(self.teacher, TeacherSignals):
+            return self.teacher.lookup(inputs["window"], self.args.device)
+        out = signals(self.teacher, inputs)
+        return out.logits, [out.hidden[layer - 1] for layer in self.map]
+
+    def hidden_term(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """Return the weighted mean over matched layers of the distance between states."""
+        if self.projections:
+            student = [project(state) for project, state in zip(self.projections, student, strict=True)]
+        distances = torch.stack([hidden_distance(s, t) for s, t in zip(student, teacher, strict=True)])
+        return (distances * torch.as_tensor(self.weights, dtype=distances.dtype, device=distances.device)).mean()
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Add the means of the loss terms since the last entry."""
+        if "loss" in logs and self.parts:
+            logs |= {name: float(torch.stack([part[name] for part in self.parts]).mean()) for name in self.parts[0]}
+            self.parts = []
+        super().log(logs, *args, **kwargs)
+
+
+def layer_weights(fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int) -> np.ndarray | None:
+    """Return the (n_layers,) weights with mean 1, or None for the strategy "none"; an array is taken as it is, scaled.
+
+    Raises LwaError when the number of weights is not n_layers.
+    """
+    if isinstance(strategy, str) and strategy == NO_HIDDEN:
+        return None
+    if fisher is not None and not isinstance(fisher, FisherResult):
+        weights = mean_one(fisher)
+    else:
+        chosen = get_strategy(strategy) if isinstance(strategy, str) else strategy
+        weights = mean_one(chosen.calculate_layer_weights(fisher, n_layers))
+    if weights.shape != (n_layers,):
+        raise LwaError(f"{len(weights)} layer weights for a student of {n_layers} layers: they must be as many")
+    return weights
+
+
+def default_arguments() -> TrainingArguments:
+    """Settings for a bare DistillationTrainer(...).train(loader)."""
+    return TrainingArguments(
+        output_dir="trainer_output", learning_rate=1e-4, save_strategy="no", report_to="none", remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(), logging_steps=10,
+    )

@@ -1,0 +1,152 @@
+"""The model registry, loading a causal LM from a GGUF package, a hub repository or a path, and finding its layers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lwa_helpers import paths
+from lwa_helpers.config import read_yaml
+from lwa_helpers.embedded import embedded_file
+from lwa_helpers.errors import LwaError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class ModelSpec(BaseModel):
+    """One entry of model_config.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    backend: Literal["embedded", "huggingface", "ollama", "path"]
+    id: str
+    revision: str | None = None
+    licence: str | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
+
+
+@dataclass
+class LanguageModel:
+    """A causal LM in float32 on the CPU with its tokenizer; `sha256` names the weights it came from."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sha256: str
+
+    @property
+    def pad_id(self) -> int:
+        """Token used for padding (its value never matters: attention is masked there)."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in ids if i is not None)
+
+    def save(self, directory: str | Path) -> None:
+        """Write a plain transformers checkpoint."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def registry() -> dict[str, ModelSpec]:
+    """Return the registered models by name."""
+    return {name: ModelSpec(name=name, **entry) for name, entry in read_yaml("model_config.yaml").items()}
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Look a model up by its registered name, or take an existing directory or .gguf file at its word.
+
+    Raises LwaError listing the known names.
+    """
+    known = registry()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix == ".gguf" or path.is_dir():
+        return ModelSpec(name=path.stem, backend="path", id=str(path))
+    raise LwaError(f"unknown model {name!r}: neither a registered name ({', '.join(known)}) nor a directory or .gguf file")
+
+
+def load_teacher(name: str | Path) -> LanguageModel:
+    """Load a registered model, a local checkpoint directory or a .gguf file as an ordinary float32 causal LM.
+
+    Raises LwaError when the model is unknown, absent, or served by Ollama (which shows no weights).
+    """
+    spec = model_spec(str(name))
+    if spec.backend == "ollama":
+        raise LwaError(f"model {spec.name!r} is served by Ollama and has no weights to load: use it through BaseRecommender")
+    if spec.backend == "huggingface":
+        return _load_hub(spec)
+    path = embedded_file(spec.id) if spec.backend == "embedded" else Path(spec.id)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise LwaError(f"model file {path} does not exist")
+        return _load_gguf(spec.name, path)
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise LwaError(f"model directory {path} holds no .safetensors file: save it with save_pretrained")
+    return _load(spec.name, path, "+".join(paths.cached_sha256(file) for file in weights))
+
+
+def _load_hub(spec: ModelSpec) -> LanguageModel:
+    """Load a hub repository at its pinned revision; offline, only what is in the local cache."""
+    if not _HUB_ID.fullmatch(spec.id) or not spec.revision:
+        raise LwaError(f"model {spec.name!r}: model_config.yaml needs id: owner/name and a pinned revision, has {spec.id!r}")
+    try:
+        return _load(spec.name, spec.id, f"{spec.id}@{spec.revision}", revision=spec.revision)
+    except OSError as error:
+        raise LwaError(
+            f"model {spec.name!r} ({spec.id} at {spec.revision}) is neither in the local cache nor downloadable; "
+            f"unset HF_HUB_OFFLINE or give a local directory instead. {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _load_gguf(name: str, path: Path) -> LanguageModel:
+    """Load a .gguf file through its conversion to safetensors, made once under the cache folder and named by its hash."""
+    sha256 = paths.cached_sha256(path)
+    converted = paths.CACHE / "models" / sha256
+    if not converted.is_dir():
+        with paths.atomic_write(converted) as temporary:
+            _load(name, path.parent, sha256, gguf_file=path.name).save(temporary)
+    return _load(name, converted, sha256)
+
+
+def _load(name: str, source: str | Path, sha256: str, **where: Any) -> LanguageModel:
+    """Load tokenizer and weights, and free the model of what the GGUF reader leaves on it."""
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, **where)
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    if hasattr(model, "is_quantized"):
+        model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return LanguageModel(name, model.eval(), tokenizer, sha256)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the stack of decoder layers of any causal LM or wrapper around one: its longest list of like modules.
+
+    Raises LwaError when there is none.
+    """
+    stacks = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(layer) for layer in module}) == 1
+        and any(True for _ in module.parameters())
+    ]
+    if not stacks:
+        raise LwaError(f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList of modules of one type)")
+    return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """Return the module that owns the decoder layers: embeddings, layers and final norm, without a head."""
+    layers = decoder_layers(model)
+    return next(module for module in model.modules() if any(child is layers for child in module.children()))

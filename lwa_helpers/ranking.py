@@ -1,0 +1,179 @@
+"""Two ranking heads over one catalogue: item vectors (one pass, every item) and titles (exact log-probability)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.models import backbone
+
+HEAD_FILE = "item_head.safetensors"
+INITIAL_SCALE = 0.02
+
+
+class ItemHead(nn.Module):
+    """score(h, i) = (W h) . e_i + b_i for every item i: hidden (..., d) -> scores (..., N)."""
+
+    def __init__(self, vectors: Tensor, log_popularity: Tensor):
+        """vectors (N, d): starting item table; log_popularity (N,): starting bias."""
+        super().__init__()
+        self.table = nn.Parameter(vectors.clone().float())
+        self.bias = nn.Parameter(log_popularity.clone().float())
+        self.project = nn.Linear(vectors.shape[1], vectors.shape[1], bias=False)
+        nn.init.eye_(self.project.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return (self.project(hidden) @ self.table.T).float() + self.bias
+
+
+@dataclass
+class RankingOutput:
+    """loss: mean NLL over targets, or None; logits (P, N) at the P labelled positions; hidden: L+1 tensors (P, d) or None."""
+
+    loss: Tensor | None
+    logits: Tensor
+    hidden: tuple[Tensor, ...] | None = None
+
+
+class ItemRankingModel(nn.Module):
+    """A causal LM without its vocabulary head, and an item head that reads it where a title ends."""
+
+    def __init__(self, causal_lm: PreTrainedModel, head: ItemHead):
+        super().__init__()
+        self.causal_lm, self.head = causal_lm, head
+        causal_lm.config.use_cache = False
+
+    @property
+    def config(self):
+        return self.causal_lm.config
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, item_labels: Tensor, labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> RankingOutput:
+        """Score every item at each position of (B, T) whose item_labels is not -100; `labels` (title tokens) are not read."""
+        out = backbone(self.causal_lm)(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states
+        )
+        at = item_labels != -100
+        logits = self.head(out.last_hidden_state[at])
+        loss = F.cross_entropy(logits, item_labels[at]) if at.any() else None
+        hidden = tuple(state[at] for state in out.hidden_states) if output_hidden_states else None
+        return RankingOutput(loss, logits, hidden)
+
+    def save(self, directory: str | Path) -> None:
+        """Write a plain transformers checkpoint and the item head beside it."""
+        self.causal_lm.save_pretrained(directory)
+        save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
+
+
+def load_item_head(directory: str | Path) -> ItemHead:
+    """Read the head that ItemRankingModel.save wrote. Raises LwaError when it is absent."""
+    path = Path(directory) / HEAD_FILE
+    if not path.is_file():
+        raise LwaError(f"{path} does not exist: this checkpoint has no item head")
+    state = load_file(path)
+    head = ItemHead(state["table"], state["bias"])
+    head.load_state_dict(state)
+    return head
+
+
+def item_row_nll(model: ItemRankingModel, batch: dict[str, Tensor]) -> Tensor:
+    """Return the summed -log softmax of each row's targets, (B,): the Fisher loss of the item head."""
+    out = model(**{key: batch[key] for key in ("input_ids", "attention_mask", "item_labels")})
+    rows, positions = (batch["item_labels"] != -100).nonzero(as_tuple=True)
+    nll = F.cross_entropy(out.logits, batch["item_labels"][rows, positions], reduction="none")
+    return torch.zeros(len(batch["input_ids"]), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
+
+
+def _sample_items(model: ItemRankingModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Return the batch with item labels drawn from the model: what the sampled (true) Fisher needs."""
+    out = model(**{key: batch[key] for key in ("input_ids", "attention_mask", "item_labels")})
+    drawn = torch.multinomial(out.logits.softmax(-1), 1, generator=generator).squeeze(1)
+    labels = batch["item_labels"].clone()
+    labels[labels != -100] = drawn
+    return batch | {"item_labels": labels}
+
+
+item_row_nll.sample = _sample_items
+
+
+@torch.no_grad()
+def title_vectors(
+    causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str], batch_size: int = 64
+) -> Tensor:
+    """Return a starting vector for every title, (N, d): its mean final hidden state after `header`, each dimension
+    standardised over the catalogue and scaled by INITIAL_SCALE, so that first scores are small beside log popularity."""
+    prefix = tokenizer(header)["input_ids"]
+    tokens = [tokenizer(title + "\n", add_special_tokens=False)["input_ids"] for title in titles]
+    vectors = torch.empty(len(titles), causal_lm.config.hidden_size)
+    by_length = sorted(range(len(titles)), key=lambda i: len(tokens[i]))
+    for start in range(0, len(titles), batch_size):
+        chosen = by_length[start : start + batch_size]
+        ids, mask = pad_right([prefix + tokens[i] for i in chosen])
+        hidden = backbone(causal_lm)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        own = mask.clone()
+        own[:, : len(prefix)] = 0
+        vectors[chosen] = ((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)).float()
+    centred = vectors - vectors.mean(0)
+    return INITIAL_SCALE * centred / centred.std(0).clamp_min(1e-6)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask (B, T) of rows of different length."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return ids, mask
+
+
+@torch.no_grad()
+def rank_catalogue(model: ItemRankingModel, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
+    """Return the scores of all items at the last labelled position of each row, (users, N) float32, in batch order."""
+    model.eval()
+    device = next(model.parameters()).device
+    scores = []
+    for batch in batches:
+        batch = {key: batch[key].to(device) for key in ("input_ids", "attention_mask", "item_labels")}
+        scores.append(model(**batch).logits.float().cpu().numpy())
+    return np.concatenate(scores)
+
+
+class TitleRanker:
+    """log p(title + separator | header + history), exact, for any causal LM: the history is read once per user."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str]):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.header, self.titles = header, list(titles)
+        self.tokens = [tokenizer(title + "\n", add_special_tokens=False)["input_ids"] for title in self.titles]
+
+    def prompt(self, history: Sequence[int]) -> list[int]:
+        """Token ids of header (with the beginning-of-text token where the tokenizer adds one) and history, oldest first."""
+        return self.tokenizer(self.header)["input_ids"] + [token for item in history for token in self.tokens[item]]
+
+    @torch.no_grad()
+    def score(self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """Return the summed log-probability of each candidate's tokens, (B, C) float64."""
+        return np.stack([self._score_one(history, items) for history, items in zip(histories, candidates, strict=True)])
+
+    def _score_one(self, history: Sequence[int], items: Sequence[int]) -> np.ndarray:
+        prompt = torch.tensor([self.prompt(history)], device=self.model.device)
+        cache = DynamicCache(config=self.model.config)
+        first = self.model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+        rows = [self.tokens[item] for item in items]
+        ids, mask = (part.to(self.model.device) for part in pad_right(rows))
+        cache.batch_repeat_interleave(len(rows))
+        seen = torch.ones(len(rows), prompt.shape[1], dtype=mask.dtype, device=mask.device)
+        out = self.model(input_ids=ids, attention_mask=torch.cat([seen, mask], 1), past_key_values=cache, use_cache=True)
+        logits = torch.cat([first.expand(len(rows), 1, -1), out.logits[:, :-1]], 1).float()
+        log_p = logits.gather(2, ids[..., None]).squeeze(2) - logits.logsumexp(2)
+        return (log_p * mask).sum(1).double().cpu().numpy()
