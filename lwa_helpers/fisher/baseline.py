@@ -1,0 +1,38 @@
+"""What is often called Fisher information and is not: the squared gradient of a batch's mean loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import nn
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher.hooks import restored
+from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.models import decoder_layers
+
+
+def squared_batch_gradient(model: nn.Module, dataset: Iterable[dict], loss=None) -> np.ndarray:
+    """Mean over batches of || d(mean row loss of the batch) / d theta_l ||^2 per decoder layer, (L,): a baseline only.
+
+    The rows' gradients cancel inside the square, so it depends on the batch size, and shrinks with it, and estimates no
+    Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558, section 2). Raises LwaError for an empty dataset.
+    """
+    loss = loss or next_token_nll
+    parameters = [list(layer.parameters()) for layer in decoder_layers(model)]
+    batches = []
+    with restored(model), torch.enable_grad():
+        model.requires_grad_(False)
+        for parameter in (p for group in parameters for p in group):
+            parameter.requires_grad_(True)
+        device = next(model.parameters()).device
+        for batch in dataset:
+            model.zero_grad(set_to_none=True)
+            loss(model, {name: value.to(device) for name, value in batch.items()}).mean().backward()
+            norms = [[p.grad.double().square().sum().item() for p in group if p.grad is not None] for group in parameters]
+            batches.append([sum(group) for group in norms])
+    if not batches:
+        raise LwaError("the dataset gave no batch: a generator can be read only once")
+    return np.mean(batches, axis=0)

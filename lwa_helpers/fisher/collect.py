@@ -1,0 +1,122 @@
+"""From (site, input, output gradient) to per-row traces per layer, module or attention head, and to the diagonal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lwa_helpers.fisher.kernels import direct_traces, gram_is_cheaper, gram_traces, part_traces, token_gram, wide
+from lwa_helpers.fisher.sites import Site, head_parts, linear_size, scale_input
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of traces belongs to; module "" is the whole layer, head None the whole module."""
+
+    layer: int
+    module: str
+    n_parameters: int
+    head: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Columns of one site: its weight's parts start at `first`, its bias's at `bias`; side is what the heads slice."""
+
+    first: int
+    bias: int
+    n_parts: int = 1
+    side: str | None = None
+
+
+class TraceCollector:
+    """Per-row squared gradient norms at one granularity, batch by batch; at "parameter" also the diagonal's running sums."""
+
+    def __init__(self, sites: list[Site], layers: nn.ModuleList, granularity: str):
+        self.columns: list[Column] = []
+        if granularity == "layer":
+            counts = [sum(site.n_parameters for site in sites if site.layer == index) for index in range(len(layers))]
+            self.columns = [Column(index, "", count) for index, count in enumerate(counts)]
+            self._places = {site: Place(site.layer, site.layer) for site in sites}
+        else:
+            heads = {site: head_parts(site, layers[site.layer]) if granularity == "head" else None for site in sites}
+            self._places = {site: self._place(site, heads[site]) for site in sites}
+        self.square_sums: dict[Site, dict[str, Tensor]] = {}
+        if granularity == "parameter":
+            self.square_sums = {
+                site: {name: torch.zeros_like(wide(p.detach())) for name, p in site.module.named_parameters(recurse=False)}
+                for site in sites
+            }
+
+    def _place(self, site: Site, heads: tuple[str, int] | None) -> Place:
+        """Append the columns of a site."""
+        first = len(self.columns)
+        if heads is None:
+            self.columns.append(Column(site.layer, site.name, site.n_parameters))
+            return Place(first, first)
+        side, n_parts = heads
+        bias = getattr(site.module, "bias", None)
+        own_bias = 0 if bias is None or side == "input" else bias.numel()
+        count = (site.module.weight.numel() + own_bias) // n_parts
+        self.columns += [Column(site.layer, site.name, count, head) for head in range(n_parts)]
+        if bias is not None and side == "input":
+            self.columns.append(Column(site.layer, f"{site.name}.bias", bias.numel()))
+        return Place(first, first + n_parts if side == "input" else first, n_parts, side)
+
+    def start(self, rows: int, device: torch.device) -> None:
+        """Make room for a batch: `traces` (rows, columns), float64."""
+        self.traces = torch.zeros(rows, len(self.columns), dtype=torch.float64, device=device)
+        self._input_gram: tuple[Tensor, Tensor] | None = None
+
+    def finish(self) -> Tensor:
+        """Return the batch's traces and let go of the last module's working set."""
+        self._input_gram = None
+        return self.traces
+
+    def receive(self, site: Site, x: Tensor, gradient: Tensor) -> None:
+        """Add what one site's input and output gradient, both (B, ..., d), say about its parameters."""
+        x = x.to(gradient.device)
+        place, bias = self._places[site], getattr(site.module, "bias", None)
+        if site.kind == "scale":
+            self._vector(site, "weight", place.first, gradient * scale_input(site.module, x, site.unit))
+        else:
+            self._add(place.first, self._linear(site, place, x.flatten(1, -2), gradient.flatten(1, -2)))
+        if bias is not None:
+            self._vector(site, "bias", place.bias, gradient, place.n_parts if place.side == "output" else 1)
+
+    def _vector(self, site: Site, name: str, column: int, terms: Tensor, n_parts: int = 1) -> None:
+        """A parameter whose gradient is the sum over tokens of `terms` (B, ..., d), in n_parts equal slices."""
+        squares = wide(terms).flatten(1, -2).sum(1).square()
+        self._add(column, squares.double().unflatten(1, (n_parts, -1)).sum(2))
+        if site in self.square_sums:
+            self.square_sums[site][name] += squares.sum(0)
+
+    def _linear(self, site: Site, place: Place, a: Tensor, b: Tensor) -> Tensor:
+        """Traces (B, n_parts) of a weight matrix from a (B, T, d_in), b (B, T, d_out)."""
+        d_in, d_out = linear_size(site)
+        if place.side == "output":
+            return part_traces(self._gram_of_input(a, b.dtype), b, place.n_parts)
+        if place.side == "input":
+            return part_traces(token_gram(b), a.to(b.dtype), place.n_parts)
+        known = self._input_gram is not None and _same(self._input_gram[0], a)
+        if site not in self.square_sums and gram_is_cheaper(a.shape[1], d_in, d_out, known):
+            return gram_traces(self._gram_of_input(a, b.dtype), token_gram(b)).unsqueeze(1)
+        left, right = (b, a.to(b.dtype)) if site.kind == "linear" else (a.to(b.dtype), b)
+        return direct_traces(left, right, self.square_sums.get(site, {}).get("weight")).unsqueeze(1)
+
+    def _gram_of_input(self, a: Tensor, dtype: torch.dtype) -> Tensor:
+        """Gram of a, in the precision of the matrix product that read it; query, key and value share one, gate and up too."""
+        if self._input_gram is None or not _same(self._input_gram[0], a):
+            self._input_gram = None
+            self._input_gram = (a, token_gram(a.to(dtype)))
+        return self._input_gram[1]
+
+    def _add(self, column: int, values: Tensor) -> None:
+        self.traces[:, column : column + values.shape[1]] += values.to(self.traces.device)
+
+
+def _same(kept: Tensor, a: Tensor) -> bool:
+    """Whether two live tensors are the same memory read the same way."""
+    return kept.data_ptr() == a.data_ptr() and kept.shape == a.shape and kept.stride() == a.stride() and kept.dtype == a.dtype

@@ -1,0 +1,116 @@
+"""Read each site's input and output gradient as they pass, and leave the model as it was."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher.sites import Site
+from lwa_helpers.models import decoder_layers
+
+Receive = Callable[[Site, Tensor, Tensor], None]
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (dropout off) inside; mode, requires_grad and gradients of every part as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, (requires_grad, grad) in flags.items():
+            parameter.requires_grad_(requires_grad).grad = grad
+
+
+class _Tap(torch.autograd.Function):
+    """The identity on y, whose backward shows (x, dL/dy); x is kept as autograd keeps it, checkpointing included."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, x: Tensor, receive: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.receive = receive
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        ctx.receive(ctx.saved_tensors[0], gradient)
+        return gradient, None, None
+
+
+class Taps:
+    """Call receive(site, x, dL/dy) once per site and backward pass, with the calls of a module used twice joined.
+
+    x and dL/dy are (B, tokens, d). Use as a context around `total = loss(...).sum()` and `taps.backward(total)`.
+    """
+
+    def __init__(self, model: nn.Module, sites: list[Site], receive: Receive, batch_size: int):
+        self._first_layer = decoder_layers(model)[0]
+        self._sites, self._receive, self._batch_size = sites, receive, batch_size
+        self._calls: Counter[Site] = Counter()
+        self._arrived: defaultdict[Site, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._in_backward = False
+
+    def __enter__(self) -> Taps:
+        self._handles = [self._first_layer.register_forward_pre_hook(_start_gradients, with_kwargs=True)]
+        for site in self._sites:
+            self._handles.append(site.module.register_forward_hook(self._tap(site), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def backward(self, total: Tensor) -> None:
+        """Run the backward pass and hand over what is left. Raises LwaError when a site's module was never called."""
+        silent = [site.label for site in self._sites if not self._calls[site]]
+        if silent:
+            raise LwaError(f"{silent[0]} took no part in the forward pass as a module, so its gradient cannot be seen")
+        self._in_backward = True
+        if total.requires_grad:
+            total.backward()
+        for site in list(self._arrived):
+            self._deliver(site)
+
+    def _tap(self, site: Site):
+        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+            if not self._in_backward:
+                self._calls[site] += 1
+            if not (torch.is_grad_enabled() and output.requires_grad):
+                return None
+            x = args[0] if args else next(iter(kwargs.values()))
+            return _Tap.apply(output, x, lambda a, b: self._arrive(site, a, b))
+
+        return hook
+
+    def _arrive(self, site: Site, x: Tensor, gradient: Tensor) -> None:
+        if x.ndim < 3 or len(x) != self._batch_size:
+            raise LwaError(f"{site.label} got an input of shape {tuple(x.shape)}; its first axis must be the {self._batch_size} rows")
+        self._arrived[site].append((x, gradient))
+        if len(self._arrived[site]) == self._calls[site]:
+            self._deliver(site)
+
+    def _deliver(self, site: Site) -> None:
+        calls = self._arrived.pop(site)
+        with torch.autocast(calls[0][1].device.type, enabled=False):
+            if len(calls) == 1:
+                self._receive(site, *calls[0])
+            else:
+                rows = self._batch_size
+                self._receive(site, *(torch.cat([t.reshape(rows, -1, t.shape[-1]) for t in side], 1) for side in zip(*calls)))
+
+
+def _start_gradients(_layer: nn.Module, args: tuple, kwargs: dict):
+    """Let the gradient flow begin at the first decoder layer's input: no parameter asks for one."""
+    if not torch.is_grad_enabled():
+        return None
+    if args:
+        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": kwargs["hidden_states"].detach().requires_grad_()}

@@ -1,0 +1,64 @@
+"""Squared norms of per-row weight gradients of a linear map, from its inputs a (B, T, d_in) and output gradients b (B, T, d_out).
+
+Row r's gradient is sum_t b_rt a_rt^T. Two ways to its squared norm, both exact:
+  token Gram  sum_{t,t'} (a_t . a_t') (b_t . b_t'),      B T^2 (d_in + d_out) multiplications, never forms the gradient;
+  direct      form the gradient block by block, square,  B T d_in d_out multiplications.
+Products of bfloat16 factors are accumulated in float32 inside the matrix product and stored in bfloat16 before the sums,
+which are float32; sums over blocks are float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}  # one gradient block: half a MiB stays in a core's cache; 256 MiB on a GPU
+SQUARING_COST = 16  # squaring one gradient entry costs about as much as this many multiplications inside a matrix product
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half-precision tensors as float32, others as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def token_gram(x: Tensor) -> Tensor:
+    """Inner products of all pairs of tokens: (..., T, d) -> (..., T, T), float32 or better."""
+    return wide(x @ x.mT)
+
+
+def gram_is_cheaper(tokens: int, d_in: int, d_out: int, have_input_gram: bool) -> bool:
+    """Compare multiplications of the two forms for rows of `tokens` tokens."""
+    gram = tokens * (d_out if have_input_gram else d_in + d_out)
+    return gram < (tokens + SQUARING_COST) * d_in * d_out / tokens
+
+
+def gram_traces(gram_a: Tensor, gram_b: Tensor) -> Tensor:
+    """sum_{t,t'} of the product of two Grams (..., T, T) -> (...) float64."""
+    return torch.linalg.vecdot(gram_a.flatten(-2), gram_b.flatten(-2)).double()
+
+
+def part_traces(gram: Tensor, sliced: Tensor, n_parts: int) -> Tensor:
+    """Squared gradient norm of each of n_parts equal slices of one side: (B, n_parts) float64.
+
+    gram (B, T, T) of the side that stays whole; sliced (B, T, n_parts * q).
+    """
+    split = sliced.unflatten(-1, (n_parts, -1)).transpose(1, 2)
+    return gram_traces(gram.unsqueeze(1), token_gram(split))
+
+
+def direct_traces(left: Tensor, right: Tensor, square_sum: Tensor | None = None) -> Tensor:
+    """Squared norm of each row's left^T right, (B, T, m), (B, T, n) -> (B,) float64.
+
+    square_sum (m, n), when given, receives the sum over rows of the squared entries: the Fisher diagonal.
+    """
+    n_rows, n_cols = left.shape[-1], right.shape[-1]
+    block = max(1, BLOCK_ELEMENTS.get(left.device.type, BLOCK_ELEMENTS["cpu"]) // n_cols)
+    traces = torch.zeros(len(left), dtype=torch.float64, device=left.device)
+    for start in range(0, n_rows, block):
+        columns = left[..., start : start + block].mT
+        for row in range(len(left)):
+            gradient = wide(columns[row] @ right[row])
+            traces[row] += torch.linalg.vecdot(gradient.flatten(), gradient.flatten())
+            if square_sum is not None:
+                square_sum[start : start + block].addcmul_(gradient, gradient)
+    return traces

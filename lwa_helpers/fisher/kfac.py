@@ -1,0 +1,53 @@
+"""How many directions a layer uses: effective ranks of the Kronecker factors of each linear module's Fisher block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher.hooks import Taps, restored
+from lwa_helpers.fisher.kernels import wide
+from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.sites import Site, find_sites
+from lwa_helpers.models import decoder_layers
+
+
+def kfac_effective_ranks(model: nn.Module, dataset: Iterable[dict], loss=None, layers: Iterable[int] | None = None) -> pd.DataFrame:
+    """Effective rank tr(M)^2 / tr(M^2) of A = sum_t a_t a_t^T and S = sum_t b_t b_t^T of every linear module.
+
+    a: inputs, b: gradients of the summed NLL at the outputs (Martens & Grosse 2015), over tokens whose gradient is not zero.
+    layers: only these (memory: d_in^2 + d_out^2 numbers a module). Returns layer, module, input_rank, gradient_rank.
+    Raises LwaError for an empty dataset or a module that is not supported.
+    """
+    chosen = set(range(len(decoder_layers(model)))) if layers is None else set(layers)
+    sites = [site for site in find_sites(model) if site.kind != "scale" and site.layer in chosen]
+    factors: dict[Site, list[Tensor]] = {}
+
+    def receive(site: Site, x: Tensor, gradient: Tensor) -> None:
+        b = wide(gradient).flatten(0, -2)
+        used = b.any(1)
+        sides = wide(x).flatten(0, -2)[used], b[used]
+        products = [side.T @ side for side in sides]
+        factors[site] = [old + new for old, new in zip(factors[site], products)] if site in factors else products
+
+    with restored(model), torch.enable_grad():
+        model.requires_grad_(False)
+        device = next(model.parameters()).device
+        for batch in dataset:
+            batch = {name: value.to(device) for name, value in batch.items()}
+            with Taps(model, sites, receive, len(batch["input_ids"])) as taps:
+                taps.backward((loss or next_token_nll)(model, batch).sum())
+    if not factors:
+        raise LwaError("the dataset gave no batch: a generator can be read only once")
+    rows = [(site.layer, site.name, *map(_effective_rank, factors[site])) for site in sites]
+    return pd.DataFrame(rows, columns=["layer", "module", "input_rank", "gradient_rank"])
+
+
+def _effective_rank(factor: Tensor) -> float:
+    """tr(M)^2 / tr(M^2), between 1 and the rank; NaN for a zero matrix."""
+    factor = factor.double()
+    return float(factor.trace() ** 2 / factor.square().sum())

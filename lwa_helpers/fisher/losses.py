@@ -1,0 +1,83 @@
+"""The default loss: next-token negative log-likelihood, summed per row, with logits only where there is a label."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lwa_helpers.errors import LwaError
+
+IGNORED = -100
+
+
+def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Summed -log p(label_t | tokens before t) of each row: (B,), float32 or better.
+
+    labels (B, T) are aligned with input_ids and shifted here; -100 is ignored. A label counts only where its token and the
+    one before it are both real by attention_mask, so that a padded row (on either side) gives what it gives alone.
+    Raises LwaError when the batch lacks input_ids or labels.
+    """
+    kept = _kept(batch)
+    logits = _logits_at(model, batch, kept)
+    nll = F.cross_entropy(logits, batch["labels"][:, 1:][kept], reduction="none")
+    rows = kept.nonzero(as_tuple=True)[0]
+    return torch.zeros(len(kept), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
+
+
+def _sample(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch with every label that counts drawn from the model, given the data's tokens before it."""
+    kept = _kept(batch)
+    drawn = torch.multinomial(_logits_at(model, batch, kept).softmax(-1), 1, generator=generator).squeeze(1)
+    labels = batch["labels"].clone()
+    labels[:, 1:][kept] = drawn
+    return {**batch, "labels": labels}
+
+
+next_token_nll.sample = _sample
+
+
+def _kept(batch: dict[str, Tensor]) -> Tensor:
+    """Where labels[:, 1:] count: bool (B, T-1)."""
+    missing = {"input_ids", "labels"} - set(batch)
+    if missing:
+        raise LwaError(f"a batch for the default loss needs {' and '.join(sorted(missing))}; it has {', '.join(sorted(batch))}")
+    if batch["labels"].shape != batch["input_ids"].shape:
+        raise LwaError(f"labels have shape {tuple(batch['labels'].shape)}, input_ids {tuple(batch['input_ids'].shape)}")
+    kept = batch["labels"][:, 1:] != IGNORED
+    if "attention_mask" in batch:
+        real = batch["attention_mask"].bool()
+        kept = kept & real[:, 1:] & real[:, :-1]
+    return kept
+
+
+def _logits_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """Logits (P, V) of the P kept positions: the head sees only those, whatever the model does with its output."""
+    def pack(_head: nn.Module, args: tuple) -> tuple:
+        return (args[0][:, :-1][kept][None],)
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        logits = model(**_inputs(model, batch)).logits[:, :-1][kept]
+    else:
+        handle = head.register_forward_pre_hook(pack)
+        try:
+            logits = model(**_inputs(model, batch)).logits[0]
+        finally:
+            handle.remove()
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
+    """Model arguments: positions count real tokens only, so that left padding changes nothing."""
+    accepted = inspect.signature(model.forward).parameters
+    inputs: dict[str, Tensor | bool] = {"input_ids": batch["input_ids"]}
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False
+    if "attention_mask" in batch:
+        inputs["attention_mask"] = batch["attention_mask"]
+        if "position_ids" in accepted:
+            inputs["position_ids"] = (batch["attention_mask"].long().cumsum(1) - 1).clamp_min(0)
+    return inputs
