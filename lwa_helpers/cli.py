@@ -40,14 +40,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", metavar="02,03", help="only these notebooks")
     run.add_argument("--force", action="store_true", help="run current ones too")
     run.add_argument("--publish", action="store_true", help="publish the results afterwards")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.name=All_Beauty")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.name=All_Beauty"
+    )
     run.set_defaults(command=_reproduce)
 
     publish = commands.add_parser("publish", help="copy a profile's results to figures/ and paper/")
     publish.add_argument("profile")
     publish.set_defaults(command=_publish)
 
-    compare = commands.add_parser("compare", help="compare a run's numbers with a reference's; exit status 1 when they differ")
+    compare = commands.add_parser(
+        "compare", help="compare a run's numbers with a reference's; exit status 1 when they differ"
+    )
     compare.add_argument("run", help="a results folder, results.tex or manifest.json")
     compare.add_argument("reference", help="likewise")
     compare.add_argument("--tolerance", type=float, default=0.05, help="relative (default: 0.05)")

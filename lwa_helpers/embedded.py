@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
+from lwa_helpers.paths import cached_sha256
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def embedded_file(name: str) -> Path:
     entry = EMBEDDED[name]
     parts = [_locate(module, inside, entry.requirement) for module, inside in entry.parts]
     path = parts[0] if len(parts) == 1 else _joined(name, parts)
-    if paths.cached_sha256(path) != entry.sha256:
+    if cached_sha256(path) != entry.sha256:
         if len(parts) > 1:
             paths.remove(path)
         raise LwaError(f"{path} is not the file of {entry.requirement} (SHA-256 differs): reinstall it with `{_FIX}`")

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
@@ -15,7 +15,7 @@ HEARTBEAT = 30.0
 
 
 class Progress:
-    """Prints `[3/5] 03_weighting_ablation cell 7/18 · 02:10 elapsed · eta 03:40`; also the stderr that tqdm writes to."""
+    """Prints `[3/5] 03_weighting_ablation cell 7/18 · 02:10 elapsed · eta 03:40`; takes the cells' stderr for tqdm."""
 
     def __init__(self, label: str, run_start: float, expected: float | None, later: float | None) -> None:
         """`expected`: seconds this stage took last time; `later`: what the stages after it took; None: not known."""
@@ -27,7 +27,7 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -86,8 +86,16 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Pr
     attempt.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            source, attempt, parameters, engine_name="lwa", kernel_name="python3", language="python", cwd=paths.ROOT,
-            progress_bar=False, stderr_file=progress, progress=progress,
+            source,
+            attempt,
+            parameters,
+            engine_name="lwa",
+            kernel_name="python3",
+            language="python",
+            cwd=paths.ROOT,
+            progress_bar=False,
+            stderr_file=progress,
+            progress=progress,
         )
     except papermill.PapermillExecutionError as error:
         raise LwaError(_explain(source, error, progress, attempt)) from None

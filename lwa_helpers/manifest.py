@@ -63,9 +63,13 @@ def install(staging: Path, results: Path, summary: dict[str, Any]) -> None:
 def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
     """What made a result: commit, uncommitted changes, package versions, device, seed and settings."""
     return {
-        "profile": config.profile, "seed": config.seed, "settings": config.model_dump(mode="json"),
-        "commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(git("status", "--porcelain")),
-        "device": device_name(device), "python": platform.python_version(),
+        "profile": config.profile,
+        "seed": config.seed,
+        "settings": config.model_dump(mode="json"),
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain")),
+        "device": device_name(device),
+        "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
@@ -73,7 +77,7 @@ def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
 def git(*arguments: str) -> str:
     """Output of a git command in the checkout; empty where git or the history is absent (a source archive)."""
     try:
-        done = subprocess.run(["git", "-C", paths.ROOT, *arguments], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", paths.ROOT, *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""Merge the notebooks' manifests into results.tex and manifest.json, and copy a profile's results into figures/ and paper/."""
+"""Merge the notebooks' manifests into results.tex and manifest.json; publish a profile's results."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def merge(results: Path, names: list[str]) -> None:
 
 
 def _origin(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Profile, commit, uncommitted changes and device of a set of records; several commits or devices are all named."""
-    several = {key: ", ".join(sorted({str(record[key]) for record in records})) for key in ("profile", "commit", "device")}
+    """Profile, commit, uncommitted changes and device of some records; several commits or devices are all named."""
+    several = {
+        key: ", ".join(sorted({str(record[key]) for record in records})) for key in ("profile", "commit", "device")
+    }
     return several | {"dirty": any(record["dirty"] for record in records)}
 
 
@@ -40,7 +42,9 @@ def _union(records: list[dict[str, Any]], field: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for record in records:
         if twice := merged.keys() & record[field].keys():
-            raise LwaError(f"{field} {', '.join(sorted(twice))} of {record['notebook']} were recorded by an earlier notebook")
+            raise LwaError(
+                f"{field} {', '.join(sorted(twice))} of {record['notebook']} were recorded by an earlier notebook"
+            )
         merged |= record[field]
     return merged
 
@@ -53,7 +57,7 @@ def paper_profile() -> str:
 def publish(profile: str) -> None:
     """Replace figures/, paper/tables/ and paper/results.tex by a profile's results.
 
-    Raises LwaError when a notebook of that profile has not been run, is stale, or ran with other settings than the rest.
+    Raises LwaError when one of its notebooks has not been run, is stale, or ran with other settings than the rest.
     """
     results = paths.results_dir(profile)
     records = _current_records(profile, results)
@@ -76,10 +80,14 @@ def _current_records(profile: str, results: Path) -> list[dict[str, Any]]:
         record = manifest.load(results, stage.name)
         overrides = record["records"]["overrides"] if record else {}
         if reason := why_stale(stage, load_config(profile, overrides), results):
-            raise LwaError(f"{stage.name} is stale ({reason}): run `lwa reproduce --profile {profile}` before publishing")
+            raise LwaError(
+                f"{stage.name} is stale ({reason}): run `lwa reproduce --profile {profile}` before publishing"
+            )
         records.append(record)
     if len({json.dumps(record["settings"], sort_keys=True) for record in records}) > 1:
-        raise LwaError(f"the notebooks of {profile} ran with different settings: run `lwa reproduce --profile {profile}` first")
+        raise LwaError(
+            f"the notebooks of {profile} ran with different settings: run `lwa reproduce --profile {profile}` first"
+        )
     return records
 
 
@@ -96,6 +104,10 @@ def _copy(source: Path, target: Path, names: list[str]) -> None:
 def _figure_manifest(records: list[dict[str, Any]]) -> dict[str, Any]:
     """figure -> what made it: notebook, inputs, profile, commit, device, hash, caption and alternative text."""
     return {
-        name.removeprefix("figures/"): output | _origin([record]) | {"notebook": record["notebook"], "inputs": record["inputs"]}
-        for record in records for name, output in record["outputs"].items() if name.startswith("figures/")
+        name.removeprefix("figures/"): output
+        | _origin([record])
+        | {"notebook": record["notebook"], "inputs": record["inputs"]}
+        for record in records
+        for name, output in record["outputs"].items()
+        if name.startswith("figures/")
     }

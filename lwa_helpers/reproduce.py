@@ -99,25 +99,30 @@ def status(profile: str) -> list[str]:
 def summary(results: Path, config: ExperimentConfig, spent: float) -> str:
     """What was found, in how much time, and where everything lies."""
     records = manifest.load_all(results)
-    names = [name for record in records for name in record["outputs"]]
-    count = {kind: sum(name.startswith(kind) and not name.endswith(".png") for name in names) for kind in ("figures/", "tables/")}
     lines = ["", "Hypotheses"]
-    for key, verdict in sorted((k, v) for record in records for k, v in record["verdicts"].items()):
-        lines.append(f"  {key} {verdict['outcome']}: {verdict['sentence']} [figures/{verdict['figure']}.pdf]")
-    lines += ["Wall time of each notebook's last run"]
-    seconds = {stage.name: (load_state(results, stage) or {"seconds": 0.0})["seconds"] for stage in stages()}
-    lines += [f"  {name:28} {clock(value)}" for name, value in seconds.items()]
-    total = sum(seconds.values())
-    word = "within" if total <= 60 * config.target_minutes else "over"
-    lines.append(f"  {'all':28} {clock(total)}, {word} the {config.target_minutes:g} min meant for `{config.profile}`"
-                 f" (this call: {clock(spent)})")
+    for key, found in sorted((key, found) for record in records for key, found in record["verdicts"].items()):
+        lines.append(f"  {key} {found['outcome']}: {found['sentence']} [figures/{found['figure']}.pdf]")
+    lines += ["Wall time of each notebook's last run", *_times(results, config, spent)]
+    names = [name for record in records for name in record["outputs"]]
+    figures = sum(name.startswith("figures/") and name.endswith(".pdf") for name in names)
+    tables = sum(name.startswith("tables/") for name in names)
     numbers = sum(len(record["numbers"]) for record in records)
     lines += [
         f"Results in {results}",
-        f"  {count['figures/']} figures in figures/, {count['tables/']} tables in tables/, {numbers} numbers in results.tex,",
-        "  executed notebooks in notebooks/, what made each result in manifest.json",
+        f"  figures/ {figures} figures, tables/ {tables} tables, results.tex {numbers} numbers,",
+        "  notebooks/ executed copies, manifest.json what made each result",
     ]
     return "\n".join(lines)
+
+
+def _times(results: Path, config: ExperimentConfig, spent: float) -> list[str]:
+    """Each notebook's wall time, and the total against the profile's target."""
+    seconds = {stage.name: state["seconds"] for stage in stages() if (state := load_state(results, stage))}
+    total = sum(seconds.values())
+    word = "within" if total <= 60 * config.target_minutes else "over"
+    target = f"{word} the {config.target_minutes:g} min meant for `{config.profile}` (this call: {clock(spent)})"
+    lines = [f"  {name:28} {clock(value)}" for name, value in seconds.items()]
+    return [*lines, f"  {'all':28} {clock(total)}, {target}"]
 
 
 def _check_disk(results: Path) -> None:
@@ -126,8 +131,8 @@ def _check_disk(results: Path) -> None:
     free = shutil.disk_usage(place).free
     if free < NEEDED_BYTES:
         raise LwaError(
-            f"only {free / 1024**3:.1f} GiB are free on the disk of {place}; a run needs {NEEDED_BYTES / 1024**3:.0f} GiB: "
-            "make room (an old results/<profile>/ can go) and start again"
+            f"only {free / 1024**3:.1f} GiB are free on the disk of {place}, and a run needs "
+            f"{NEEDED_BYTES / 1024**3:.0f} GiB: make room (an old results/<profile>/ can go) and start again"
         )
 
 

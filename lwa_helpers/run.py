@@ -123,7 +123,7 @@ class Run:
         target.write_text(table, encoding="utf-8")
         return target
 
-    def number(self, name: str, value: float | int | str, form: str = "{}") -> str:
+    def number(self, name: str, value: float | str, form: str = "{}") -> str:
         """Record one number of the text as the LaTeX macro \\<name>; returns it as it will be printed.
 
         Raises LwaError on a name that is not letters only, a repeated name, or a value that is not finite.
@@ -163,8 +163,13 @@ class Run:
         if absent := [name for name in figures if not (name in outputs or (self.dir / name).exists())]:
             raise LwaError(f"{self.notebook}: a verdict names {absent[0]}, which no notebook saved")
         summary = manifest.provenance(self._device, self.config) | {
-            "notebook": self.notebook, "started": self._started, "seconds": time.time() - self._started,
-            "inputs": self._inputs, "outputs": outputs, "numbers": self._numbers, "verdicts": self._verdicts,
+            "notebook": self.notebook,
+            "started": self._started,
+            "seconds": time.time() - self._started,
+            "inputs": self._inputs,
+            "outputs": outputs,
+            "numbers": self._numbers,
+            "verdicts": self._verdicts,
             "records": self._records,
         }
         manifest.install(self.staging, self.dir, summary)
@@ -180,6 +185,8 @@ def _check_name(name: str, kind: str) -> None:
 def _names(notebook: Path, output: str) -> bool:
     """Whether a notebook's source contains the output's name, or the bare name that a save_ method takes."""
     source = notebook.read_text(encoding="utf-8")
-    return f'\\"{output}\\"' in source or f'save_frame(\\"{Path(output).stem}\\"' in source or (
-        f'save_json(\\"{Path(output).stem}\\"' in source
+    return (
+        f'\\"{output}\\"' in source
+        or f'save_frame(\\"{Path(output).stem}\\"' in source
+        or (f'save_json(\\"{Path(output).stem}\\"' in source)
     )

@@ -1,4 +1,4 @@
-"""What a notebook's code is and reaches, read from syntax trees: comments, white space, prose and docstrings don't count."""
+"""What a notebook's code is and reaches, from syntax trees: comments, space, prose and docstrings don't count."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def _check_parameters(path: Path, tree: ast.Module) -> None:
     try:
         found = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
     except (AttributeError, ValueError):
-        raise LwaError(f"{path}: its parameters cell may hold nothing but `name = value` lines with plain values") from None
+        raise LwaError(
+            f"{path}: its parameters cell may hold nothing but `name = value` lines with plain values"
+        ) from None
     if set(found) != set(PARAMETERS):
         raise LwaError(f"{path}: its parameters cell sets {sorted(found)}, but must set {sorted(PARAMETERS)}")
     for name, kind in PARAMETERS.items():
@@ -65,7 +67,11 @@ def digest(tree: ast.AST) -> str:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     return paths.sha256_of_text(ast.dump(tree))
 
@@ -127,7 +133,7 @@ def _file_of(module: str) -> Path | None:
 
 
 def sections_used(tree: ast.Module, sections: set[str]) -> set[str]:
-    """The settings that a notebook reads as `run.config.<section>`; all of them if it hands run or run.config on whole."""
+    """The settings that a notebook reads as `run.config.<section>`; all if it hands run or run.config on whole."""
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     runs = _assigned(tree, lambda value: isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Run.open"))
     configs = _assigned(tree, lambda value: ast.unparse(value) in {f"{run}.config" for run in runs})

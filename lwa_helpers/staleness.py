@@ -77,7 +77,9 @@ def why_stale(stage: Stage, config: ExperimentConfig, results: Path) -> str | No
 
 def inputs(results: Path, names: dict[str, str]) -> dict[str, str]:
     """The hashes that earlier outputs have now."""
-    made = {name: output["sha256"] for record in manifest.load_all(results) for name, output in record["outputs"].items()}
+    made = {
+        name: output["sha256"] for record in manifest.load_all(results) for name, output in record["outputs"].items()
+    }
     return {f"input {name}": made.get(name, "missing") for name in names}
 
 

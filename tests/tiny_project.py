@@ -20,7 +20,8 @@ run.save_json("squares", [n * n for n in range(run.config.data.max_titles)])
 figure, axes = plt.subplots()
 axes.plot(run.load_json("squares"))
 run.save_figure(figure, "squares", caption="Squares.", alt="A rising curve.")
-run.save_table("\\\\begin{tabular}{r}\\n\\\\toprule\\n1\\n\\\\bottomrule\\n\\\\end{tabular}\\n", "squares", caption="One.")
+import pandas
+run.save_table(pandas.DataFrame({"n": [1]}), "squares", caption="One.")
 run.number("LargestSquare", run.load_json("squares")[-1], "{:,}")
 run.finish()
 """
@@ -61,7 +62,13 @@ def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
     """Make this process and the kernels that it starts take `root` for the checkout."""
     patch.setenv("LWA_ROOT", str(root))
     patch.setenv("LWA_CACHE", str(root / ".cache"))
-    folders = {"NOTEBOOKS": "notebooks", "FIGURES": "figures", "PAPER": "paper", "RESULTS": "results", "CACHE": ".cache"}
+    folders = {
+        "NOTEBOOKS": "notebooks",
+        "FIGURES": "figures",
+        "PAPER": "paper",
+        "RESULTS": "results",
+        "CACHE": ".cache",
+    }
     for name, folder in {"ROOT": ".", "DATASET": "dataset", **folders}.items():
         patch.setattr(paths, name, (root / folder).resolve())
     sources.module_tree.cache_clear()

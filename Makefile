@@ -1,0 +1,64 @@
+# `make help` lists the targets.
+
+PUBLISHED := $(if $(filter undefined,$(origin PROFILE)),yes)
+PROFILE ?= quick
+PYTHON ?= python3
+
+VENV := .venv
+READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+TEX_PACKAGES := latexmk texlive-publishers texlive-latex-recommended texlive-fonts-recommended
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test reproduce paper lab benchmark clean
+
+test reproduce benchmark: export HF_HUB_OFFLINE ?= 1
+
+help: ## list the targets
+	@echo "usage: make TARGET [PROFILE=smoke|quick|paper]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(READY) ## build .venv from constraints.txt and embedded.txt
+
+$(READY): pyproject.toml constraints.txt embedded.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name it with PYTHON=…")'
+	@rm -f $@
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e '.[test]'
+	$(PIP) install -q --no-deps --require-hashes -r embedded.txt
+	@touch $@
+
+test: $(READY) ## run the unit tests and the smoke test
+	$(VENV)/bin/python -m pytest -m "unit or smoke"
+
+reproduce: $(READY) ## run the five notebooks: figures, tables, numbers (PROFILE=quick)
+	$(VENV)/bin/lwa reproduce --profile $(PROFILE)
+
+ifeq ($(PUBLISHED),yes)
+paper: BUILD := paper/build
+paper: RUN := paper
+paper: FIGURES := figures
+else
+paper: BUILD := paper/build/$(PROFILE)
+paper: RUN := results/$(PROFILE)
+paper: FIGURES := results/$(PROFILE)/figures
+paper: PRETEX := -usepretex='\AtBeginDocument{\subtitle{Built from a run of the \texttt{$(PROFILE)} profile}}'
+endif
+paper: ## build paper/build/main.pdf from the published results (PROFILE=quick: from that run)
+	@command -v latexmk >/dev/null || { echo "make paper needs latexmk: apt-get install $(TEX_PACKAGES)" >&2; exit 1; }
+	@test -f $(RUN)/results.tex || { echo "$(RUN)/results.tex is missing: $(if $(PUBLISHED),run lwa publish PROFILE,run make reproduce PROFILE=$(PROFILE)) first" >&2; exit 1; }
+	@rm -rf $(BUILD)/tables $(BUILD)/figures && mkdir -p $(BUILD)/figures
+	@cp -p $(filter-out paper/results.tex,$(wildcard paper/*.tex paper/*.bib)) $(RUN)/results.tex $(BUILD)/
+	@cp -rp $(RUN)/tables $(BUILD)/tables && cp -p $(FIGURES)/*.pdf $(BUILD)/figures/
+	cd $(BUILD) && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet $(PRETEX) main.tex
+	@echo "$(BUILD)/main.pdf"
+
+lab: $(READY) ## open JupyterLab on the notebooks
+	$(VENV)/bin/jupyter lab notebooks
+
+benchmark: $(READY) ## run the benchmarks and print their tables
+	$(VENV)/bin/python -m pytest -m benchmark -s
+
+clean: ## remove .venv, caches and build files (results stay)
+	rm -rf $(VENV) .cache paper/build build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,116 @@
+"""The `lwa` command: arguments, messages, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_project import make_project, point_paths_at, write_notebook
+
+from lwa_helpers import cli, paths, reproduce
+from lwa_helpers.compare import compare
+
+REFERENCE = {"Same": "0.061", "Near": "1\\,000", "Far": "50.0\\%", "Word": "first", "Gone": "1"}
+RUN = {"Same": "0.061", "Near": "1\\,010", "Far": "60.0\\%", "Word": "last", "Added": "2"}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> tuple[str, str]:
+    """A run's results folder, and a reference's results.tex."""
+    for name, numbers in (("run", RUN), ("reference", REFERENCE)):
+        (tmp_path / name).mkdir()
+        lines = [f"\\newcommand{{\\{key}}}{{{value}}}" for key, value in numbers.items()]
+        (tmp_path / name / "results.tex").write_text("% profile: smoke\n" + "\n".join(lines) + "\n")
+    return str(tmp_path / "run"), str(tmp_path / "reference/results.tex")
+
+
+def names(found: dict[str, list[dict]]) -> dict[str, list[str]]:
+    return {kind: [entry["name"] for entry in entries] for kind, entries in found.items()}
+
+
+def test_compare_sorts_the_numbers(results) -> None:
+    expected = {
+        "identical": ["Same"],
+        "within": ["Near"],
+        "changed": ["Far", "Word"],
+        "missing": ["Gone"],
+        "new": ["Added"],
+    }
+    assert names(compare(*results, tolerance=0.01)) == expected
+    assert names(compare(*results, tolerance=0.2))["changed"] == ["Word"]
+    assert names(compare(*results, tolerance=0.0099))["within"] == []
+
+
+def test_compare_reports_and_exits(results, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", *results]) == 1
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "1 identical, 1 within, 2 changed, 1 missing, 1 new"
+    assert "changed  Far: expected 50.0\\%, obtained 60.0\\%" in out
+    assert cli.main(["compare", *results, "--ignore", "Far|Word|Gone", "--json"]) == 0
+    assert names(json.loads(capsys.readouterr().out))["within"] == ["Near"]
+    assert cli.main(["compare", results[0], results[0]]) == 0
+
+
+def test_compare_reads_manifests_and_refuses_what_holds_no_numbers(results, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"numbers": {name: {"text": text, "value": 0} for name, text in RUN.items()}}))
+    assert cli.main(["compare", results[0], str(path)]) == 0
+    for content, name in (("[]", "a.json"), ("{", "b.json"), ("", "c.tex")):
+        (tmp_path / name).write_text(content)
+        assert cli.main(["compare", results[0], str(tmp_path / name)]) == 2
+    assert cli.main(["compare", results[0], str(tmp_path / "absent")]) == 2
+    assert "absent does not exist" in capsys.readouterr().err
+
+
+def test_settings_are_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda *arguments: calls.append(arguments))
+    line = (
+        "reproduce --profile smoke --only 02 --force --set data.name=All_Beauty --set ablation.seeds=[0,1] --set seed=3"
+    )
+    assert cli.main(line.split()) == 0
+    assert calls == [("smoke", {"data.name": "All_Beauty", "ablation.seeds": [0, 1], "seed": 3}, "02", True, False)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "fast"], "unknown profile 'fast': choose one of smoke, quick, paper"),
+        (["--set", "data.nam=x"], "data.nam: no such setting"),
+        (["--set", "seed=abc"], "seed = 'abc'"),
+        (["--set", "seed"], "write it as KEY=VALUE"),
+        (["--set", "seed=[1"], "not YAML"),
+        (["--only", "9"], "no notebook 9"),
+    ],
+)
+def test_bad_input_is_one_message_and_status_2(arguments, message: str, tmp_path, monkeypatch, capsys) -> None:
+    point_paths_at(make_project(tmp_path / "project"), monkeypatch)
+    assert cli.main(["reproduce", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lwa: ") and message in captured.err and captured.out == ""
+
+
+def test_an_unknown_command_is_refused(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["paint"])
+    assert caught.value.code == 2
+
+
+def test_status_needs_no_torch(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "project")
+    (root / "results/smoke/state").mkdir(parents=True)
+    write_notebook(root / "notebooks/03_other.ipynb", "from lwa_helpers.run import Run")
+    code = "import sys; from lwa_helpers.cli import main; main(['status']); sys.exit('torch' in sys.modules)"
+    environment = os.environ | {
+        "LWA_ROOT": str(root),
+        "PYTHONPATH": str(paths.PACKAGE.parent),
+        "LWA_CACHE": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "profile smoke\n  01_first                     stale: it has not been run\n" in done.stdout
+    assert "not run yet: lwa reproduce --profile quick" in done.stdout and "smollm2-135m" in done.stdout
