@@ -42,7 +42,7 @@ else
 paper: BUILD := paper/build/$(PROFILE)
 paper: RUN := results/$(PROFILE)
 paper: FIGURES := results/$(PROFILE)/figures
-paper: PRETEX := -usepretex='\AtBeginDocument{\subtitle{Built from a run of the \texttt{$(PROFILE)} profile}}'
+paper: PRETEX := -usepretex='\def\LwaProfile{$(PROFILE)}'
 endif
 paper: ## build paper/build/main.pdf from the published results (PROFILE=quick: from that run)
 	@command -v latexmk >/dev/null || { echo "make paper needs latexmk: apt-get install $(TEX_PACKAGES)" >&2; exit 1; }
