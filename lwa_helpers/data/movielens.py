@@ -18,7 +18,8 @@ def load_movielens() -> Interactions:
 
     Every rating is an interaction, whatever its value; users are in the order of their number, a user's rows in order
     of time, ties in file order. timestamp: int64 seconds, as in the source. All 1,682 films stay in the catalogue (no
-    core filter), in file order. Source: Harper & Konstan, ACM TiiS 2015. Raises LwaError when a file is missing or differs.
+    core filter), in file order. Source: Harper & Konstan, ACM TiiS 2015. Raises LwaError when a file is missing or
+    differs.
     """
     ratings = _read(embedded_file("ml-100k.inter"))
     films = _read(embedded_file("ml-100k.item"))
