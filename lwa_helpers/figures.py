@@ -84,7 +84,7 @@ def fisher_layers(frame: pd.DataFrame) -> Figure:
     """
     require(frame, ["stage", "layer", "trace", "standard_error", "upper"], "figure fisher_layers")
     stages = list(frame["stage"].unique())
-    fig = figure("column", 0.35 + 1.05 * len(stages))
+    fig = figure("column", 0.35 + 1.0 * len(stages))
     axes = fig.subplots(len(stages), 1, sharex=True, squeeze=False)[:, 0]
     for ax, stage in zip(axes, stages):
         part = frame[frame["stage"] == stage].sort_values("layer")
