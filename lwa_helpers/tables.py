@@ -153,3 +153,18 @@ def _closed(value: str) -> bool:
         if depth < 0 or character in "%\n#":
             return False
     return depth == 0
+
+
+def verdict_macros(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    r"""The macros of verdicts recorded by `Run.verdict`: H1 -> HOneVerdict (its outcome) and HOneSentence (escaped).
+
+    Raises LwaError for a hypothesis other than H1 to H4.
+    """
+    words = {"H1": "HOne", "H2": "HTwo", "H3": "HThree", "H4": "HFour"}
+    if strangers := verdicts.keys() - words.keys():
+        raise LwaError(f"hypothesis {', '.join(sorted(strangers))} is unknown: the paper states {', '.join(words)}")
+    macros = {}
+    for name, verdict in verdicts.items():
+        macros[f"{words[name]}Verdict"] = escape(verdict["outcome"])
+        macros[f"{words[name]}Sentence"] = escape(verdict["sentence"])
+    return macros

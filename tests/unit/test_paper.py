@@ -77,15 +77,15 @@ def test_the_search_for_typed_results_finds_them(text, found):
 
 
 def test_every_figure_has_a_description_a_caption_and_its_notebook():
-    figures = re.findall(r"\\begin\{figure\*?\}(.*?)\\end\{figure", BODY, re.S)
-    tables = re.findall(r"\\begin\{table\*?\}(.*?)\\end\{table", BODY, re.S)
+    figures = re.findall(r"\\begin\{figure\*?\}(.*?)\\end\{figure", BODY, re.DOTALL)
+    tables = re.findall(r"\\begin\{table\*?\}(.*?)\\end\{table", BODY, re.DOTALL)
     assert len(figures) == 10 and len(tables) == 5
     assert all(r"\Description{" in figure for figure in figures)
     assert all(r"\caption{" in part and r"\source{0" in part and r"\label{" in part for part in figures + tables)
 
 
 def test_references_are_cited_and_citations_referenced():
-    keys = re.findall(r"^@\w+\{([^,]+),", (PAPER / "references.bib").read_text(encoding="utf-8"), re.M)
+    keys = re.findall(r"^@\w+\{([^,]+),", (PAPER / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
     cited = {key.strip() for group in re.findall(r"\\cite\{([^}]+)\}", BODY) for key in group.split(",")}
     assert len(keys) == len(set(keys))
     assert cited == set(keys)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.tables import booktabs, bounds, escape, format_number, interval, results_tex
+from lwa_helpers.tables import booktabs, bounds, escape, format_number, interval, results_tex, verdict_macros
 
 pytestmark = pytest.mark.unit
 
@@ -121,3 +121,13 @@ def test_macro_names_are_letters_only(name):
 def test_macro_values_are_finished_latex(value):
     with pytest.raises(LwaError, match="macro A"):
         results_tex({"A": value}, "h")
+
+
+def test_verdict_macros():
+    sentence = "The gain is 0.1% (n_users = 943)."
+    recorded = {"H3": {"outcome": "undecided", "sentence": sentence, "figure": "ablation_forest"}}
+    macros = {"HThreeVerdict": "undecided", "HThreeSentence": r"The gain is 0.1\% (n\_users = 943)."}
+    assert verdict_macros(recorded) == macros
+    assert r"\newcommand{\HThreeSentence}{The gain" in results_tex(verdict_macros(recorded), "h")
+    with pytest.raises(LwaError, match="H9 is unknown"):
+        verdict_macros({"H9": recorded["H3"]})
