@@ -13,15 +13,16 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from lwa_helpers.data import Interactions, load_amazon, load_movielens
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
-from lwa_helpers.models import ModelSpec, load_teacher, model_spec
+from lwa_helpers.models import ModelSpec, backbone, load_teacher, model_spec
 from lwa_helpers.paths import DATASET
-from lwa_helpers.ranking import HEAD_FILE, ItemRankingModel, load_item_head, rank_catalogue
+from lwa_helpers.ranking import HEAD_FILE, load_item_ranker
 from lwa_helpers.teachers import LocalTeacher, OllamaTeacher
 
 ITEMS_FILE = "items.json"
@@ -90,8 +91,7 @@ class CatalogueRanker:
     """A checkpoint with an item head, which scores every item it was trained on in one pass."""
 
     def __init__(self, directory: Path, history_titles: int) -> None:
-        self.lm, self.history_titles = load_teacher(directory), history_titles
-        self.model = ItemRankingModel(self.lm.model, load_item_head(directory))
+        (self.model, self.lm), self.history_titles = load_item_ranker(directory), history_titles
         path = directory / ITEMS_FILE
         if not path.is_file():
             raise LwaError(f"{path} does not exist: it lists the ids of the items that the head scores, in its order")
@@ -109,14 +109,13 @@ class CatalogueRanker:
         return items[best], scores[best]
 
     def _scores(self, shop: Shop, history: Sequence[int]) -> np.ndarray:
-        from lwa_helpers.data.windows import Window, collate
-
         prompt = prompt_for(shop.data.name)
         texts = [prompt.header, *(shop.titles[item] + prompt.separator for item in history)]
         rows = self.lm.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = [token for row in rows for token in row]
-        window = Window("", ids, [-100] * (len(ids) - 1) + [0])
-        return rank_catalogue(self.model, [collate([window], self.lm.pad_id)])[0].astype(np.float64)
+        with torch.no_grad():
+            hidden = backbone(self.model.causal_lm)(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+            return self.model.head(hidden).double().numpy()
 
 
 class BaseRecommender:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,15 @@ class Served:
         return hashlib.sha256(name.encode()).hexdigest()
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up waiting is what the slow faults are for; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class OllamaServer:
     """Serve `models` (name with tag -> Served or its answer function) on a free port of this machine.
 
@@ -63,8 +73,7 @@ class OllamaServer:
         self.models = {name: m if isinstance(m, Served) else Served(m) for name, m in models.items()}
         self.version, self.fault, self.faults, self.delay_s = version, None, 10**9, 1.0
         self.requests: list[tuple[str, dict[str, Any]]] = []
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"ollama": self}))
-        self._http.daemon_threads = True
+        self._http = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"ollama": self}))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def __enter__(self) -> Self:

@@ -169,10 +169,11 @@ def tiny_checkpoint(directory, items: list[str] | None, seed: int = 0) -> LlamaF
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=0, bos_token_id=None, **sizes))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_)
     model.save_pretrained(directory)
-    PreTrainedTokenizerFast(tokenizer_object=bytes_).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     if items is not None:
-        ItemRankingModel(model, ItemHead(torch.randn(len(items), 16), torch.zeros(len(items)))).save(directory)
+        ItemRankingModel(model, ItemHead(torch.randn(len(items), 16), torch.zeros(len(items)))).save(directory, tokenizer)
         (directory / "items.json").write_text(json.dumps(items))
     return model
 
