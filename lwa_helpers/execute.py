@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ class Progress:
         self.start = time.monotonic()
         self.cell = self.cells = 0
         self._bar = ""
-        self._printed = 0.0
+        self._printed = self.start
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -77,26 +78,14 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Pr
 
     Raises LwaError with notebook, cell, line, error and the path of the failed copy when a cell fails.
     """
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    _register_engine()
     attempt = target.with_name(f"{target.stem}.attempt.ipynb")
     attempt.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            source,
-            attempt,
-            parameters,
-            engine_name="lwa",
-            kernel_name="python3",
-            language="python",
-            cwd=paths.ROOT,
-            progress_bar=False,
-            stderr_file=progress,
-            progress=progress,
-        )
+        with tempfile.TemporaryDirectory(prefix="lwa-") as sockets:
+            _papermill(source, attempt, parameters, progress, sockets)
     except papermill.PapermillExecutionError as error:
         raise LwaError(_explain(source, error, progress, attempt)) from None
     except DeadKernelError:
@@ -105,6 +94,28 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Pr
             f"Executed copy: {attempt}"
         ) from None
     paths.replace(attempt, target)
+
+
+def _papermill(source: Path, target: Path, parameters: dict[str, Any], progress: Progress, sockets: str) -> None:
+    """Call papermill with this environment's kernel, reached through private sockets rather than network ports."""
+    import papermill
+    from traitlets.config import Config
+
+    _register_engine()
+    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": sockets}
+    papermill.execute_notebook(
+        source,
+        target,
+        parameters,
+        engine_name="lwa",
+        kernel_name="python3",
+        language="python",
+        cwd=paths.ROOT,
+        progress_bar=False,
+        stderr_file=progress,
+        progress=progress,
+        config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
+    )
 
 
 def _register_engine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -92,7 +93,7 @@ def device_name(device: Any) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"cpu ({model or platform.machine()})"
+    return f"cpu ({model or platform.machine()}, {os.cpu_count()} cores)"
 
 
 def plain(value: Any) -> Any:

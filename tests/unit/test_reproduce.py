@@ -23,6 +23,8 @@ from lwa_helpers.publish import merge, publish
 from lwa_helpers.reproduce import reproduce, status
 from lwa_helpers.staleness import difference, stages, why_stale
 
+TITLES = load_config("smoke").data.max_titles
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,9 +56,9 @@ def edit(root: Path, name: str, code: str, **more: str) -> None:
 
 def test_outputs_and_records_of_a_run(project: Path) -> None:
     results = project / "results/smoke"
-    assert json.loads((results / "data/total.json").read_text()) == sum(n * n for n in range(32))
+    assert json.loads((results / "data/total.json").read_text()) == sum(n * n for n in range(TITLES))
     macros = (results / "results.tex").read_text()
-    assert "\\newcommand{\\LargestSquare}{961}\n\\newcommand{\\Total}{10416}\n" in macros
+    assert f"\\newcommand{{\\LargestSquare}}{{{(TITLES - 1) ** 2:,}}}\n\\newcommand{{\\Total}}" in macros
     assert all(f"% {key}: " in macros for key in ("profile", "commit", "dirty", "device"))
     assert 'profile = "smoke"' in (results / "notebooks/02_second.ipynb").read_text().replace("\\", "")
     assert (results / "figures/squares.pdf").read_bytes().startswith(b"%PDF")
@@ -110,10 +112,10 @@ def test_why_a_stage_is_stale(project: Path, change, first: str | None, second: 
 
 
 def test_only_the_settings_that_a_notebook_reads_count(project: Path) -> None:
-    assert "setting data.max_titles changed from 32 to 16" in reason(1, data__max_titles=16)
-    assert reason(2, data__max_titles=16) is None
-    assert reason(1, distillation__n_layers=4) is None
-    assert "setting seed" in reason(2, seed=7)
+    assert f"setting data.max_titles changed from {TITLES} to {TITLES + 1}" in reason(1, data__max_titles=TITLES + 1)
+    assert reason(2, data__max_titles=TITLES + 1) is None
+    assert reason(1, distillation__n_layers=3) is None
+    assert "setting seed" in reason(2, seed=7777)
 
 
 def test_a_changed_helper_module_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +157,13 @@ def test_a_failure_is_explained_and_leaves_earlier_results(project: Path) -> Non
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_notebook_that_saves_nothing_is_a_failure(project: Path) -> None:
-    edit(project, "02_second", "x = 1")
-    with pytest.raises(LwaError, match="must end with run.finish"):
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("x = 1", "must end with run.finish"), ("import os\nos._exit(1)", "cell 3: the kernel died")],
+)
+def test_no_results_and_a_dead_kernel_are_failures(project: Path, code: str, message: str) -> None:
+    edit(project, "02_second", code)
+    with pytest.raises(LwaError, match=message):
         reproduce("smoke", only="02")
 
 
@@ -209,7 +215,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(project: Path, tmp_path: P
         ),
     )
     command = [sys.executable, "-m", "lwa_helpers.cli", "reproduce", "--profile", "smoke"]
-    environment = os.environ | {"PYTHONPATH": str(paths.PACKAGE.parent)}
+    environment = os.environ | {"PYTHONPATH": str(paths.PACKAGE.parent), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not flag.exists() and time.monotonic() < deadline and process.poll() is None:
