@@ -1,0 +1,65 @@
+"""How good is a ranking, and how sure can we be? Metrics, statistics, the test protocol and baselines."""
+
+from __future__ import annotations
+
+from lwa_helpers.evaluation.baselines import EASE, ItemKNN, Popularity, RecentPopularity, Tuned, tune
+from lwa_helpers.evaluation.metrics import (
+    coverage_at_k,
+    hit_rate_at_k,
+    metric_frame,
+    mrr_at_k,
+    ndcg_at_k,
+    popularity_at_k,
+    rank_of_target,
+    top_k,
+)
+from lwa_helpers.evaluation.protocol import Baseline, Cases, cases, ranks
+from lwa_helpers.evaluation.sasrec import SASRec
+from lwa_helpers.evaluation.statistics import (
+    difference_over_seeds,
+    effect_size,
+    holm,
+    kendall_tau,
+    mean_interval,
+    paired_difference,
+    randomization_test,
+    ratio_of_means,
+    smallest_detectable_difference,
+    spearman,
+    top_k_overlap,
+    variance_components,
+)
+
+__all__ = [
+    "EASE",
+    "Baseline",
+    "Cases",
+    "ItemKNN",
+    "Popularity",
+    "RecentPopularity",
+    "SASRec",
+    "Tuned",
+    "cases",
+    "coverage_at_k",
+    "difference_over_seeds",
+    "effect_size",
+    "hit_rate_at_k",
+    "holm",
+    "kendall_tau",
+    "mean_interval",
+    "metric_frame",
+    "mrr_at_k",
+    "ndcg_at_k",
+    "paired_difference",
+    "popularity_at_k",
+    "randomization_test",
+    "rank_of_target",
+    "ranks",
+    "ratio_of_means",
+    "smallest_detectable_difference",
+    "spearman",
+    "top_k",
+    "top_k_overlap",
+    "tune",
+    "variance_components",
+]

@@ -1,0 +1,178 @@
+"""Ranking metrics for one relevant item per user, as vectorised functions of the target's rank."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+KS = (1, 3, 5, 10, 20)
+
+
+def rank_of_target(scores: np.ndarray, target: np.ndarray, exclude: np.ndarray | Sequence | None = None) -> np.ndarray:
+    """Rank of the target among the N items of each row, 1 = best; ties count against the target.
+
+    rank_b = 1 + #{j != target_b, j not excluded : scores[b, j] >= scores[b, target_b]}
+
+    scores (B, N) numbers; target (B,) integers in [0, N). exclude leaves items out of the comparison: a boolean mask
+    (B, N), or B sequences of item indices (the seen items); the target itself is never left out. Returns int64 (B,).
+    Raises ValueError on NaN, wrong shapes and indices outside [0, N).
+    """
+    scores = _score_matrix(scores)
+    target = _indices(target, scores.shape[1], "target")
+    if target.shape != scores.shape[:1]:
+        raise ValueError(f"target must have shape ({len(scores)},) to match scores {scores.shape}, got {target.shape}")
+    rows = np.arange(len(scores))
+    ahead = scores >= scores[rows, target][:, None]
+    if exclude is not None:
+        ahead &= ~_mask(exclude, scores.shape)
+    ahead[rows, target] = True
+    return ahead.sum(axis=1, dtype=np.int64)
+
+
+def top_k(scores: np.ndarray, k: int, exclude: np.ndarray | Sequence | None = None) -> np.ndarray:
+    """Indices of the k highest scores of each row, best first; equal scores in item order.
+
+    scores (B, N); exclude as in `rank_of_target`. Returns int64 (B, k). Raises ValueError on NaN, and where a row has
+    fewer than k items left.
+    """
+    scores, k = _score_matrix(scores), _positive(k)
+    left_out = np.zeros(scores.shape, bool) if exclude is None else _mask(exclude, scores.shape)
+    if len(scores) and (~left_out).sum(axis=1).min() < k:
+        raise ValueError(f"k = {k}, but some row has fewer than {k} items that are not excluded")
+    falling = np.where(left_out, -np.inf, scores)
+    return np.lexsort((-falling, left_out), axis=1)[:, :k]
+
+
+def hit_rate_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """HR@k per example: 1 if rank <= k, else 0.
+
+    rank (B,), 1-based; inf stands for a target that was not among the candidates. Returns float64 (B,).
+    Raises ValueError for k < 1, rank < 1 or a rank that is not one-dimensional and whole.
+    """
+    return _within_k(np.ones_like, rank, k)
+
+
+def ndcg_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """NDCG@k per example with one relevant item: 1 / log2(1 + rank) if rank <= k, else 0.
+
+    The ideal DCG is 1. Arguments, result and errors as in `hit_rate_at_k`.
+    """
+    return _within_k(lambda r: 1.0 / np.log2(1.0 + r), rank, k)
+
+
+def mrr_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """Reciprocal rank per example, cut at k: 1 / rank if rank <= k, else 0.
+
+    Arguments, result and errors as in `hit_rate_at_k`.
+    """
+    return _within_k(lambda r: 1.0 / r, rank, k)
+
+
+METRICS = {"HR": hit_rate_at_k, "NDCG": ndcg_at_k, "MRR": mrr_at_k}
+
+
+def metric_frame(ranks: np.ndarray, user_ids: Sequence, ks: Sequence[int] = KS) -> pd.DataFrame:
+    """HR, NDCG and MRR of every example at every k, in tidy form: columns user_id, rank, metric, k, value.
+
+    ranks (B,), user_ids of length B. Raises ValueError as the metrics do, and where the lengths differ.
+    """
+    if len(user_ids) != len(ranks):
+        raise ValueError(f"{len(user_ids)} user_ids for {len(ranks)} ranks")
+    base = {"user_id": list(user_ids), "rank": np.asarray(ranks)}
+    parts = [
+        pd.DataFrame({**base, "metric": name, "k": k, "value": metric(ranks, k)})
+        for name, metric in METRICS.items()
+        for k in ks
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def coverage_at_k(top: np.ndarray, n_items: int, k: int) -> float:
+    """Share of the catalogue that stands in at least one user's first k recommendations.
+
+    top (B, K) item indices, best first, K >= k. Returns a float in [0, 1]. Raises ValueError on bad shapes or indices.
+    """
+    return np.unique(_first_k(top, n_items, k)).size / n_items
+
+
+def popularity_at_k(top: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
+    """Mean popularity percentile of each user's first k recommendations; 0.5 is what random picks would have.
+
+    The percentile of item j is (rank of counts_j - 1/2) / N, ties sharing their mean rank, so its mean over the
+    catalogue is exactly 0.5. top (B, K) item indices, K >= k; counts (N,) training interactions per item.
+    Returns float64 (B,). Raises ValueError on bad shapes or indices.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or not counts.size:
+        raise ValueError(f"counts must have shape (N,), N >= 1, got {counts.shape}")
+    percentile = (stats.rankdata(counts) - 0.5) / counts.size
+    return percentile[_first_k(top, counts.size, k)].mean(axis=1)
+
+
+def _within_k(gain, rank: np.ndarray, k: int) -> np.ndarray:
+    rank, k = _rank(rank), _positive(k)
+    return np.where(rank <= k, gain(rank), 0.0)
+
+
+def _rank(rank: np.ndarray) -> np.ndarray:
+    rank = np.asarray(rank)
+    if rank.ndim != 1 or rank.dtype.kind not in "iuf":
+        raise ValueError(f"rank must be a one-dimensional array of numbers, got shape {rank.shape}, {rank.dtype}")
+    rank = rank.astype(np.float64)
+    if not np.all((rank >= 1) & (rank == np.floor(rank))):
+        raise ValueError("rank must hold whole numbers >= 1 (1 = best)")
+    return rank
+
+
+def _positive(k: int) -> int:
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise ValueError(f"k must be an integer >= 1, got {k!r}") from None
+    if k < 1:
+        raise ValueError(f"k must be >= 1, got {k}")
+    return k
+
+
+def _score_matrix(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.dtype.kind not in "iuf":
+        raise ValueError(f"scores must be a (B, N) array of numbers, got shape {scores.shape}, {scores.dtype}")
+    if np.isnan(scores).any():
+        raise ValueError(f"scores hold NaN, first in row {int(np.isnan(scores).any(axis=1).argmax())}")
+    return scores
+
+
+def _indices(values: np.ndarray, n_items: int, name: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.size == 0:
+        return values.astype(np.int64)
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integer item indices, got {values.dtype}")
+    if values.min() < 0 or values.max() >= n_items:
+        raise ValueError(f"{name} must lie in [0, {n_items}), got {values.min()}..{values.max()}")
+    return values.astype(np.int64)
+
+
+def _first_k(top: np.ndarray, n_items: int, k: int) -> np.ndarray:
+    top, k = _indices(top, n_items, "top"), _positive(k)
+    if top.ndim != 2 or not len(top) or top.shape[1] < k:
+        raise ValueError(f"top must have shape (B, K), B >= 1, K >= {k}, got {top.shape}")
+    return top[:, :k]
+
+
+def _mask(exclude: np.ndarray | Sequence, shape: tuple[int, int]) -> np.ndarray:
+    if isinstance(exclude, np.ndarray) and exclude.dtype == bool:
+        if exclude.shape != shape:
+            raise ValueError(f"the exclude mask must have the shape of scores {shape}, got {exclude.shape}")
+        return exclude
+    if len(exclude) != shape[0]:
+        raise ValueError(f"exclude must hold one sequence of items per row: {shape[0]} rows, got {len(exclude)}")
+    mask = np.zeros(shape, bool)
+    for row, items in zip(mask, exclude, strict=True):
+        row[_indices(np.asarray(items).ravel(), shape[1], "exclude")] = True
+    return mask

@@ -1,0 +1,139 @@
+"""SASRec with full-softmax cross-entropy: the sequential recommender that a small language model must beat."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.protocol import Cases, cases, item_index, ranks
+
+if TYPE_CHECKING:
+    from lwa_helpers.data import Interactions
+
+
+class ItemTransformer(nn.Module):
+    """Causal transformer over item indices; index n_items starts every sequence and fills up short ones on the right.
+
+    forward(items (B, T)) -> hidden states (B, T, dim); logits over the catalogue are hidden . item vectors (tied).
+    Places are counted from the newest item, as in SASRec, so that a longer history brings no place unseen in training.
+    """
+
+    def __init__(self, n_items: int, max_length: int, dim: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.items = nn.Embedding(n_items + 1, dim)
+        self.places = nn.Embedding(max_length + 1, dim)
+        self.dropout = nn.Dropout(dropout)
+        layer = nn.TransformerEncoderLayer(dim, heads, dim, dropout, F.gelu, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        for table in (self.items, self.places):
+            nn.init.normal_(table.weight, std=dim**-0.5)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Hidden state after each place; it depends on the items up to it and on the number that follow."""
+        length = items.shape[1]
+        known = (items[:, 1:] != self.items.num_embeddings - 1).sum(dim=1, keepdim=True)
+        age = (known - torch.arange(length, device=items.device)).clamp(min=0)
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=items.device)
+        embedded = self.items(items) + self.places(age)
+        return self.encoder(self.dropout(embedded), mask=mask, is_causal=True)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores (…, N) of all items for hidden states (…, dim)."""
+        return hidden @ self.items.weight[:-1].T
+
+
+class SASRec:
+    """Self-attentive sequential recommendation, trained to name the next item out of the whole catalogue.
+
+    Loss: -log softmax over all N items at every place of the user's train sequence. Stops when valid NDCG@10 has not
+    risen for `patience` epochs and keeps the best epoch; `log` then holds one row per epoch. Source: Kang & McAuley,
+    ICDM 2018; the full softmax: Klenitskiy & Vasilev, RecSys 2023.
+    """
+
+    def __init__(
+        self, dim: int = 64, layers: int = 2, heads: int = 2, dropout: float = 0.3, max_length: int = 50,
+        learning_rate: float = 3e-3, weight_decay: float = 0.01, batch_size: int = 32, max_epochs: int = 100,
+        patience: int = 5, seed: int = 0, device: str = "cpu",
+    ) -> None:  # fmt: skip
+        if min(dim, layers, heads, max_length, batch_size, max_epochs, patience) < 1 or dim % heads:
+            raise LwaError("SASRec needs sizes of at least 1, and dim divisible by heads")
+        self.shape = {"max_length": max_length, "dim": dim, "layers": layers, "heads": heads, "dropout": dropout}
+        self.max_length, self.batch_size, self.seed, self.device = max_length, batch_size, seed, device
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.max_epochs, self.patience = max_epochs, patience
+
+    def fit(self, interactions: Interactions) -> Self:
+        """Train on the train part, stop on the valid part; the global random state is left as it was."""
+        index = item_index(interactions)
+        by_user = interactions.train.groupby("user_id", sort=False).parent_asin
+        sequences = [[index[item] for item in items] for _, items in by_user]
+        if not sequences:
+            raise LwaError(f"{interactions.name}: the train part is empty, so nothing can be learnt; change the split")
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self.model = ItemTransformer(len(index), **self.shape).to(self.device)
+            self._train(sequences, cases(interactions, "valid"))
+        return self
+
+    @torch.inference_mode()
+    def scores(self, histories: list[list[int]]) -> np.ndarray:
+        """Logits (B, N) of the next item after each history, of which the newest max_length items are read."""
+        self.model.eval()
+        rows = [history[-self.max_length :] for history in histories]
+        hidden = self.model(self._padded(rows))
+        last = torch.tensor([len(row) for row in rows], device=self.device)
+        return self.model.logits(hidden[torch.arange(len(rows), device=self.device), last]).float().cpu().numpy()
+
+    def _train(self, sequences: list[list[int]], valid: Cases) -> None:
+        optimizer = torch.optim.AdamW(self.model.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        rng = np.random.default_rng(self.seed)
+        self.log, best, stale = [], -1.0, 0
+        while len(self.log) < self.max_epochs and stale < self.patience:
+            loss = self._epoch(sequences, optimizer, rng)
+            ndcg = float(ndcg_at_k(ranks(self, valid), 10).mean())
+            self.log.append({"epoch": len(self.log) + 1, "loss": loss, "valid NDCG@10": ndcg})
+            stale = 0 if ndcg > best else stale + 1
+            if not stale:
+                best, state = ndcg, copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(state)
+
+    def _epoch(self, sequences: list[list[int]], optimizer: torch.optim.Optimizer, rng: np.random.Generator) -> float:
+        self.model.train()
+        total = count = 0
+        for rows in self._batches(sequences, rng):
+            target = self._padded(rows)[:, 1:]
+            known = target != self.model.items.num_embeddings - 1
+            hidden = self.model(self._padded([row[:-1] for row in rows]))
+            loss = F.cross_entropy(self.model.logits(hidden[known]), target[known])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total, count = total + loss.item() * int(known.sum()), count + int(known.sum())
+        return total / count
+
+    def _batches(self, sequences: list[list[int]], rng: np.random.Generator) -> Iterator[list[list[int]]]:
+        """Pieces of at most max_length, the first cut at random, in shuffled batches of like length."""
+        pieces = []
+        for sequence in sequences:
+            first = rng.integers(self.max_length) + 1 if len(sequence) > self.max_length else len(sequence)
+            cuts = [0, *range(int(first), len(sequence), self.max_length), len(sequence)]
+            pieces += [sequence[start:stop] for start, stop in itertools.pairwise(cuts)]
+        pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+        pieces.sort(key=len)
+        starts = np.arange(0, len(pieces), self.batch_size)
+        yield from (pieces[start : start + self.batch_size] for start in rng.permutation(starts))
+
+    def _padded(self, rows: list[list[int]]) -> torch.Tensor:
+        """(B, 1 + longest) indices: the start index, the items, then padding on the right."""
+        start = self.model.items.num_embeddings - 1
+        width = 1 + max(map(len, rows))
+        return torch.tensor([[start, *row] + [start] * (width - 1 - len(row)) for row in rows], device=self.device)
