@@ -93,6 +93,7 @@ class ComparisonConfig(Section):
 
     teachers: list[str] = Field(min_length=1)
     n_users: PositiveInt
+    written_users: PositiveInt
     n_candidates: int = Field(ge=2)
     history_titles: PositiveInt
 
@@ -103,7 +104,7 @@ class EvaluationConfig(Section):
     users: PositiveInt | None = None
     history_titles: PositiveInt
     batch_size: PositiveInt
-    resamples: PositiveInt
+    bf16: bool
     sasrec_epochs: PositiveInt
 
 

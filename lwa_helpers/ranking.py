@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from lwa_helpers.data.windows import Window, collate
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import backbone
+from lwa_helpers.models import LanguageModel, backbone, load_teacher
 
 HEAD_FILE = "item_head.safetensors"
+ITEMS_FILE = "items.json"
 INITIAL_SCALE = 0.02
 
 
@@ -70,10 +74,16 @@ class ItemRankingModel(nn.Module):
         hidden = tuple(state[at] for state in out.hidden_states) if output_hidden_states else None
         return RankingOutput(loss, logits, hidden)
 
-    def save(self, directory: str | Path) -> None:
-        """Write a plain transformers checkpoint and the item head beside it."""
+    def last_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Final hidden states, (B, T, d)."""
+        return backbone(self.causal_lm)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def save(self, directory: str | Path, tokenizer: PreTrainedTokenizerBase, item_ids: Sequence[str]) -> None:
+        """Write a plain transformers checkpoint with its tokenizer, the item head beside it, and whose rows they are."""
         self.causal_lm.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
         save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
+        (Path(directory) / ITEMS_FILE).write_text(json.dumps(list(item_ids)), encoding="utf-8")
 
 
 def load_item_head(directory: str | Path) -> ItemHead:
@@ -85,6 +95,13 @@ def load_item_head(directory: str | Path) -> ItemHead:
     head = ItemHead(state["table"], state["bias"])
     head.load_state_dict(state)
     return head
+
+
+def load_item_ranker(directory: str | Path) -> tuple[ItemRankingModel, LanguageModel]:
+    """Read a saved ranking model: the model, and the checkpoint with its tokenizer. Raises LwaError when it has no head."""
+    head = load_item_head(directory)
+    checkpoint = load_teacher(directory)
+    return ItemRankingModel(checkpoint.model, head).eval(), checkpoint
 
 
 def item_row_nll(model: ItemRankingModel, batch: dict[str, Tensor]) -> Tensor:
@@ -137,15 +154,23 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def rank_catalogue(model: ItemRankingModel, batches: Iterable[dict[str, Tensor]]) -> np.ndarray:
-    """Return the scores of all items at the last labelled position of each row, (users, N) float32, in batch order."""
+def rank_catalogue(model: ItemRankingModel, windows: Sequence[Window], batch_size: int, bf16: bool = False) -> np.ndarray:
+    """Return the scores of all items at the last token of each window, (len(windows), N) float32, in their order.
+
+    Windows of like length are read together, `batch_size` at a time.
+    """
     model.eval()
     device = next(model.parameters()).device
-    scores = []
-    for batch in batches:
-        batch = {key: batch[key].to(device) for key in ("input_ids", "attention_mask", "item_labels")}
-        scores.append(model(**batch).logits.float().cpu().numpy())
-    return np.concatenate(scores)
+    order = np.argsort([len(window.input_ids) for window in windows], kind="stable")
+    scores = np.empty((len(windows), len(model.head.bias)), dtype=np.float32)
+    for start in tqdm(range(0, len(order), batch_size), desc="ranking", unit="batch", mininterval=10):
+        rows = order[start : start + batch_size]
+        batch = {key: value.to(device) for key, value in collate([windows[i] for i in rows], pad_id=0).items()}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            hidden = model.last_hidden(batch["input_ids"], batch["attention_mask"])
+            ends = batch["attention_mask"].sum(1) - 1
+            scores[rows] = model.head(hidden[torch.arange(len(rows)), ends]).cpu().numpy()
+    return scores
 
 
 class TitleRanker:

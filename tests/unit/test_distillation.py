@@ -1,0 +1,106 @@
+"""The distillation loss term by term against formulas written out, and that training lowers it."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_lm import TITLES, language_model
+from torch.utils.data import DataLoader
+
+from lwa_helpers import DistillationTrainer, build_student
+from lwa_helpers.config import LossConfig
+from lwa_helpers.distillation import signals
+from lwa_helpers.errors import LwaError
+from lwa_helpers.ranking import ItemHead, ItemRankingModel
+from lwa_helpers.signals import TeacherSignals
+from lwa_helpers.tuning import window_loader
+from test_ranking import window
+
+LOSS = LossConfig(alpha=0.3, temperature=2.0, beta=0.7)
+
+
+def item_model(lm, seed=0):
+    torch.manual_seed(seed)
+    return ItemRankingModel(lm.model, ItemHead(torch.randn(len(TITLES), lm.model.config.hidden_size), torch.zeros(len(TITLES))))
+
+
+@pytest.fixture
+def pair():
+    teacher = language_model()
+    student = build_student(teacher, 2, "first")
+    return item_model(teacher), item_model(student, seed=1), teacher
+
+
+def windows(lm):
+    return [window(lm, [0, 1, 2], [-100, 3, 4]), window(lm, [4], [5]), window(lm, [7, 6], [1, 1])]
+
+
+def test_loss_is_the_formula(pair):
+    teacher, student, lm = pair
+    batch = next(iter(window_loader(windows(lm), 999, 0, 0, shuffle=False)))
+    weights = np.array([0.5, 1.5])
+    trainer = DistillationTrainer(teacher, student, weights, loss=LOSS)
+    got = trainer.compute_loss(student, batch)
+    with torch.no_grad():
+        at = batch["item_labels"] != -100
+        y = batch["item_labels"][at]
+        ids = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "output_hidden_states": True}
+        hs, ht = (m.causal_lm.model(**ids).hidden_states for m in (student, teacher))
+        zs, zt = student.head(hs[-1][at]), teacher.head(ht[-1][at])
+        ce = -zs.log_softmax(-1)[torch.arange(len(y)), y].mean()
+        ps, pt = (zs / 2).softmax(-1), (zt / 2).softmax(-1)
+        kl = 4 * (pt * (pt / ps).log()).sum(-1).mean()
+        d = [(1 - F.cosine_similarity(hs[s][at], ht[t][at], dim=-1)).mean() for s, t in ((1, 2), (2, 4))]
+        want = 0.7 * ce + 0.3 * kl + 0.7 * (0.5 * d[0] + 1.5 * d[1]) / 2
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_a_perfect_student_has_no_distance(pair):
+    teacher, _, lm = pair
+    batch = next(iter(window_loader(windows(lm), 999, 0, 0, shuffle=False)))
+    trainer = DistillationTrainer(teacher, teacher, strategy="uniform", loss=LossConfig(alpha=1.0, temperature=1.0, beta=1.0))
+    assert trainer.compute_loss(teacher, batch).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_cached_signals_equal_the_teachers(pair, tmp_path):
+    teacher, student, lm = pair
+    data = windows(lm)
+    ordered = window_loader(data, 40, 0, 0, shuffle=False)
+    cache = TeacherSignals.compute(teacher, ordered, [2, 4], tmp_path, bf16=False)
+    live = DistillationTrainer(teacher, student, strategy="uniform", loss=LOSS)
+    cached = DistillationTrainer(cache, student, strategy="uniform", loss=LOSS)
+    for batch in window_loader(data, 60, 0, seed=3):
+        assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=2e-3)
+    with pytest.raises(LwaError, match="in order"):
+        TeacherSignals.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path, bf16=False)
+
+
+def test_plain_causal_lms_of_other_widths_train():
+    """The bare public call: next-token labels, another width, and the loss falls."""
+    teacher, student = language_model(hidden=48), language_model(layers=2, seed=1)
+    ids = [teacher.tokenizer(f"{a}\n{b}\n")["input_ids"] for a in TITLES[:3] for b in TITLES[3:6]]
+    length = max(map(len, ids))
+    rows = [{
+        "input_ids": torch.tensor(row + [0] * (length - len(row))),
+        "attention_mask": torch.tensor([1] * len(row) + [0] * (length - len(row))),
+        "labels": torch.tensor(row + [-100] * (length - len(row))),
+    } for row in ids]
+    loader = DataLoader(rows, batch_size=3)
+    trainer = DistillationTrainer(teacher_model=teacher, student_model=student, strategy="linear")
+    first = trainer.compute_loss(student.model, next(iter(loader))).item()
+    before = {name: p.clone() for name, p in teacher.model.named_parameters()}
+    trainer.train(loader, num_epochs=8)
+    assert trainer.compute_loss(student.model, next(iter(loader))).item() < first - 0.05
+    assert trainer.state.global_step == 24
+    assert all(torch.equal(p, before[name]) for name, p in teacher.model.named_parameters())
+
+
+def test_signals_of_a_causal_lm_stand_where_the_next_token_is_a_label():
+    lm = language_model()
+    batch = {"input_ids": torch.randint(1, 300, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    batch["labels"] = torch.tensor([[-100, -100, 7, 8, -100, 9], [-100] * 6])
+    out = signals(lm.model, batch)
+    assert out.targets.tolist() == [7, 8, 9] and out.logits.shape[0] == 3 and len(out.hidden) == 4
+    with torch.no_grad():
+        full = lm.model(batch["input_ids"]).logits[0, [1, 2, 4]]
+    torch.testing.assert_close(out.logits, full, rtol=1e-4, atol=1e-5)

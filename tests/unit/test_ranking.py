@@ -1,0 +1,109 @@
+"""Both ranking heads against a plain forward pass per case."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_lm import TITLES, language_model
+
+from lwa_helpers.data.windows import Window, collate
+from lwa_helpers.errors import LwaError
+from lwa_helpers.ranking import (
+    ItemHead,
+    ItemRankingModel,
+    TitleRanker,
+    item_row_nll,
+    load_item_ranker,
+    rank_catalogue,
+    title_vectors,
+)
+
+HEADER = "Seen:\n"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return language_model()
+
+
+@pytest.fixture(scope="module")
+def ranker(lm):
+    vectors = title_vectors(lm.model, lm.tokenizer, HEADER, TITLES)
+    return ItemRankingModel(lm.model, ItemHead(vectors * 20, torch.randn(len(TITLES)))).eval()
+
+
+def window(lm, items, labels):
+    ids, out = lm.tokenizer(HEADER)["input_ids"], []
+    out = [-100] * len(ids)
+    for item, label in zip(items, labels, strict=True):
+        tokens = lm.tokenizer(TITLES[item] + "\n")["input_ids"]
+        ids, out = ids + tokens, out + [-100] * (len(tokens) - 1) + [label]
+    return Window("u", ids, out)
+
+
+def test_title_scores_equal_one_forward_pass_per_title(lm):
+    histories, candidates = [[0, 3], [5], []], [[1, 2, 7], [0, 4, 6], [2, 2, 3]]
+    got = TitleRanker(lm.model, lm.tokenizer, HEADER, TITLES).score(histories, candidates)
+    for row, (history, items) in enumerate(zip(histories, candidates)):
+        prompt = lm.tokenizer(HEADER + "".join(TITLES[i] + "\n" for i in history))["input_ids"]
+        for column, item in enumerate(items):
+            tokens = lm.tokenizer(TITLES[item] + "\n")["input_ids"]
+            with torch.no_grad():
+                log_p = lm.model(torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
+            want = sum(log_p[len(prompt) + place - 1, token].item() for place, token in enumerate(tokens))
+            assert got[row, column] == pytest.approx(want, abs=1e-4)
+
+
+def test_catalogue_scores_do_not_depend_on_batching(lm, ranker):
+    windows = [window(lm, [0, 1, 2], [-100, -100, 3]), window(lm, [4], [5]), window(lm, [7, 6], [-100, 1])]
+    together = rank_catalogue(ranker, windows, batch_size=3)
+    alone = np.concatenate([rank_catalogue(ranker, [w], batch_size=1) for w in windows])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    with torch.no_grad():
+        hidden = lm.model.model(input_ids=torch.tensor([windows[1].input_ids])).last_hidden_state[0, -1]
+        by_hand = ranker.head.table @ (ranker.head.project.weight @ hidden) + ranker.head.bias
+    np.testing.assert_allclose(together[1], by_hand.numpy(), atol=1e-4)
+
+
+def test_row_nll_sums_each_row_and_is_zero_without_a_label(lm, ranker):
+    windows = [window(lm, [0, 1], [2, 3]), window(lm, [4, 5], [-100, -100]), window(lm, [6], [0])]
+    got = item_row_nll(ranker, collate(windows, 0))
+    for row, w in enumerate(windows):
+        want = 0.0
+        for place, label in enumerate(w.item_labels):
+            if label != -100:
+                scores = rank_catalogue(ranker, [Window("u", w.input_ids[: place + 1], w.item_labels[: place + 1])], 1)[0]
+                want += float(np.log(np.exp(scores - scores[label]).sum()))
+        assert got[row].item() == pytest.approx(want, abs=1e-3)
+
+
+def test_sampled_labels_follow_the_model(lm, ranker):
+    batch = collate([window(lm, [0], [1])] * 4000, 0)
+    drawn = item_row_nll.sample(ranker, batch, torch.Generator().manual_seed(0))["item_labels"]
+    counts = torch.bincount(drawn[drawn != -100], minlength=len(TITLES)) / 4000
+    with torch.no_grad():
+        p = ranker(**{k: batch[k][:1] for k in ("input_ids", "attention_mask", "item_labels")}).logits.softmax(-1)[0]
+    assert (drawn != -100).sum() == 4000 and (counts - p).abs().max() < 0.03
+
+
+def test_title_vectors_are_means_of_the_titles_own_states(lm):
+    vectors = title_vectors(lm.model, lm.tokenizer, HEADER, TITLES, batch_size=3)
+    means = []
+    for title in TITLES:
+        prefix, own = lm.tokenizer(HEADER)["input_ids"], lm.tokenizer(title + "\n")["input_ids"]
+        with torch.no_grad():
+            means.append(lm.model.model(input_ids=torch.tensor([prefix + own])).last_hidden_state[0, len(prefix) :].mean(0))
+    means = torch.stack(means)
+    torch.testing.assert_close(vectors, 0.02 * (means - means.mean(0)) / means.std(0), rtol=1e-3, atol=1e-5)
+
+
+def test_save_and_load(tmp_path, lm, ranker):
+    ranker.save(tmp_path / "model", lm.tokenizer, [f"i{n}" for n in range(len(TITLES))])
+    again, checkpoint = load_item_ranker(tmp_path / "model")
+    w = [window(lm, [0, 1], [-100, 2])]
+    np.testing.assert_allclose(rank_catalogue(again, w, 1), rank_catalogue(ranker, w, 1), atol=1e-5)
+    assert json.loads((tmp_path / "model" / "items.json").read_text())[1] == "i1"
+    assert checkpoint.tokenizer(TITLES[0])["input_ids"] == lm.tokenizer(TITLES[0])["input_ids"]
+    with pytest.raises(LwaError, match="no item head"):
+        load_item_ranker(tmp_path)
