@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lwa_helpers.data.reading import REVIEW_FIELDS, Repairs, read_table
 from lwa_helpers.data.splits import CLOCK, MILLISECONDS, core_rows, earliest
+from lwa_helpers.errors import LwaError
 
 PIECE_BYTES = 1 << 27
 COMPRESSION = 4
@@ -58,6 +59,7 @@ def _scatter(reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[s
         for block in read_table(reviews, fields, set(fields) - {"rating"}, repairs):
             frame = _typed(block, repairs)
             counts["rows"] += block.height
+            counts["usable_rows"] += frame.height
             newest = max(newest, frame["timestamp"].max() or 0)
             for piece, part in _by_user(frame, pieces):
                 table = part.to_arrow()
@@ -65,6 +67,8 @@ def _scatter(reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[s
                     file = str(scratch / f"{piece:03}")
                     writers[piece] = stack.enter_context(pa.ipc.new_stream(file, table.schema))
                 writers[piece].write_table(table)
+    if not counts.pop("usable_rows"):
+        raise LwaError(f"{repairs.message()} - no usable row is left: fetch the file again")
     return newest
 
 
