@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher.kernels import wide
 
 IGNORED = -100
+CHUNK = 64  # positions whose logits are looked at together: they stay in the cache
 
 
 def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -22,7 +23,7 @@ def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """
     kept = _kept(batch)
     logits = _logits_at(model, batch, kept)
-    nll = F.cross_entropy(logits, batch["labels"][:, 1:][kept], reduction="none")
+    nll = _TokenNLL.apply(logits, batch["labels"][:, 1:][kept])
     rows = kept.nonzero(as_tuple=True)[0]
     return torch.zeros(len(kept), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
 
@@ -30,13 +31,36 @@ def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def _sample(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """The batch with every label that counts drawn from the model, given the data's tokens before it."""
     kept = _kept(batch)
-    drawn = torch.multinomial(_logits_at(model, batch, kept).softmax(-1), 1, generator=generator).squeeze(1)
+    drawn = torch.multinomial(wide(_logits_at(model, batch, kept)).softmax(-1), 1, generator=generator).squeeze(1)
     labels = batch["labels"].clone()
     labels[:, 1:][kept] = drawn
     return {**batch, "labels": labels}
 
 
 next_token_nll.sample = _sample
+
+
+class _TokenNLL(torch.autograd.Function):
+    """-log softmax(logits)[label]: logits (P, V), labels (P,) -> (P,), float32 or better.
+
+    Keeps the logits as they are and one number per position, not their log-softmax.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
+        log_sums = torch.cat([wide(part).logsumexp(-1) for part in logits.split(CHUNK)])
+        ctx.save_for_backward(logits, labels, log_sums)
+        return log_sums - wide(logits.gather(1, labels[:, None]).squeeze(1))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        logits, labels, log_sums = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for part, target, total, scale, into in zip(*(t.split(CHUNK) for t in (logits, labels, log_sums, gradient, out))):
+            residual = (wide(part) - total[:, None]).exp_()
+            residual[torch.arange(len(target), device=target.device), target] -= 1
+            into.copy_(residual.mul_(scale[:, None]))
+        return out, None
 
 
 def _kept(batch: dict[str, Tensor]) -> Tensor:
@@ -60,14 +84,12 @@ def _logits_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor) -> Tens
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
-        logits = model(**_inputs(model, batch)).logits[:, :-1][kept]
-    else:
-        handle = head.register_forward_pre_hook(pack)
-        try:
-            logits = model(**_inputs(model, batch)).logits[0]
-        finally:
-            handle.remove()
-    return logits if logits.dtype == torch.float64 else logits.float()
+        return model(**_inputs(model, batch)).logits[:, :-1][kept]
+    handle = head.register_forward_pre_hook(pack)
+    try:
+        return model(**_inputs(model, batch)).logits.flatten(0, 1)
+    finally:
+        handle.remove()
 
 
 def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:

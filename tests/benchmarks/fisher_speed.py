@@ -4,7 +4,7 @@
 
 Times are medians over interleaved rounds in one process; peak memory (RSS above the loaded model) is read in a fresh process
 for each pass. Rows differ in length by up to a tenth, are padded to the longest of their batch, and every token has a label.
-The ordinary pass is what a training step does: all parameters require gradients, which are set to None after each batch.
+The ordinary pass is what a training step does: the model's own loss, backward into all parameters, gradients set to None.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import psutil
 import torch
 
-from lwa_helpers.fisher import FisherInformationCalculator, next_token_nll
+from lwa_helpers.fisher import FisherInformationCalculator
 
 PASSES = ("step", "layer", "parameter")
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
@@ -53,7 +53,7 @@ def run_pass(name: str, model, batches, autocast) -> float:
     if name == "step":
         for batch in batches:
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-                loss = next_token_nll(model, batch).sum()
+                loss = model(**batch, use_cache=False).loss
             loss.backward()
             model.zero_grad(set_to_none=True)
     else:

@@ -12,7 +12,12 @@ from fisher_models import batch, build, layers_of
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import (
-    FisherInformationCalculator, FisherResult, convergence_curve, examples_needed, kfac_effective_ranks, next_token_nll,
+    FisherInformationCalculator,
+    FisherResult,
+    convergence_curve,
+    examples_needed,
+    kfac_effective_ranks,
+    next_token_nll,
     split_half_spearman,
 )
 from lwa_helpers.fisher.collect import Column
