@@ -42,7 +42,6 @@ else
 paper: BUILD := paper/build/$(PROFILE)
 paper: RUN := results/$(PROFILE)
 paper: FIGURES := results/$(PROFILE)/figures
-paper: PRETEX := -usepretex='\def\LwaProfile{$(PROFILE)}'
 endif
 paper: ## build paper/build/main.pdf from the published results (PROFILE=quick: from that run)
 	@command -v latexmk >/dev/null || { echo "make paper needs latexmk: apt-get install $(TEX_PACKAGES)" >&2; exit 1; }
@@ -50,7 +49,7 @@ paper: ## build paper/build/main.pdf from the published results (PROFILE=quick: 
 	@rm -rf $(BUILD)/tables $(BUILD)/figures && mkdir -p $(BUILD)/figures
 	@cp -p $(filter-out paper/results.tex,$(wildcard paper/*.tex paper/*.bib)) $(RUN)/results.tex $(BUILD)/
 	@cp -rp $(RUN)/tables $(BUILD)/tables && cp -p $(FIGURES)/*.pdf $(BUILD)/figures/
-	cd $(BUILD) && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet $(PRETEX) main.tex
+	cd $(BUILD) && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet main.tex
 	@echo "$(BUILD)/main.pdf"
 
 lab: $(READY) ## open JupyterLab on the notebooks

@@ -7,7 +7,6 @@ results/<profile>/ and writes the manifest, so a run that fails or is killed lea
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lwa_helpers import manifest, paths
+from lwa_helpers import manifest, paths, tables
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 
@@ -133,9 +132,7 @@ class Run:
         if name in self._numbers:
             raise LwaError(f"number {name!r} is recorded twice in {self.notebook}: give each its own name")
         value = value if isinstance(value, (str, int, float)) else manifest.plain(value)
-        if not isinstance(value, str) and not math.isfinite(value):
-            raise LwaError(f"number {name!r} is {value}: only finite values go into the text")
-        text = re.sub(r"(?<!\\)([%&#_])", r"\\\1", form.format(value))
+        text = tables.escape(form.format(value)) if isinstance(value, str) else tables.format_number(value, form)
         self._numbers[name] = {"value": value, "text": text}
         return text
 

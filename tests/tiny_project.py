@@ -6,8 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
-from lwa_helpers import paths, sources
+from lwa_helpers import claims, paths, sources
 
 PARAMETERS = 'profile = "smoke"\noverrides = {}'
 FIRST = """
@@ -55,6 +56,9 @@ def make_project(root: Path) -> Path:
     for name in ("constraints.txt", "embedded.txt"):
         (root / name).write_text("numpy==2.4.6\n")
     (root / "paper/PROFILE").write_text("paper\n")
+    claim = {"claim": "Squares add up", "notebook": "02_second", "figure": "squares", "measured": "{H1}: {Total}"}
+    (root / "paper/claims.yaml").write_text(yaml.safe_dump([claim]))
+    (root / "README.md").write_text(f"# Tiny\n{claims.START}\n{claims.END}\n")
     return root
 
 

@@ -58,7 +58,9 @@ def test_outputs_and_records_of_a_run(project: Path) -> None:
     results = project / "results/smoke"
     assert json.loads((results / "data/total.json").read_text()) == sum(n * n for n in range(TITLES))
     macros = (results / "results.tex").read_text()
-    assert f"\\newcommand{{\\LargestSquare}}{{{(TITLES - 1) ** 2:,}}}\n\\newcommand{{\\Total}}" in macros
+    assert f"\\newcommand{{\\LargestSquare}}{{{(TITLES - 1) ** 2:,}}}\n" in macros
+    assert "\\newcommand{\\Total}" in macros and "\\newcommand{\\HOneVerdict}{supported}" in macros
+    assert "\\newcommand{\\LwaProfile}{smoke}" in macros
     assert all(f"% {key}: " in macros for key in ("profile", "commit", "dirty", "device"))
     assert 'profile = "smoke"' in (results / "notebooks/02_second.ipynb").read_text().replace("\\", "")
     assert (results / "figures/squares.pdf").read_bytes().startswith(b"%PDF")
@@ -244,6 +246,8 @@ def test_publishing(project: Path) -> None:
     entry = json.loads((project / "figures/manifest.json").read_text())["squares.pdf"]
     assert entry["notebook"] == "01_first" and entry["profile"] == "smoke" and entry["alt"] == "A rising curve."
     assert entry["sha256"] == paths.sha256_of(project / "figures/squares.pdf")
+    total = sum(n * n for n in range(TITLES))
+    assert f"| supported: {total} |" in (project / "README.md").read_text()
 
 
 def test_publishing_is_automatic_only_for_the_papers_profile(project: Path) -> None:
