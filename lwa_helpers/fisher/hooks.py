@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Taps:
         self._arrived: defaultdict[Site, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self._in_backward = False
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> Self:
         self._handles = [self._first_layer.register_forward_pre_hook(_start_gradients, with_kwargs=True)]
         for site in self._sites:
             self._handles.append(site.module.register_forward_hook(self._tap(site), with_kwargs=True))

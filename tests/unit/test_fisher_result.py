@@ -107,7 +107,7 @@ def test_fisher_times_weight_squared_does_not_change_when_weights_are_rescaled()
     own = frame[(frame["layer"] == 1) & frame["module"].str.startswith("self_attn")]
     assert own["fisher_weight2"].sum() == pytest.approx(expected, rel=1e-9)
     with pytest.raises(LwaError, match="needs the diagonal"):
-        FisherInformationCalculator().calculate(model, [rows]).per_layer_weighted
+        _ = FisherInformationCalculator().calculate(model, [rows]).per_layer_weighted
 
 
 def test_convergence_and_the_stopping_rule(capsys):

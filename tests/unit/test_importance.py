@@ -51,7 +51,7 @@ def test_block_influence_and_angle_from_hidden_states_of_single_rows(make, batch
     layers, block, angle = importance.decoder_layers(model), [], []
     for ids in alone(batches):
         states = []
-        handles = [layer.register_forward_hook(lambda _m, a, out: states.append((a[0], out))) for layer in layers]
+        handles = [layer.register_forward_hook(lambda _m, a, out, states=states: states.append((a[0], out))) for layer in layers]
         with torch.no_grad():
             model(input_ids=ids)
         [handle.remove() for handle in handles]
