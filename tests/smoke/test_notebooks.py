@@ -1,0 +1,91 @@
+"""All five notebooks through the real runner with the real SmolLM2, at the smallest size."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lwa_helpers.paths import PAPER, RESULTS
+from lwa_helpers.style import COLUMN_IN, TEXT_IN
+
+pytestmark = pytest.mark.smoke
+SMOKE = RESULTS / "smoke"
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """What `lwa reproduce --profile smoke` prints; stages that are current are skipped."""
+    command = [sys.executable, "-m", "lwa_helpers.cli", "reproduce", "--profile", "smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def page_width_inches(path):
+    """Width of a PDF page from its MediaBox."""
+    left, _, right, _ = map(float, re.search(rb"/MediaBox \[([^]]+)\]", path.read_bytes()).group(1).split())
+    return (right - left) / 72
+
+
+def manifests():
+    return [json.loads(path.read_text()) for path in sorted((SMOKE / "manifests").glob("*.json"))]
+
+
+def test_every_hypothesis_has_a_verdict(printed):
+    for number in "1234":
+        assert re.search(rf"H{number} (supported|refuted|undecided): .+ \[figures/\w+\.pdf\]", printed)
+
+
+def test_the_manifests_say_what_made_the_results(printed):
+    records = manifests()
+    assert len(records) == 5
+    for record in records:
+        assert record["profile"] == "smoke" and re.fullmatch("[0-9a-f]{40}", record["commit"])
+        assert record["packages"]["torch"] and record["device"] and record["seconds"] > 0
+        assert re.fullmatch("[0-9a-f]{64}", record["records"]["data_hash"])
+        for name, output in record["outputs"].items():
+            assert (SMOKE / name).exists() and output["bytes"] > 0
+
+
+def test_figures_have_acm_widths_and_no_type_3_fonts(printed):
+    figures = sorted((SMOKE / "figures").glob("*.pdf"))
+    assert len(figures) == 10
+    for path in figures:
+        assert min(abs(page_width_inches(path) - width) for width in (COLUMN_IN, TEXT_IN)) < 0.01, path
+        assert b"/Type3" not in path.read_bytes(), path
+        assert path.with_suffix(".png").stat().st_size > 5_000
+
+
+def test_tables_are_booktabs(printed):
+    tables = sorted(path.stem for path in (SMOKE / "tables").glob("*.tex"))
+    assert tables == ["ablation", "dataset", "fisher_rivals", "main_results", "teachers"]
+    for name in tables:
+        assert r"\toprule" in (SMOKE / "tables" / f"{name}.tex").read_text()
+
+
+def test_every_macro_of_the_paper_is_measured(printed):
+    text = (PAPER / "main.tex").read_text()
+    used = set(re.findall(r"\\([A-Z][A-Za-z]+)\{\}", re.sub(r"(?<!\\)%.*", "", text)))
+    defined = dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*)\}", (SMOKE / "results.tex").read_text()))
+    assert used <= defined.keys()
+    measured = {name: number["text"] for record in manifests() for name, number in record["numbers"].items()}
+    assert all(defined[name] == text for name, text in measured.items())
+    elsewhere = {"LwaProfile", "RunMinutes", "QuickMinutes"}
+    assert {name for name in defined if not re.fullmatch("H(One|Two|Three|Four)(Verdict|Sentence)", name)} == measured.keys() | elsewhere
+
+
+def test_a_second_run_does_nothing(printed):
+    done = subprocess.run(
+        [sys.executable, "-m", "lwa_helpers.cli", "reproduce", "--profile", "smoke"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("is current") == 5 and " runs: " not in done.stdout
+
+
+def test_the_student_recommends(printed, capsys):
+    from lwa_helpers import BaseRecommender
+
+    student = BaseRecommender(model_name=str(SMOKE / "models/student"))
+    known, cold = (student.recommend(user_id=user, category="MovieLens", top_k=3) for user in ("1", "nobody"))
+    assert [r.rank for r in known] == [1, 2, 3] and not any(r.cold for r in known) and all(r.cold for r in cold)
