@@ -40,11 +40,11 @@ class Interactions:
         _require(self.name, "items", self.items, ("parent_asin", "title"))
         if not self.items.parent_asin.is_unique:
             raise LwaError(f"{self.name}: items lists an item twice; keep one row per parent_asin")
+        known = set(self.items.parent_asin)
         for part in PARTS:
-            stranger = ~self.part(part).parent_asin.isin(self.items.parent_asin)
-            if stranger.any():
-                first = self.part(part).parent_asin[stranger].iloc[0]
-                raise LwaError(f"{self.name}: {part} holds item {first!r}, which items does not list; add its row")
+            strangers = set(self.part(part).parent_asin.unique()) - known
+            if strangers:
+                raise LwaError(f"{self.name}: {part} holds item {min(strangers)!r}, which items lacks; add its row")
 
     def part(self, name: str) -> pd.DataFrame:
         """The frame of one part; LwaError for any name but train, valid, test."""

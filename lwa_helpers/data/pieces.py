@@ -15,7 +15,7 @@ from lwa_helpers.data.reading import REVIEW_FIELDS, Repairs, read_table
 from lwa_helpers.data.splits import CLOCK, MILLISECONDS, core_rows, earliest
 from lwa_helpers.errors import LwaError
 
-PIECE_BYTES = 1 << 27
+PIECE_BYTES = 1 << 26
 COMPRESSION = 4
 MOST_PIECES = 256
 
@@ -26,8 +26,8 @@ def core(
     """Return the k-core of a review file, its users, and counts.
 
     rows: user (the user's first line, int64), parent_asin, rating, timestamp, line and, with own_split, split; ordered
-    by (user, timestamp, line). users: user, user_id. own_split: every row stays. Memory: one piece, plus what is left
-    of every piece once repeated pairs and users with fewer than k rows are gone (which no k-core holds).
+    by (user, timestamp, line). users: user, user_id, of these and more. own_split: every row stays. Memory: one piece,
+    plus what is left of all once repeated pairs and users with fewer than k rows are gone (no k-core holds them).
     """
     counts: Counter[str] = Counter()
     rows, users, items = [], [], []
@@ -36,17 +36,23 @@ def core(
         for path in sorted(Path(scratch).iterdir()):
             frame = _one_clock(pl.read_ipc_stream(path), newest, repairs)
             path.unlink()
-            frame = frame.with_columns(user=pl.col("line").min().over("user_id"))
-            kept = frame if own_split else earliest(frame)
-            counts["duplicates"] += frame.height - kept.height
-            counts["interactions_before_core"] += kept.height
-            counts["users_before_core"] += kept["user"].n_unique()
-            items.append(kept["parent_asin"].unique())
-            kept = kept.filter(pl.len().over("user") >= k) if k else kept
-            users.append(kept.select("user", "user_id").unique("user"))
-            rows.append(kept.drop("user_id"))
+            frame = frame.with_columns(user=pl.col("line").min().over("user_id"), own=pl.len().over("user_id"))
+            counts["users_before_core"] += (frame["line"] == frame["user"]).sum()
+            items.append(frame["parent_asin"].unique())
+            kept, repeats = (frame, 0) if own_split else _without_repeats(frame, k)
+            counts["duplicates"] += repeats
+            counts["interactions_before_core"] += frame.height - repeats
+            users.append(frame.filter(pl.col("line") == pl.col("user"), pl.col("own") >= k).select("user", "user_id"))
+            rows.append(kept.drop("user_id", "own"))
     counts["items_before_core"] = pl.concat(items).n_unique()
-    return _item_core(pl.concat(rows), k), pl.concat(users), dict(counts)
+    return _k_core(pl.concat(rows), k), pl.concat(users), dict(counts)
+
+
+def _without_repeats(frame: pl.DataFrame, k: int) -> tuple[pl.DataFrame, int]:
+    """The earliest row of each (user, item), of users with k rows or more only; the number of repeats among all."""
+    many, few = frame.filter(pl.col("own") >= k), frame.filter(pl.col("own") < k)
+    kept = earliest(many)
+    return kept, frame.height - kept.height - few.select("user", "parent_asin").n_unique()
 
 
 def _scatter(reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[str], scratch: Path) -> int:
@@ -100,10 +106,12 @@ def _typed(block: pl.DataFrame, repairs: Repairs) -> pl.DataFrame:
         "unreadable_ratings": ids & timed & pl.col("given") & value.is_null(),
         "ratings_out_of_range": ids & timed & ~value.is_between(1, 5),
     }
+    bad = frame.filter(pl.any_horizontal(wrong.values()))
     for problem, rows in wrong.items():
-        repairs.add(problem, frame.filter(rows)["line"])
-    kept = frame.filter(ids & timed).with_columns(rating=pl.when(value.is_between(1, 5)).then(value))
-    return kept.drop("given")
+        repairs.add(problem, bad.filter(rows)["line"])
+    if bad.height:
+        frame = frame.filter(ids & timed).with_columns(rating=pl.when(value.is_between(1, 5)).then(value))
+    return frame.drop("given")
 
 
 def _whole_number(dtype: pl.DataType) -> pl.Expr:
@@ -126,10 +134,9 @@ def _one_clock(frame: pl.DataFrame, newest: int, repairs: Repairs) -> pl.DataFra
     return frame.with_columns(pl.when(seconds).then(time * 1000).otherwise(time).alias("timestamp"))
 
 
-def _item_core(rows: pl.DataFrame, k: int) -> pl.DataFrame:
-    rows = rows.sort("user", "timestamp", "line")
-    if not k:
-        return rows
-    items = rows.select("parent_asin").unique().with_row_index("item")
-    item = rows.select("parent_asin").join(items, on="parent_asin", how="left", maintain_order="left")["item"]
-    return rows[core_rows(rows["user"].rle_id().to_numpy(), item.to_numpy(), k)]
+def _k_core(rows: pl.DataFrame, k: int) -> pl.DataFrame:
+    if k:
+        users = rows["user"].rank("dense").to_numpy()
+        items = rows["parent_asin"].cast(pl.Categorical(pl.Categories.random())).to_physical().to_numpy()
+        rows = rows[core_rows(users, items, k)]
+    return rows.sort("user", "timestamp", "line")

@@ -95,6 +95,7 @@ def user_windows(
     part: str = "train",
     max_tokens: int | None = None,
     last_text: bool = True,
+    pairs: bool = False,
 ) -> list[Window]:
     """Cut each user's titles into windows in which every title after the user's first is a target exactly once.
 
@@ -103,7 +104,8 @@ def user_windows(
     it (fewer where the token budget leaves no room for a target). max_windows_per_user keeps the newest ones.
     part "valid" or "test": only the titles of that part are targets, the parts before it serve as context.
     last_text=False leaves out the text of a window's last title, which the item head does not read (the title head
-    does): the same targets in fewer tokens.
+    does): the same targets in fewer tokens. pairs=True: one window per target instead (max_titles - 1 titles of
+    history, then the next title); the same targets at several times the tokens.
     """
     if not 1 <= context_titles < max_titles:
         raise LwaError(f"context_titles must be at least 1 and below max_titles, not {context_titles} of {max_titles}")
@@ -113,7 +115,7 @@ def user_windows(
         end, mine = len(items), []
         while end > max(first, 1) and len(mine) != max_windows_per_user:
             start = encoded.start(items, end, max_titles, max_tokens)
-            context = 1 if start == 0 else min(context_titles, end - start - 1)
+            context = end - start - 1 if pairs else 1 if start == 0 else min(context_titles, end - start - 1)
             target = max(start + context, first)
             mine.append(encoded.window(user, items[start:end], target - start, last_text))
             end = target

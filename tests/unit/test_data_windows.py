@@ -96,6 +96,11 @@ def test_windows_hand_worked(tokenizer):
         ([1, 2, 3, 4], [(2, 3), (3, 4)]),
         ([3, 4, 5, 6], [(2, 5), (3, 6)]),
     ]
+    pairs = user_windows(data, tokenizer, PROMPT, max_titles=3, context_titles=2, pairs=True)
+    histories = [[0], [0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
+    assert [read(w, data, tokenizer) for w in pairs] == [
+        ([*history, target], [(len(history), target)]) for target, history in enumerate(histories, start=1)
+    ]
     newest = user_windows(data, tokenizer, PROMPT, max_titles=4, context_titles=2, max_windows_per_user=1)
     assert [read(w, data, tokenizer) for w in newest] == shown[-1:]
     test = user_windows(data, tokenizer, PROMPT, max_titles=4, context_titles=2, part="test")
