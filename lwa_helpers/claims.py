@@ -22,10 +22,11 @@ def claims_table(manifest: dict[str, Any]) -> str:
     values = {name: str(number["text"]).replace("$-$", "−").replace("\\", "") for name, number in manifest["numbers"].items()}
     values |= {name: verdict["outcome"] for name, verdict in manifest["verdicts"].items()}
     profile = manifest["profile"]
+    seed = next(iter(manifest["notebooks"].values()))["seed"]
+    dirty = " with uncommitted changes" if manifest["dirty"] else ""
+    origin = f"`{profile}` profile, seed {seed}, {manifest['device']}, commit `{manifest['commit'][:10]}`{dirty}"
     rows = [
-        f"Measured by the `{profile}` profile, seed {next(iter(manifest['notebooks'].values()))['seed']}, on "
-        f"{manifest['device']}, commit `{manifest['commit'][:10]}`{' with uncommitted changes' if manifest['dirty'] else ''}. "
-        "Brackets hold 95 % intervals.",
+        f"Measured: {origin}. Brackets hold 95 % intervals.",
         "",
         "| claim | notebook | figure | command | minutes | measured |",
         "|---|---|---|---|---|---|",

@@ -80,7 +80,7 @@ class DistillationTrainer(RankingTrainer):
 
         A TeacherSignals cache in the teacher's place spares its forward passes. Raises LwaError when weights do not fit.
         """
-        student = getattr(student_model, "model") if isinstance(student_model, LanguageModel) else student_model
+        student = student_model.model if isinstance(student_model, LanguageModel) else student_model
         teacher = teacher_model.model if isinstance(teacher_model, LanguageModel) else teacher_model
         self.loss_config = loss or LossConfig(**read_yaml("distillation_config.yaml")["loss"])
         self.n_layers = len(decoder_layers(student))

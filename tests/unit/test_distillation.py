@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_ranking import window
 from tiny_lm import TITLES, language_model
 from torch.utils.data import DataLoader
 
@@ -14,7 +15,6 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import ItemHead, ItemRankingModel
 from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.tuning import window_loader
-from test_ranking import window
 
 LOSS = LossConfig(alpha=0.3, temperature=2.0, beta=0.7)
 
