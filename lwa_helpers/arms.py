@@ -28,7 +28,7 @@ def student_ranker(
     tuned = LanguageModel(lm.name, teacher.causal_lm, lm.tokenizer, lm.sha256)
     student = build_student(tuned, section.n_layers, section.selection).model
     student.get_input_embeddings().requires_grad_(False)
-    return ItemRankingModel(student, copy.deepcopy(teacher.head))
+    return ItemRankingModel(student, copy.deepcopy(teacher.head), section.next_items)
 
 
 def arm_windows(windows: Sequence[Window], section: AblationConfig, seed: int) -> list[Window]:

@@ -35,6 +35,7 @@ class TuningConfig(Section):
     """One training run of a ranking model on user windows."""
 
     windows_per_user: PositiveInt | None = None
+    next_items: PositiveInt
     epochs: PositiveFloat
     tokens_per_batch: PositiveInt
     learning_rate: PositiveFloat
@@ -48,6 +49,8 @@ class TeacherConfig(TuningConfig):
     """The teacher's name in model_config.yaml, and how it is tuned."""
 
     model: str
+    head_epochs: PositiveInt
+    head_only_learning_rate: PositiveFloat
 
 
 class FisherConfig(Section):

@@ -25,10 +25,10 @@ NO_HIDDEN = "none"
 
 @dataclass
 class Signals:
-    """What is compared at the P positions that predict: logits (P, C), targets (P,), hidden: states (P, d) after each layer."""
+    """What is compared at the P positions that predict: logits (P, C), loss against the labels, states (P, d) after each layer."""
 
     logits: Tensor
-    targets: Tensor
+    loss: Tensor
     hidden: list[Tensor]
 
 
@@ -37,15 +37,14 @@ def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
     if isinstance(model, ItemRankingModel):
         keys = ("input_ids", "attention_mask", "item_labels")
         out = model(**{key: batch[key] for key in keys}, output_hidden_states=True)
-        labels = batch["item_labels"]
-        return Signals(out.logits, labels[labels != -100], list(out.hidden[1:]))
+        return Signals(out.logits, out.loss, list(out.hidden[1:]))
     states = backbone(model)(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True, use_cache=False
     )
     labels = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
     at = labels != -100
     logits = model.get_output_embeddings()(states.last_hidden_state[at])
-    return Signals(logits, labels[at], [state[at] for state in states.hidden_states[1:]])
+    return Signals(logits, F.cross_entropy(logits.float(), labels[at]), [state[at] for state in states.hidden_states[1:]])
 
 
 def layer_map(n_student: int, n_teacher: int) -> list[int]:
@@ -111,7 +110,7 @@ class DistillationTrainer(RankingTrainer):
         student = signals(self.accelerator.unwrap_model(model), inputs)
         teacher_logits, teacher_hidden = self.teacher_signals(inputs)
         config = self.loss_config
-        parts = {"ce": F.cross_entropy(student.logits.float(), student.targets)}
+        parts = {"ce": student.loss}
         parts["kl"] = kl_divergence(student.logits, teacher_logits, config.temperature)
         total = (1 - config.alpha) * parts["ce"] + config.alpha * parts["kl"]
         if self.weights is not None and config.beta > 0:

@@ -51,9 +51,10 @@ class RankingOutput:
 class ItemRankingModel(nn.Module):
     """A causal LM without its vocabulary head, and an item head that reads it where a title ends."""
 
-    def __init__(self, causal_lm: PreTrainedModel, head: ItemHead):
+    def __init__(self, causal_lm: PreTrainedModel, head: ItemHead, next_items: int = 1):
+        """next_items: how many of the following targets of a row the training loss of a position counts."""
         super().__init__()
-        self.causal_lm, self.head = causal_lm, head
+        self.causal_lm, self.head, self.next_items = causal_lm, head, next_items
         causal_lm.config.use_cache = False
 
     @property
@@ -70,7 +71,7 @@ class ItemRankingModel(nn.Module):
         )
         at = item_labels != -100
         logits = self.head(out.last_hidden_state[at])
-        loss = F.cross_entropy(logits, item_labels[at]) if at.any() else None
+        loss = next_items_loss(logits, item_labels, self.next_items) if at.any() else None
         hidden = tuple(state[at] for state in out.hidden_states) if output_hidden_states else None
         return RankingOutput(loss, logits, hidden)
 
@@ -84,6 +85,32 @@ class ItemRankingModel(nn.Module):
         tokenizer.save_pretrained(directory)
         save_file(self.head.state_dict(), Path(directory) / HEAD_FILE)
         (Path(directory) / ITEMS_FILE).write_text(json.dumps(list(item_ids)), encoding="utf-8")
+
+
+def future_targets(item_labels: Tensor, n: int) -> Tensor:
+    """Return, for each of the P labelled positions of (B, T), its target and the n-1 targets after it in the same row.
+
+    (P, n) item indices, -100 where the row has no further target.
+    """
+    rows, columns = (item_labels != -100).nonzero(as_tuple=True)
+    targets = item_labels[rows, columns]
+    future = targets.new_full((len(targets), n), -100)
+    for step in range(min(n, len(targets))):
+        same = rows[: len(rows) - step] == rows[step:]
+        future[: len(rows) - step, step] = torch.where(same, targets[step:], -100)
+    return future
+
+
+def next_items_loss(logits: Tensor, item_labels: Tensor, n: int = 1) -> Tensor:
+    """Return the mean over positions of the mean -log p of the next n targets in the row, a scalar; n = 1 is next-item loss.
+
+    The items of one session often share a time stamp, so that their order says little: with n > 1 each position learns from
+    the few that follow. logits (P, N) at the labelled positions of item_labels (B, T).
+    """
+    future = future_targets(item_labels, n)
+    known = future != -100
+    nll = -logits.float().log_softmax(-1).gather(1, future.clamp_min(0))
+    return ((nll * known).sum(1) / known.sum(1)).mean()
 
 
 def load_item_head(directory: str | Path) -> ItemHead:

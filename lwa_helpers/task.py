@@ -43,10 +43,10 @@ class RankingTask:
         """Every text the prompt is put together from: what a cut vocabulary must hold."""
         return [self.prompt.header, *(title + self.prompt.separator for title in self.data.titles)]
 
-    def new_ranker(self) -> ItemRankingModel:
+    def new_ranker(self, next_items: int) -> ItemRankingModel:
         """The language model with an untrained item head: vectors from titles, bias from popularity."""
         vectors = title_vectors(self.lm.model, self.lm.tokenizer, self.prompt.header, self.data.titles)
-        return ItemRankingModel(self.lm.model, ItemHead(vectors, self.log_popularity))
+        return ItemRankingModel(self.lm.model, ItemHead(vectors, self.log_popularity), next_items)
 
     def train_windows(self, section: TuningConfig, last_text: bool = False) -> list[Window]:
         """Training windows of a section of the settings."""

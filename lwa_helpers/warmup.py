@@ -1,0 +1,79 @@
+"""Fit a new item head to the states of the untuned model before anything else moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments
+
+from lwa_helpers.config import TeacherConfig
+from lwa_helpers.ranking import ItemHead, ItemRankingModel, future_targets
+
+ROWS, DROPOUT = 256, 0.2
+
+
+class StandardisedHead(nn.Module):
+    """An item head on states brought to mean 0 and standard deviation 1: far better conditioned than on raw states."""
+
+    def __init__(self, head: ItemHead, states: Tensor):
+        super().__init__()
+        self.head = head
+        self.register_buffer("mean", states.mean(0))
+        self.register_buffer("scale", states.std(0).clamp_min(1e-6))
+
+    def forward(self, states: Tensor, future: Tensor) -> dict[str, Tensor]:
+        """Mean -log p of the known targets among `future` (P, n), given states (P, d)."""
+        shown = F.dropout((states - self.mean) / self.scale, DROPOUT, self.training)
+        known = future != -100
+        nll = -self.head(shown).log_softmax(-1).gather(1, future.clamp_min(0))
+        return {"loss": ((nll * known).sum(1) / known.sum(1)).mean()}
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Make the head read raw states: W <- W / scale, b <- b - E W (mean / scale)."""
+        self.head.bias -= self.head.table @ self.head.project(self.mean / self.scale)
+        self.head.project.weight /= self.scale
+
+
+@torch.no_grad()
+def title_end_states(
+    model: ItemRankingModel, batches: Iterable[dict[str, Tensor]], bf16: bool
+) -> tuple[Tensor, Tensor]:
+    """Return final hidden states (P, d) where titles end, and the targets that follow each, (P, n)."""
+    model.eval()
+    device = next(model.parameters()).device
+    states, future = [], []
+    for batch in tqdm(batches, desc="states", unit="batch", mininterval=10):
+        labels = batch["item_labels"].to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            hidden = model.last_hidden(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+        states.append(hidden[labels != -100].float())
+        future.append(future_targets(labels, model.next_items))
+    return torch.cat(states), torch.cat(future)
+
+
+def fit_head(model: ItemRankingModel, batches: Iterable[dict[str, Tensor]], section: TeacherConfig, seed: int) -> None:
+    """Train the model's item head alone for section.head_epochs on states that are computed once.
+
+    A head that fits before the layers move spares them large first gradients (linear probing, then fine-tuning: Kumar et
+    al., ICLR 2022).
+    """
+    states, future = title_end_states(model, batches, section.bf16)
+    probe = StandardisedHead(model.head, states)
+    arguments = TrainingArguments(
+        output_dir="trainer_output", num_train_epochs=section.head_epochs, per_device_train_batch_size=ROWS,
+        learning_rate=section.head_only_learning_rate, lr_scheduler_type="cosine", weight_decay=section.weight_decay,
+        seed=seed, save_strategy="no", report_to="none", logging_steps=50, disable_tqdm=True, remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False,
+    )
+
+    def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        return {"states": torch.stack([row[0] for row in rows]), "future": torch.stack([row[1] for row in rows])}
+
+    Trainer(probe, arguments, data_collator=collate, train_dataset=TensorDataset(states.cpu(), future.cpu())).train()
+    probe.fold()
