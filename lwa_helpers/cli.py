@@ -59,10 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(command=_compare)
 
+    data = commands.add_parser("data", help="fetch datasets").add_subparsers(required=True, metavar="ACTION")
+    fetch = data.add_parser("download", help="fetch a category of Amazon Reviews 2023")
+    fetch.add_argument("category")
+    fetch.add_argument("--root", help="default: dataset/amazon")
+    fetch.set_defaults(command=_download)
+
     status = commands.add_parser("status", help="what is current, what is stale and why, which models can be used")
     status.set_defaults(command=_status)
     commands.add_parser("recommend", help="recommend items to a user (lwa recommend --help)", add_help=False)
     return parser
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from lwa_helpers.data.download import download
+
+    print("\n".join(map(str, download(arguments.category, arguments.root))))
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:

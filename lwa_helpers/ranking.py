@@ -56,6 +56,8 @@ class ItemRankingModel(nn.Module):
         super().__init__()
         self.causal_lm, self.head, self.next_items = causal_lm, head, next_items
         causal_lm.config.use_cache = False
+        if causal_lm.device.type == "cpu":
+            causal_lm.set_attn_implementation("eager")  # torch's fused attention is the slower one there for short windows
 
     @property
     def config(self):
