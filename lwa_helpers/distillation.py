@@ -20,7 +20,7 @@ from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.tuning import RankingTrainer
 from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
 
-NO_HIDDEN = "none"
+NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all
 
 
 @dataclass
@@ -67,7 +67,8 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 class DistillationTrainer(RankingTrainer):
     """transformers.Trainer whose loss is (1-alpha) CE + alpha tau^2 KL(teacher || student) + beta sum_s w_s d(h_s, map(h_t)) / S.
 
-    `strategy` turns Fisher scores into w (mean 1); "none" leaves the hidden-state term out. d is 1 - cosine similarity.
+    `strategy` turns Fisher scores into w (mean 1); "none" leaves the hidden-state term out, "labels" the
+    teacher altogether. d is 1 - cosine similarity.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class DistillationTrainer(RankingTrainer):
         student = student_model.model if isinstance(student_model, LanguageModel) else student_model
         teacher = teacher_model.model if isinstance(teacher_model, LanguageModel) else teacher_model
         self.loss_config = loss or LossConfig(**read_yaml("distillation_config.yaml")["loss"])
+        if strategy == LABELS:
+            self.loss_config = self.loss_config.model_copy(update={"alpha": 0.0, "beta": 0.0})
         self.n_layers = len(decoder_layers(student))
         self.weights = layer_weights(fisher_weights, strategy, self.n_layers)
         self.teacher, self.parts = teacher, []
@@ -144,11 +147,11 @@ class DistillationTrainer(RankingTrainer):
 
 
 def layer_weights(fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int) -> np.ndarray | None:
-    """Return the (n_layers,) weights with mean 1, or None for the strategy "none"; an array is taken as it is, scaled.
+    """Return the (n_layers,) weights with mean 1, or None for "none" and "labels"; an array is taken as it is, scaled.
 
     Raises LwaError when the number of weights is not n_layers.
     """
-    if isinstance(strategy, str) and strategy == NO_HIDDEN:
+    if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
         return None
     if fisher is not None and not isinstance(fisher, FisherResult):
         weights = mean_one(fisher)

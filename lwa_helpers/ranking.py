@@ -155,7 +155,8 @@ item_row_nll.sample = _sample_items
 
 @torch.no_grad()
 def title_vectors(
-    causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str], batch_size: int = 64
+    causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str], batch_size: int = 64,
+    bf16: bool = False,
 ) -> Tensor:
     """Return a starting vector for every title, (N, d): its mean final hidden state after `header`, each dimension
     standardised over the catalogue and scaled by INITIAL_SCALE, so that first scores are small beside log popularity."""
@@ -166,7 +167,8 @@ def title_vectors(
     for start in range(0, len(titles), batch_size):
         chosen = by_length[start : start + batch_size]
         ids, mask = pad_right([prefix + tokens[i] for i in chosen])
-        hidden = backbone(causal_lm)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        with torch.autocast(causal_lm.device.type, dtype=torch.bfloat16, enabled=bf16):
+            hidden = backbone(causal_lm)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         own = mask.clone()
         own[:, : len(prefix)] = 0
         vectors[chosen] = ((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)).float()

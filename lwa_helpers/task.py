@@ -45,7 +45,9 @@ class RankingTask:
 
     def new_ranker(self, next_items: int) -> ItemRankingModel:
         """The language model with an untrained item head: vectors from titles, bias from popularity."""
-        vectors = title_vectors(self.lm.model, self.lm.tokenizer, self.prompt.header, self.data.titles)
+        vectors = title_vectors(
+            self.lm.model, self.lm.tokenizer, self.prompt.header, self.data.titles, bf16=self.evaluation.bf16
+        )
         return ItemRankingModel(self.lm.model, ItemHead(vectors, self.log_popularity), next_items)
 
     def train_windows(self, section: TuningConfig, last_text: bool = False) -> list[Window]:

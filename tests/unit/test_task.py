@@ -1,0 +1,51 @@
+"""The task on MovieLens: who is asked, with what, and that a model's ranks are those of its scores."""
+
+import numpy as np
+import pytest
+from tiny_lm import language_model
+
+from lwa_helpers import load_movielens
+from lwa_helpers.arms import arm_windows, student_ranker
+from lwa_helpers.config import load_config
+from lwa_helpers.evaluation import Popularity, ranks
+from lwa_helpers.task import RankingTask
+
+
+@pytest.fixture(scope="module")
+def task():
+    config = load_config("smoke", {"evaluation.users": 12})
+    return RankingTask(load_movielens(), language_model(), config.data, config.evaluation, config.seed), config
+
+
+def test_the_chosen_users_are_asked_about_their_last_film(task):
+    task = task[0]
+    truth = task.data.test.set_index("user_id").parent_asin
+    assert len(set(task.asked.user_ids)) == 12
+    for user, target, window in zip(task.asked.user_ids, task.asked.targets, task.test_windows):
+        assert task.data.item_ids[target] == truth[user] and window.user_id == user and window.item_labels[-1] == target
+
+
+def test_a_head_without_layers_ranks_by_popularity(task):
+    """With vectors of zero only the bias is left, the logarithm of popularity."""
+    task = task[0]
+    model = task.new_ranker(1)
+    model.head.table.data.zero_()
+    np.testing.assert_array_equal(task.test_ranks(model), ranks(Popularity().fit(task.data), task.asked))
+
+
+def test_students_start_from_the_teachers_layers_and_head(task):
+    task, config = task
+    teacher = task.new_ranker(4)
+    student = student_ranker(teacher, task.lm, config.ablation.model_copy(update={"n_layers": 2}))
+    own, theirs = student.causal_lm.model.layers[1].state_dict(), teacher.causal_lm.model.layers[1].state_dict()
+    assert all((own[name] == theirs[name]).all() for name in own)
+    assert student.head is not teacher.head and (student.head.table == teacher.head.table).all()
+    assert not student.causal_lm.get_input_embeddings().weight.requires_grad
+
+
+def test_a_share_of_an_epoch_is_a_share_of_the_windows(task):
+    task, config = task
+    windows = task.train_windows(config.ablation)
+    part = arm_windows(windows, config.ablation.model_copy(update={"epochs": 0.1}), seed=0)
+    assert len(part) == round(0.1 * len(windows)) and len({id(w) for w in part}) == len(part)
+    assert arm_windows(windows, config.ablation.model_copy(update={"epochs": 3.0}), seed=0) == windows
