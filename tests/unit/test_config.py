@@ -9,7 +9,14 @@ from lwa_helpers.errors import LwaError
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_resolve(profile):
     config = load_config(profile)
-    assert config.profile == profile and len(config.ablation.seeds) >= 2 and config.distillation.n_layers == 8
+    assert config.profile == profile and config.distillation.n_layers == 8
+    assert {"labels", "none", "uniform", "linear", "fisher"} <= set(config.ablation.strategies)
+
+
+@pytest.mark.parametrize("profile", ["quick", "paper"])
+def test_the_ablation_has_its_arms_and_seeds(profile):
+    config = load_config(profile)
+    assert len(config.ablation.seeds) >= 2
     assert {"none", "uniform", "linear", "exponential", "schedule", "fisher", "inverse_fisher", "shuffled_fisher"} <= set(
         config.ablation.strategies
     )
