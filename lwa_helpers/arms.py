@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader
 
-from lwa_helpers.config import AblationConfig, DistillationConfig
+from lwa_helpers.config import AblationConfig, DistillationConfig, TeacherConfig
 from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation import DistillationTrainer
 from lwa_helpers.fisher import FisherResult
@@ -19,6 +20,7 @@ from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.student import build_student
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import training_arguments, window_loader
+from lwa_helpers.warmup import fit_head
 
 
 def student_ranker(
@@ -31,6 +33,24 @@ def student_ranker(
     return ItemRankingModel(student, copy.deepcopy(teacher.head), section.next_items)
 
 
+def fitted_student(
+    teacher: ItemRankingModel, signals: TeacherSignals, lm: LanguageModel, section: AblationConfig | DistillationConfig,
+    head: TeacherConfig, loader: DataLoader, seed: int,
+) -> ItemRankingModel:
+    """Return a student whose item head has moved from the teacher's states to its own, its layers still the teacher's.
+
+    The teacher's head is carried over in standardised coordinates (W <- W * std of the teacher's states, b <- b + E W mean),
+    then fitted on the student's standardised states as the teacher's own head was.
+    """
+    student = student_ranker(teacher, lm, section).to(next(teacher.parameters()).device)
+    states = torch.from_numpy(signals.hidden[:, -1].astype(np.float32)).to(student.head.bias.device)
+    with torch.no_grad():
+        student.head.bias += student.head.table @ student.head.project(states.mean(0))
+        student.head.project.weight *= states.std(0)
+    fit_head(student, loader, head, seed)
+    return student
+
+
 def arm_windows(windows: Sequence[Window], section: AblationConfig, seed: int) -> list[Window]:
     """Return the windows that a budget of section.epochs passes over: a drawn share of them when it is below one."""
     n = round(min(1.0, section.epochs) * len(windows))
@@ -39,15 +59,15 @@ def arm_windows(windows: Sequence[Window], section: AblationConfig, seed: int) -
 
 
 def run_arm(
-    strategy: str, seed: int, task: RankingTask, teacher: ItemRankingModel, signals: TeacherSignals,
+    strategy: str, seed: int, task: RankingTask, start: ItemRankingModel, signals: TeacherSignals,
     windows: Sequence[Window], fisher: FisherResult, section: AblationConfig,
 ) -> pd.DataFrame:
-    """Distil one student under `strategy` and rank the catalogue for every test case.
+    """Distil a copy of the student `start` under `strategy` and rank the catalogue for every test case.
 
     The seed sets the order of the data. Returns columns strategy, seed, user_id, target, rank, steps, targets.
     """
     torch.manual_seed(seed)
-    student = student_ranker(teacher, task.lm, section).to(next(teacher.parameters()).device)
+    student = copy.deepcopy(start)
     loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, seed)
     whole = section.model_copy(update={"epochs": max(1.0, section.epochs)})
     trainer = DistillationTrainer(
