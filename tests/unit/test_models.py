@@ -35,7 +35,7 @@ def test_absent_models_are_named(tmp_path):
     GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50), Phi3Config(**SMALL), Gemma3TextConfig(**SMALL, head_dim=8),
 ])
 def test_decoder_layers_of_other_families(config):
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config).eval()
     layers = decoder_layers(model)
     assert len(layers) == 3 and decoder_layers(nn.Sequential(model)) is layers
     ids = torch.randint(3, 50, (1, 5))

@@ -173,8 +173,8 @@ def tiny_checkpoint(directory, items: list[str] | None, seed: int = 0) -> LlamaF
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     if items is not None:
-        ItemRankingModel(model, ItemHead(torch.randn(len(items), 16), torch.zeros(len(items)))).save(directory, tokenizer)
-        (directory / "items.json").write_text(json.dumps(items))
+        head = ItemHead(torch.randn(len(items), 16), torch.zeros(len(items)))
+        ItemRankingModel(model, head).save(directory, tokenizer, items)
     return model
 
 
