@@ -93,7 +93,7 @@ def _current_records(profile: str, results: Path) -> list[dict[str, Any]]:
                 f"{stage.name} is stale ({reason}): run `lwa reproduce --profile {profile}` before publishing"
             )
         records.append(record)
-    if len({json.dumps(record["settings"], sort_keys=True) for record in records}) > 1:
+    if len({json.dumps(record["records"]["overrides"], sort_keys=True) for record in records}) > 1:
         raise LwaError(
             f"the notebooks of {profile} ran with different settings: run `lwa reproduce --profile {profile}` first"
         )
