@@ -24,7 +24,8 @@ def claims_table(manifest: dict[str, Any]) -> str:
     profile = manifest["profile"]
     seed = next(iter(manifest["notebooks"].values()))["seed"]
     dirty = " with uncommitted changes" if manifest["dirty"] else ""
-    origin = f"`{profile}` profile, seed {seed}, {manifest['device']}, commit `{manifest['commit'][:10]}`{dirty}"
+    commits = ", ".join(f"`{commit[:10]}`" for commit in manifest["commit"].split(", "))
+    origin = f"`{profile}` profile, seed {seed}, {manifest['device']}, commit {commits}{dirty}"
     rows = [
         f"Measured: {origin}. Brackets hold 95 % intervals.",
         "",
