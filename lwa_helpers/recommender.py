@@ -22,10 +22,8 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
 from lwa_helpers.models import ModelSpec, backbone, load_teacher, model_spec
 from lwa_helpers.paths import DATASET
-from lwa_helpers.ranking import HEAD_FILE, load_item_ranker
+from lwa_helpers.ranking import HEAD_FILE, ITEMS_FILE, load_item_ranker
 from lwa_helpers.teachers import LocalTeacher, OllamaTeacher
-
-ITEMS_FILE = "items.json"
 
 
 @dataclass(frozen=True)
