@@ -55,8 +55,9 @@ paper: ## build paper/build/main.pdf from the published results (PROFILE=quick: 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(VENV)/bin/jupyter lab notebooks
 
-benchmark: $(READY) ## run the benchmarks and print their tables
-	$(VENV)/bin/python -m pytest -m benchmark -s
+benchmark: $(READY) ## run a benchmark on a quiet machine: make benchmark NAME=fisher_speed
+	@test -f "tests/benchmarks/$(NAME).py" || { echo "name one: NAME=$(patsubst tests/benchmarks/%.py,%,$(wildcard tests/benchmarks/*.py))" >&2; exit 1; }
+	$(VENV)/bin/python tests/benchmarks/$(NAME).py
 
 clean: ## remove .venv, caches and build files (results stay)
 	rm -rf $(VENV) .cache paper/build build *.egg-info .pytest_cache .ruff_cache .hypothesis

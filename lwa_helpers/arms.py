@@ -77,5 +77,5 @@ def run_arm(
     trainer.train()
     return pd.DataFrame({
         "strategy": strategy, "seed": seed, "user_id": task.asked.user_ids, "target": task.asked.targets,
-        "rank": task.test_ranks(student), "steps": trainer.state.global_step, "targets": int(signals.starts[-1]),
+        "rank": task.ranks(student), "steps": trainer.state.global_step, "targets": int(signals.starts[-1]),
     })

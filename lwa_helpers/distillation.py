@@ -15,6 +15,7 @@ from lwa_helpers.config import LossConfig, read_yaml
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.models import LanguageModel, backbone, decoder_layers
+from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking import ItemRankingModel
 from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.tuning import RankingTrainer
@@ -166,6 +167,6 @@ def layer_weights(fisher: FisherResult | np.ndarray | None, strategy: str | Laye
 def default_arguments() -> TrainingArguments:
     """Settings for a bare DistillationTrainer(...).train(loader)."""
     return TrainingArguments(
-        output_dir="trainer_output", learning_rate=1e-4, save_strategy="no", report_to="none", remove_unused_columns=False,
+        output_dir=str(TRAINER_OUTPUT), learning_rate=1e-4, save_strategy="no", report_to="none", remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), logging_steps=10,
     )

@@ -23,6 +23,7 @@ PAPER = ROOT / "paper"
 RESULTS = ROOT / "results"
 DATASET = ROOT / "dataset"
 CACHE = Path(os.environ.get("LWA_CACHE") or ROOT / ".cache").resolve()
+TRAINER_OUTPUT = CACHE / "trainer"  # transformers.Trainer insists on a folder, even where it saves nothing
 
 
 def checkout() -> Path:

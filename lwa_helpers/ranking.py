@@ -109,7 +109,14 @@ def next_items_loss(logits: Tensor, item_labels: Tensor, n: int = 1) -> Tensor:
     The items of one session often share a time stamp, so that their order says little: with n > 1 each position learns from
     the few that follow. logits (P, N) at the labelled positions of item_labels (B, T).
     """
-    future = future_targets(item_labels, n)
+    return future_nll(logits, future_targets(item_labels, n))
+
+
+def future_nll(logits: Tensor, future: Tensor) -> Tensor:
+    """Return the mean over positions of the mean -log p of their known targets, a scalar.
+
+    logits (P, N); future (P, n) item indices, -100 where there is none, the first of each row known.
+    """
     known = future != -100
     nll = -logits.float().log_softmax(-1).gather(1, future.clamp_min(0))
     return ((nll * known).sum(1) / known.sum(1)).mean()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import LanguageModel, decoder_layers
@@ -78,7 +79,8 @@ def _with_layers(model, kept: list[int]):
 
 def _filled(model_class, config, state: dict[str, torch.Tensor], original):
     """Build a model of `config` holding copies of `state`, with the original's dtype, device and generation settings."""
-    student = model_class._from_config(config, dtype=original.dtype).to(original.device)
+    with no_init_weights():
+        student = model_class._from_config(config, dtype=original.dtype).to(original.device)
     student.load_state_dict(state, strict=True)
     student.tie_weights()
     student.generation_config = copy.deepcopy(original.generation_config)

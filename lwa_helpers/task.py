@@ -1,9 +1,10 @@
-"""The recommendation task as a ranking model meets it: windows to train on, test users to rank the catalogue for."""
+"""The recommendation task as a ranking model meets it: windows to train on, users to rank the catalogue for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,15 @@ from lwa_helpers.tuning import window_loader
 
 @dataclass(frozen=True)
 class RankingTask:
-    """A dataset, a language model whose tokenizer reads it, how histories are cut into windows, and who is asked."""
+    """A dataset, a language model whose tokenizer reads it, how histories are cut into windows, and who is asked
+    (the users of the test part, or of the validation part where settings are chosen)."""
 
     data: Interactions
     lm: LanguageModel
     cut: DataConfig
     evaluation: EvaluationConfig
     seed: int
+    part: Literal["valid", "test"] = "test"
 
     @cached_property
     def prompt(self) -> Prompt:
@@ -63,29 +66,30 @@ class RankingTask:
 
     @cached_property
     def asked(self) -> Cases:
-        """The test cases: all users, or evaluation.users of them drawn with the seed."""
-        every = cases(self.data, "test")
+        """The cases of the part: all its users, or evaluation.users of them drawn with the seed."""
+        every = cases(self.data, self.part)
         return Cases(*([values[i] for i in self._chosen] for values in every[:2]), every.targets[self._chosen])
 
     @cached_property
     def _chosen(self) -> np.ndarray:
-        n, wanted = len(self.data.targets("test")), self.evaluation.users
+        n, wanted = len(self.data.targets(self.part)), self.evaluation.users
         if wanted is None or wanted >= n:
             return np.arange(n)
         return np.sort(np.random.default_rng(self.seed).choice(n, wanted, replace=False))
 
     @cached_property
-    def test_windows(self) -> list[Window]:
+    def asked_windows(self) -> list[Window]:
+        """The history of every case, to be ranked at its end."""
         windows = evaluation_windows(
-            self.data, self.lm.tokenizer, self.prompt, "test", self.evaluation.history_titles
+            self.data, self.lm.tokenizer, self.prompt, self.part, self.evaluation.history_titles
         )
         return [windows[i] for i in self._chosen]
 
-    def test_scores(self, model: ItemRankingModel) -> np.ndarray:
-        """Scores of the whole catalogue for every test case, (B, N)."""
-        return rank_catalogue(model, self.test_windows, self.evaluation.batch_size, self.evaluation.bf16)
+    def scores(self, model: ItemRankingModel) -> np.ndarray:
+        """Scores of the whole catalogue for every case, (B, N)."""
+        return rank_catalogue(model, self.asked_windows, self.evaluation.batch_size, self.evaluation.bf16)
 
-    def test_ranks(self, model: ItemRankingModel, scores: np.ndarray | None = None) -> np.ndarray:
-        """Rank of each test target among all items that the user has not seen, (B,), ties against the target."""
-        scores = self.test_scores(model) if scores is None else scores
+    def ranks(self, model: ItemRankingModel, scores: np.ndarray | None = None) -> np.ndarray:
+        """Rank of each target among all items that the user has not seen, (B,), ties against the target."""
+        scores = self.scores(model) if scores is None else scores
         return rank_of_target(scores, self.asked.targets, exclude=self.asked.histories)

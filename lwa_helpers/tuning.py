@@ -15,6 +15,7 @@ from transformers.integrations import TensorBoardCallback
 
 from lwa_helpers.config import TuningConfig
 from lwa_helpers.data.windows import LengthBatches, Window, collate
+from lwa_helpers.paths import TRAINER_OUTPUT
 
 
 class IndexedWindows(torch.utils.data.Dataset):
@@ -48,7 +49,7 @@ def training_arguments(config: TuningConfig, steps_per_epoch: int, seed: int, lo
     """Translate a section of the settings; the learning rate falls as a cosine after a linear warm-up."""
     steps = max(1, round(config.epochs * steps_per_epoch))
     return TrainingArguments(
-        output_dir="trainer_output", max_steps=steps, learning_rate=config.learning_rate, lr_scheduler_type="cosine",
+        output_dir=str(TRAINER_OUTPUT), max_steps=steps, learning_rate=config.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=round(config.warmup_ratio * steps), weight_decay=config.weight_decay, bf16=config.bf16, seed=seed,
         max_grad_norm=1.0, logging_steps=logging_steps, save_strategy="no", report_to="none", remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True,

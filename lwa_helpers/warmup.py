@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 
 from lwa_helpers.config import TeacherConfig
-from lwa_helpers.ranking import ItemHead, ItemRankingModel, future_targets
+from lwa_helpers.paths import TRAINER_OUTPUT
+from lwa_helpers.ranking import ItemHead, ItemRankingModel, future_nll, future_targets
 
 ROWS, DROPOUT = 256, 0.2
 
@@ -27,11 +28,9 @@ class StandardisedHead(nn.Module):
         self.register_buffer("scale", states.std(0).clamp_min(1e-6))
 
     def forward(self, states: Tensor, future: Tensor) -> dict[str, Tensor]:
-        """Mean -log p of the known targets among `future` (P, n), given states (P, d)."""
+        """Loss of the targets `future` (P, n) given states (P, d)."""
         shown = F.dropout((states - self.mean) / self.scale, DROPOUT, self.training)
-        known = future != -100
-        nll = -self.head(shown).log_softmax(-1).gather(1, future.clamp_min(0))
-        return {"loss": ((nll * known).sum(1) / known.sum(1)).mean()}
+        return {"loss": future_nll(self.head(shown), future)}
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -66,7 +65,7 @@ def fit_head(model: ItemRankingModel, batches: Iterable[dict[str, Tensor]], sect
     states, future = title_end_states(model, batches, section.bf16)
     probe = StandardisedHead(model.head, states)
     arguments = TrainingArguments(
-        output_dir="trainer_output", num_train_epochs=section.head_epochs, per_device_train_batch_size=ROWS,
+        output_dir=str(TRAINER_OUTPUT), num_train_epochs=section.head_epochs, per_device_train_batch_size=ROWS,
         learning_rate=section.head_only_learning_rate, lr_scheduler_type="cosine", weight_decay=section.weight_decay,
         seed=seed, save_strategy="no", report_to="none", logging_steps=50, disable_tqdm=True, remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False,

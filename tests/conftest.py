@@ -1,4 +1,4 @@
-"""Test tiers: unit (the default), smoke (the real notebooks), gpu, benchmark; tests must leave the tree clean."""
+"""Test tiers: unit (the default), smoke (the real notebooks), gpu; tests must leave the tree clean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TIERS = {
     "smoke": "runs the real notebooks at a reduced size",
     "gpu": "needs a CUDA device",
-    "benchmark": "measures time or memory and prints a table",
     "unit": "everything else",
 }
 _BEFORE = pytest.StashKey[str]()

@@ -166,30 +166,29 @@ def variance_components(values: np.ndarray) -> VarianceComponents:
 
 
 def difference_over_seeds(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> SeedDifference:
-    """mean(a) - mean(b) for two arms trained with several seeds each, allowing for users and for seeds.
+    """Mean of a - b over users and seeds, for two arms trained with the same seeds, allowing for both.
 
-    a (users, seeds_a), b (users, seeds_b): same users, seeds of the two arms independent. Squared standard error =
-    Var_users(difference of the users' seed means) / users + sum over arms of seed variance / seeds; t interval with
-    Satterthwaite's degrees of freedom (with two seeds an arm, a 95 % interval covers about 92 %). ValueError for fewer
-    than two seeds in an arm or unequal users.
+    a, b (users, seeds): a column is one seed, which both arms share (start and order of the data), so differences are
+    paired by user and by seed. With d = a - b: squared standard error = Var(user means of d) / users + Var(seed means of
+    d) / seeds, the noise of single users counted in both, which errs on the wide side; t interval with Satterthwaite's
+    degrees of freedom (with two seeds whose variance outweighs the users', a 95 % interval covers about 87 %). ValueError
+    for NaN, unequal shapes or fewer than two users or seeds.
     """
     a, b = _finite(a, 2), _finite(b, 2)
-    if len(a) != len(b):
-        raise ValueError(f"the two arms must hold the same users, got {len(a)} and {len(b)}")
-    users = len(a)
-    by_users = (a.mean(axis=1) - b.mean(axis=1)).var(ddof=1) / users
-    by_seeds = [variance_components(arm).seed / arm.shape[1] for arm in (a, b)]
-    square = by_users + sum(by_seeds)
+    if a.shape != b.shape:
+        raise ValueError(f"the two arms must hold the same users and seeds, got {a.shape} and {b.shape}")
+    difference = a - b
+    users, seeds = difference.shape
+    by_users = difference.mean(axis=1).var(ddof=1) / users
+    by_seeds = difference.mean(axis=0).var(ddof=1) / seeds
+    square = by_users + by_seeds
     if square == 0:
         raise ValueError("a - b is the same for every user and seed: there is no variance to judge it by")
-    freedom = [users - 1, a.shape[1] - 1, b.shape[1] - 1]
-    degrees = square**2 / sum(v**2 / f for v, f in zip([by_users, *by_seeds], freedom, strict=True))
-    estimate, error = float(a.mean() - b.mean()), float(np.sqrt(square))
+    degrees = square**2 / (by_users**2 / (users - 1) + by_seeds**2 / (seeds - 1))
+    estimate, error = float(difference.mean()), float(np.sqrt(square))
     half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
     p = float(2 * stats.t.sf(abs(estimate) / error, degrees))
-    return SeedDifference(
-        estimate, estimate - half, estimate + half, p, float(np.sqrt(by_users)), float(np.sqrt(sum(by_seeds)))
-    )
+    return SeedDifference(estimate, estimate - half, estimate + half, p, float(np.sqrt(by_users)), float(np.sqrt(by_seeds)))
 
 
 def smallest_detectable_difference(sd: float, n_users: int, *, power: float = 0.8, alpha: float = 0.05) -> float:

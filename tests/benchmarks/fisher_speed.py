@@ -21,18 +21,10 @@ import psutil
 import torch
 
 from lwa_helpers.fisher import FisherInformationCalculator
+from lwa_helpers.models import load_teacher
 
 PASSES = ("step", "layer", "parameter")
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
-
-
-def load(path: str | None):
-    """The model in a .pt file, or the registered SmolLM2-135M."""
-    if path:
-        return torch.load(path, weights_only=False).eval()
-    from lwa_helpers.models import load_teacher
-
-    return load_teacher("smollm2-135m").model
 
 
 def make_batches(examples: int, batch_size: int, tokens: int) -> list[dict[str, torch.Tensor]]:
@@ -65,12 +57,11 @@ def peak_memory(name: str, dtype: str, options: argparse.Namespace) -> float:
     """MiB above the loaded model, in a fresh process."""
     command = [sys.executable, __file__, "--measure", name, "--dtypes", dtype, "--examples", str(options.examples),
                "--batch-size", str(options.batch_size), "--tokens", str(options.tokens)]
-    command += ["--model", options.model] if options.model else []
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["mib"]
 
 
 def measure_memory(options: argparse.Namespace) -> None:
-    model = load(options.model)
+    model = load_teacher("smollm2-135m").model
     batches = make_batches(options.examples, options.batch_size, options.tokens)
     before = psutil.Process().memory_info().rss
     run_pass(options.measure, model, batches, AUTOCAST[options.dtypes[0]])
@@ -78,7 +69,7 @@ def measure_memory(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    model = load(options.model)
+    model = load_teacher("smollm2-135m").model
     batches = make_batches(options.examples, options.batch_size, options.tokens)
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     print(f"{options.examples} examples, {tokens} tokens, torch threads {torch.get_num_threads()}")
@@ -106,7 +97,6 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=110)
     parser.add_argument("--dtypes", nargs="+", choices=tuple(AUTOCAST), default=list(AUTOCAST))
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
-    parser.add_argument("--model", help="a .pt file with the float32 model, instead of the registered one")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--measure", choices=PASSES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

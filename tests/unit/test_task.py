@@ -21,7 +21,7 @@ def test_the_chosen_users_are_asked_about_their_last_film(task):
     task = task[0]
     truth = task.data.test.set_index("user_id").parent_asin
     assert len(set(task.asked.user_ids)) == 12
-    for user, target, window in zip(task.asked.user_ids, task.asked.targets, task.test_windows):
+    for user, target, window in zip(task.asked.user_ids, task.asked.targets, task.asked_windows):
         assert task.data.item_ids[target] == truth[user] and window.user_id == user and window.item_labels[-1] == target
 
 
@@ -30,7 +30,7 @@ def test_a_head_without_layers_ranks_by_popularity(task):
     task = task[0]
     model = task.new_ranker(1)
     model.head.table.data.zero_()
-    np.testing.assert_array_equal(task.test_ranks(model), ranks(Popularity().fit(task.data), task.asked))
+    np.testing.assert_array_equal(task.ranks(model), ranks(Popularity().fit(task.data), task.asked))
 
 
 def test_students_start_from_the_teachers_layers_and_head(task):

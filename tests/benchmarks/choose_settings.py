@@ -1,0 +1,126 @@
+"""Choose a profile's training settings on the validation part: NDCG@10 of the teacher and of the student under each.
+
+    python tests/benchmarks/choose_settings.py [--profile quick]
+
+The test part is never read. Each finished setting is a row of results/<profile>/settings.csv; a setting that has its row
+is not run again, so the run can be stopped and started. Train and validation are those of the notebooks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lwa_helpers.arms import arm_windows, fitted_student
+from lwa_helpers.config import ExperimentConfig, load_config
+from lwa_helpers.data import load_data
+from lwa_helpers.distillation import DistillationTrainer, layer_map
+from lwa_helpers.evaluation import Popularity, mean_interval, ndcg_at_k, ranks
+from lwa_helpers.models import decoder_layers, load_teacher
+from lwa_helpers.paths import results_dir
+from lwa_helpers.signals import TeacherSignals
+from lwa_helpers.student import trim_vocabulary
+from lwa_helpers.task import RankingTask
+from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
+from lwa_helpers.warmup import fit_head
+
+TEACHERS = [{"epochs": 0.1, "learning_rate": rate} for rate in (1e-5, 3e-5, 1e-4)]
+STUDENTS = [
+    {"epochs": 0.7, "alpha": alpha, "beta": beta, "learning_rate": rate}
+    for alpha, beta, rate in [(0.9, 1.0, 3e-4), (0.5, 1.0, 3e-4), (0.9, 0.0, 3e-4), (0.9, 1.0, 1e-4)]
+]
+HISTORIES = (8, 12, 24)
+
+
+class Rows:
+    """The finished settings, kept on disk."""
+
+    def __init__(self, path: Path, seed: int):
+        self.path, self.seed = path, seed
+        self.frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["system", "setting"])
+
+    def has(self, system: str, setting: object) -> bool:
+        return bool(((self.frame.system == system) & (self.frame.setting == str(setting))).any())
+
+    def add(self, system: str, setting: object, ndcg: np.ndarray) -> None:
+        mean = mean_interval(ndcg, seed=self.seed)
+        row = {"system": system, "setting": str(setting), "ndcg": mean.estimate, "low": mean.low, "high": mean.high}
+        self.frame = pd.concat([self.frame, pd.DataFrame([row])], ignore_index=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.frame.to_csv(self.path, index=False)
+        print(self.frame.tail(1).round(4).to_string(header=False, index=False), flush=True)
+
+
+def choose(config: ExperimentConfig, rows: Rows) -> None:
+    """Run what has no row yet."""
+    data = load_data(config.data)
+    full = load_teacher(config.teacher.model)
+    texts = RankingTask(data, full, config.data, config.evaluation, config.seed).texts()
+    task = RankingTask(data, trim_vocabulary(full, texts), config.data, config.evaluation, config.seed, part="valid")
+    rows.add("popularity", "", ndcg_at_k(ranks(Popularity().fit(data), task.asked), 10))
+    teacher = tuned_teacher(task, config, rows)
+    for titles in HISTORIES:
+        if not rows.has("history", titles):
+            asked = config.evaluation.model_copy(update={"history_titles": titles})
+            reading = RankingTask(data, task.lm, config.data, asked, config.seed, part="valid")
+            rows.add("history", titles, ndcg_at_k(reading.ranks(teacher), 10))
+    distil(task, config, teacher, rows)
+
+
+def tuned_teacher(task: RankingTask, config: ExperimentConfig, rows: Rows):
+    """The teacher tuned as the profile says; on the way, each of TEACHERS has its row."""
+    torch.manual_seed(config.seed)
+    model = task.new_ranker(config.teacher.next_items)
+    model.causal_lm.get_input_embeddings().requires_grad_(False)
+    loader = task.train_loader(config.teacher, config.seed)
+    fit_head(model, loader, config.teacher, config.seed)
+    if not rows.has("teacher", "head only"):
+        rows.add("teacher", "head only", ndcg_at_k(task.ranks(model), 10))
+    own = {"epochs": config.teacher.epochs, "learning_rate": config.teacher.learning_rate}
+    for setting in [*(s for s in TEACHERS if s != own), own]:
+        tuned = copy.deepcopy(model)
+        if setting == own or not rows.has("teacher", setting):
+            section = config.teacher.model_copy(update=setting)
+            arguments = training_arguments(section, len(loader), config.seed)
+            RankingTrainer(tuned, arguments, loader, section.head_learning_rate).train()
+        if not rows.has("teacher", setting):
+            rows.add("teacher", setting, ndcg_at_k(task.ranks(tuned), 10))
+    return tuned
+
+
+def distil(task: RankingTask, config: ExperimentConfig, teacher, rows: Rows) -> None:
+    """A student for each of STUDENTS, all from the same start."""
+    section = config.distillation
+    windows = arm_windows(task.train_windows(section), section, config.seed)
+    ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, config.seed, shuffle=False)
+    layers = layer_map(section.n_layers, len(decoder_layers(teacher)))
+    with tempfile.TemporaryDirectory() as folder:
+        signals = TeacherSignals.compute(teacher, ordered, layers, Path(folder), section.bf16)
+        start = fitted_student(teacher, signals, task.lm, section, config.teacher, ordered, config.seed)
+        for setting in STUDENTS:
+            if rows.has("student", setting):
+                continue
+            student = copy.deepcopy(start)
+            torch.manual_seed(config.seed)
+            loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, config.seed)
+            loss = section.loss.model_copy(update={"alpha": setting["alpha"], "beta": setting["beta"]})
+            one_pass = section.model_copy(update={"epochs": 1.0, "learning_rate": setting["learning_rate"]})
+            arguments = training_arguments(one_pass, len(loader), config.seed)
+            DistillationTrainer(
+                signals, student, None, "uniform", loss, arguments, loader=loader,
+                head_learning_rate=section.head_learning_rate,
+            ).train()
+            rows.add("student", setting, ndcg_at_k(task.ranks(student), 10))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="quick")
+    chosen = load_config(parser.parse_args().profile)
+    choose(chosen, Rows(results_dir(chosen.profile) / "settings.csv", chosen.seed))
