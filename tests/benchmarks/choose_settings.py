@@ -30,7 +30,7 @@ from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
 from lwa_helpers.warmup import fit_head
 
-TEACHERS = [{"epochs": 0.1, "learning_rate": rate} for rate in (1e-5, 3e-5, 1e-4)]
+TEACHERS = [{"epochs": 0.1, "learning_rate": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4)] + [{"epochs": 0.2, "learning_rate": 1e-4}]
 STUDENTS = [
     {"epochs": 0.7, "alpha": alpha, "beta": beta, "learning_rate": rate}
     for alpha, beta, rate in [(0.9, 1.0, 3e-4), (0.5, 1.0, 3e-4), (0.9, 0.0, 3e-4), (0.9, 1.0, 1e-4)]
@@ -63,7 +63,8 @@ def choose(config: ExperimentConfig, rows: Rows) -> None:
     full = load_teacher(config.teacher.model)
     texts = RankingTask(data, full, config.data, config.evaluation, config.seed).texts()
     task = RankingTask(data, trim_vocabulary(full, texts), config.data, config.evaluation, config.seed, part="valid")
-    rows.add("popularity", "", ndcg_at_k(ranks(Popularity().fit(data), task.asked), 10))
+    if not rows.has("popularity", "counts"):
+        rows.add("popularity", "counts", ndcg_at_k(ranks(Popularity().fit(data), task.asked), 10))
     teacher = tuned_teacher(task, config, rows)
     for titles in HISTORIES:
         if not rows.has("history", titles):
