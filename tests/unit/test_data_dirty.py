@@ -176,12 +176,3 @@ def test_csv_with_broken_lines(tmp_path):
     with pytest.warns(UserWarning, match=r"Toys.csv: 2 broken lines.*line 3"):
         data = load_amazon(tmp_path, "Toys", k=0)
     assert data.targets("test") == {"u": ["a"], "u, the 1st": ["b"]} and data.titles == ['A, or "B"', "B"]
-
-
-def test_download_without_a_network_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LwaError, match="cannot fetch raw/review_categories/Toys.jsonl.*HF_HUB_OFFLINE"):
-        download.download("Toys", tmp_path)
-    (tmp_path / "Toys.jsonl").write_text(line())
-    (tmp_path / "meta_Toys.jsonl").write_text("{}")
-    assert download.download("Toys", tmp_path) == [tmp_path / "Toys.jsonl", tmp_path / "meta_Toys.jsonl"]
