@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -27,47 +28,55 @@ def core(
 
     rows: user (the user's first line, int64), parent_asin, rating, timestamp, line and, with own_split, split; ordered
     by (user, timestamp, line). users: user, user_id, of these and more. own_split: every row stays. Memory: one piece,
-    plus what is left of all once repeated pairs and users with fewer than k rows are gone (no k-core holds them).
+    the item ids, plus what is left of all once repeated pairs and users with fewer than k rows are gone (no k-core holds
+    them).
     """
     counts: Counter[str] = Counter()
-    rows, users, items = [], [], []
+    rows, users = [], []
     with TemporaryDirectory(dir=folder) as scratch:
-        newest = _scatter(reviews, own_split, repairs, counts, Path(scratch))
+        newest, items = _scatter(reviews, own_split, repairs, counts, Path(scratch))
         for path in sorted(Path(scratch).iterdir()):
             frame = _one_clock(pl.read_ipc_stream(path), newest, repairs)
             path.unlink()
-            frame = frame.with_columns(user=pl.col("line").min().over("user_id"), own=pl.len().over("user_id"))
+            frame = frame.with_columns(user=pl.col("line").min().over("user_id"))
             counts["users_before_core"] += (frame["line"] == frame["user"]).sum()
-            items.append(frame["parent_asin"].unique())
-            kept, repeats = (frame, 0) if own_split else _without_repeats(frame, k)
-            counts["duplicates"] += repeats
-            counts["interactions_before_core"] += frame.height - repeats
-            users.append(frame.filter(pl.col("line") == pl.col("user"), pl.col("own") >= k).select("user", "user_id"))
-            rows.append(kept.drop("user_id", "own"))
-    counts["items_before_core"] = pl.concat(items).n_unique()
-    return _k_core(pl.concat(rows), k), pl.concat(users), dict(counts)
+            kept = frame if own_split else _without_repeats(frame)
+            counts["duplicates"] += frame.height - kept.height
+            counts["interactions_before_core"] += kept.height
+            kept = kept.filter(pl.len().over("user") >= k)
+            users.append(kept.select("user", "user_id").unique("user"))
+            rows.append(kept.drop("user_id"))
+    counts["items_before_core"] = len(items)
+    left = _k_core(pl.concat(rows), k).sort("user", "timestamp", "line")
+    return left.with_columns(parent_asin=items.gather(left["item"])).drop("item"), pl.concat(users), dict(counts)
 
 
-def _without_repeats(frame: pl.DataFrame, k: int) -> tuple[pl.DataFrame, int]:
-    """The earliest row of each (user, item), of users with k rows or more only; the number of repeats among all."""
-    many, few = frame.filter(pl.col("own") >= k), frame.filter(pl.col("own") < k)
-    kept = earliest(many)
-    return kept, frame.height - kept.height - few.select("user", "parent_asin").n_unique()
+def _without_repeats(frame: pl.DataFrame) -> pl.DataFrame:
+    """The earliest row of each (user, item); only pairs that occur twice are sorted."""
+    pair = pl.col("user") * 2**32 + pl.col("item")
+    again = frame.select(pair.is_duplicated()).to_series()
+    return pl.concat([frame.filter(~again), earliest(frame.filter(again))])
 
 
-def _scatter(reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[str], scratch: Path) -> int:
-    """Write the typed rows to one file per piece, in file order; return the largest timestamp."""
+def _scatter(
+    reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[str], scratch: Path
+) -> tuple[int, pl.Series]:
+    """Write the typed rows to one file per piece, in file order; return the largest timestamp and the item ids.
+
+    In the files an item is its place among the ids.
+    """
     size = reviews.stat().st_size * (COMPRESSION if reviews.suffix in (".gz", ".parquet") else 1)
     pieces = min(MOST_PIECES, 1 + size // PIECE_BYTES)
     fields = {name: known for name, known in REVIEW_FIELDS.items() if own_split or name != "split"}
-    newest, writers = 0, {}
+    newest, writers, items = 0, {}, pl.Categories.random()
+    item = pl.col("parent_asin").cast(pl.Categorical(items)).to_physical().alias("item")
     with ExitStack() as stack:
         for block in read_table(reviews, fields, set(fields) - {"rating"}, repairs):
             frame = _typed(block, repairs)
             counts["rows"] += block.height
             counts["usable_rows"] += frame.height
             newest = max(newest, frame["timestamp"].max() or 0)
-            for piece, part in _by_user(frame, pieces):
+            for piece, part in _by_user(frame.with_columns(item).drop("parent_asin"), pieces):
                 table = part.to_arrow()
                 if piece not in writers:
                     file = str(scratch / f"{piece:03}")
@@ -75,7 +84,7 @@ def _scatter(reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[s
                 writers[piece].write_table(table)
     if not counts.pop("usable_rows"):
         raise LwaError(f"{repairs.message()} - no usable row is left: fetch the file again")
-    return newest
+    return newest, items.to_series()
 
 
 def _by_user(frame: pl.DataFrame, pieces: int) -> Iterator[tuple[int, pl.DataFrame]]:
@@ -91,6 +100,8 @@ def _typed(block: pl.DataFrame, repairs: Repairs) -> pl.DataFrame:
     """Give the columns their types; what cannot be read is counted, and null or (ids, time) dropped."""
     if "rating" not in block.columns:
         block = block.with_columns(rating=pl.lit(None, pl.Float64))
+    texts = [name for name in ("rating", "timestamp") if block.schema[name] == pl.String]
+    block = block.with_columns(pl.col(texts).str.strip_chars())
     frame = block.with_columns(
         pl.col("user_id", "parent_asin").cast(pl.String),
         pl.col("rating").cast(pl.Float64, strict=False).fill_nan(None),
@@ -119,6 +130,8 @@ def _whole_number(dtype: pl.DataType) -> pl.Expr:
     time = pl.col("timestamp")
     if dtype.is_temporal():
         return time.cast(pl.Datetime("ms")).cast(pl.Int64)
+    if dtype.is_integer():
+        return time.cast(pl.Int64, strict=False)
     number = time.cast(pl.Float64, strict=False)
     exact = time.cast(pl.Int64, strict=False)
     return pl.when(number == number.floor()).then(pl.coalesce(exact, number.cast(pl.Int64, strict=False)))
@@ -135,8 +148,9 @@ def _one_clock(frame: pl.DataFrame, newest: int, repairs: Repairs) -> pl.DataFra
 
 
 def _k_core(rows: pl.DataFrame, k: int) -> pl.DataFrame:
-    if k:
-        users = rows["user"].rank("dense").to_numpy()
-        items = rows["parent_asin"].cast(pl.Categorical(pl.Categories.random())).to_physical().to_numpy()
-        rows = rows[core_rows(users, items, k)]
-    return rows.sort("user", "timestamp", "line")
+    if not k or rows.is_empty():
+        return rows
+    first_lines = rows["user"].unique().to_numpy()
+    user = np.empty(first_lines.max() + 1, dtype=np.int32)
+    user[first_lines] = np.arange(len(first_lines))
+    return rows[core_rows(user[rows["user"].to_numpy()], rows["item"].to_numpy(), k)]

@@ -101,6 +101,12 @@ def test_same_rows_in_the_same_order_as_plain_python(tmp_path_factory, rows, k, 
             return
         data = load_amazon(root, "Toys", k, split)
     assert {part: rows_of(data, part) for part in PARTS} == expected
+    events = {}
+    for part in PARTS:
+        for row, history in zip(expected[part], data.with_history(part).history, strict=True):
+            before = events.setdefault(row[0], [])
+            assert history == " ".join(before)
+            before.append(row[1])
     kept = [row for part in PARTS for row in expected[part]]
     counts = {"rows": len(rows), "interactions": len(kept), "users": len({r[0] for r in kept})}
     unique = {row[:2] for row in rows}
@@ -139,6 +145,7 @@ LAYOUTS = {
     "2023 jsonl.gz": lambda root: write_jsonl(root / "Toys.jsonl.gz", FEW),
     "2023 csv": lambda root: csv_file(root / "Toys.csv"),
     "2014/2018 names": lambda root: write_jsonl(root / "Toys.jsonl", FEW, NAMES_2018),
+    "2014/2018 suffix": lambda root: write_jsonl(root / "Toys.json.gz", FEW, NAMES_2018),
     "other columns": lambda root: write_jsonl(
         root / "Toys.jsonl",
         [(*row, {"x": [1]}, "other", "a\u2028b") for row in FEW],
@@ -172,8 +179,10 @@ def test_csv_without_header_is_the_2023_order_and_nothing_else(tmp_path):
     csv_file(tmp_path / "Toys.csv", header=False, rows=rows)
     write_items(tmp_path, "Toys", {"a": "A", "b": "B", "c": "C"})
     assert rows_of(load_amazon(tmp_path, "Toys", k=0), "train") == [("u", "a", 1.0, 1_600_000_000_005)]
+    csv_file(tmp_path / "Early.csv", header=False, rows=[(*row[:3], 900_000_000_000 + row[3]) for row in FEW])
+    assert len(load_amazon(tmp_path, "Early", k=0).train) == 1
     csv_file(tmp_path / "Old.csv", header=False, rows=[(i, u, r, 1_500_000_000) for u, i, r, _ in FEW])
-    with pytest.raises(LwaError, match="lacks the column user_id"):
+    with pytest.raises(LwaError, match="lacks the column user_id.*starts with a line of column names"):
         load_amazon(tmp_path, "Old", k=0)
 
 
