@@ -81,7 +81,8 @@ def _prepare(reviews: Path, meta: Path | None, k: int, split: str, folder: Path)
     rows = with_part(rows, split, str(reviews))
     items = item_table(rows, meta, notes["meta"], whole=split == "file")
     for part in PARTS:
-        chosen = rows.filter(pl.col("split") == part).join(users, on="user", how="left", maintain_order="left")
+        chosen = rows.filter(pl.col("split") == part)
+        chosen = chosen.with_columns(user_id=users.gather(chosen["user"]))
         chosen.select(COLUMNS).write_parquet(folder / f"{part}.parquet")
     items.write_parquet(folder / "items.parquet")
     report |= _counts(rows, items) | notes["reviews"].counts | notes["meta"].counts

@@ -30,7 +30,7 @@ def core_rows(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     """
     rows = np.arange(len(users))
     while len(rows):
-        keep = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
+        keep = (np.bincount(users) >= k)[users] & (np.bincount(items) >= k)[items]
         if keep.all():
             break
         rows, users, items = rows[keep], users[keep], items[keep]

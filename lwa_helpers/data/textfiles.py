@@ -14,7 +14,7 @@ import polars as pl
 
 from lwa_helpers.data.splits import MILLISECONDS
 
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 23
 NUMBERS = {"rating": pl.Float64, "timestamp": pl.Int64}
 
 
