@@ -61,8 +61,8 @@ class Interactions:
     def titles(self) -> list[str]:
         """One line of text per item, in the order of `item_ids`, no two alike.
 
-        The cleaned title; "Item <id>" where nothing is left of it (counted as `untitled_items`); a title that an
-        earlier item has already gets " (2)", " (3)", … (counted as `repeated_titles`).
+        The title as `mend_title` gives it; "Item <id>" where nothing is left of it (counted as `untitled_items`); a title
+        that an earlier item has already gets " (2)", " (3)", … (counted as `repeated_titles`).
         """
         cleaned = (clean_title(title) if isinstance(title, str) else "" for title in self.items.title)
         return distinct_titles([text or f"Item {item}" for text, item in zip(cleaned, self.item_ids)])
