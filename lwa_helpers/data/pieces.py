@@ -46,7 +46,7 @@ def core(
             counts["interactions_before_core"] += kept.height
             user = kept["user"].to_numpy()
             rows.append(kept.filter(np.bincount(user)[user] >= k))
-    counts |= {"users_before_core": len(users), "items_before_core": len(items)}
+    counts["users_before_core"], counts["items_before_core"] = len(users), len(items)
     left = pl.concat(rows)
     if k:
         left = left[core_rows(left["user"].to_numpy(), left["item"].to_numpy(), k)]
