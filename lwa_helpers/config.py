@@ -29,6 +29,7 @@ class DataConfig(Section):
     split: Literal["last_out", "timestamp", "file"]
     max_titles: int = Field(ge=2)
     context_titles: int = Field(ge=1)
+    max_tokens: PositiveInt | None = None
 
 
 class TuningConfig(Section):

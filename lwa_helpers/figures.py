@@ -48,6 +48,26 @@ def popularity_curve(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+def popularity_drift(frame: pd.DataFrame) -> Figure:
+    """How long favourites last: the share of each period's interactions that the top tenth of the items gets.
+
+    Columns: period (in order of time), own (top tenth of the period itself), before (of the period before it).
+    """
+    require(frame, ["period", "own", "before"], "figure popularity_drift")
+    frame = frame.sort_values("period")
+    fig, ax = _axes(height=1.55)
+    labels = []
+    for column, name, color, line in (("own", "of the period itself", GREY, "--"), ("before", "of the one before", BLUE, "-")):
+        ax.plot(frame["period"], 100 * frame[column], color=color, linestyle=line)
+        places = [(*point, dx, dy) for point in zip(frame["period"], 100 * frame[column]) for dy in (7, -7) for dx in (1, -1)]
+        labels.append((name, color, places))
+    ax.set(xlabel="Period (equal numbers of events)", ylabel="Share of top tenth (%)", ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(True, axis="y")
+    place_labels(ax, labels)
+    return fig
+
+
 def fisher_heatmap(frame: pd.DataFrame) -> Figure:
     """Fisher trace of each module of each layer, one colour scale.
 

@@ -57,7 +57,7 @@ class RankingTask:
         """Training windows of a section of the settings."""
         return user_windows(
             self.data, self.lm.tokenizer, self.prompt, self.cut.max_titles, self.cut.context_titles,
-            section.windows_per_user, last_text=last_text,
+            section.windows_per_user, max_tokens=self.cut.max_tokens, last_text=last_text,
         )
 
     def train_loader(self, section: TuningConfig, seed: int) -> DataLoader:
@@ -81,7 +81,7 @@ class RankingTask:
     def asked_windows(self) -> list[Window]:
         """The history of every case, to be ranked at its end."""
         windows = evaluation_windows(
-            self.data, self.lm.tokenizer, self.prompt, self.part, self.evaluation.history_titles
+            self.data, self.lm.tokenizer, self.prompt, self.part, self.evaluation.history_titles, self.cut.max_tokens
         )
         return [windows[i] for i in self._chosen]
 

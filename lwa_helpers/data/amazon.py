@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from lwa_helpers import paths
 from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
 from lwa_helpers.data.items import item_table
 from lwa_helpers.data.pieces import core
-from lwa_helpers.data.prompts import clean_title
+from lwa_helpers.data.prompts import mend_title
 from lwa_helpers.data.reading import Repairs, find_file, warn
 from lwa_helpers.data.splits import with_part
 from lwa_helpers.errors import LwaError
@@ -23,11 +24,11 @@ SPLITS = ("last_out", "timestamp", "file")
 def load_amazon(root: str | Path, category: str, k: int = 5, split: str = "last_out") -> Interactions:
     """Return a category's interactions and items from root/<category>.* and root/meta_<category>.*.
 
-    Suffixes .parquet, .jsonl, .jsonl.gz, .csv, .csv.gz. In this order: repeated (user, item) pairs dropped (earliest
-    kept, ties by file order), k-core (k=0: none), split: "last_out", "timestamp" (a row at a cut-off falls in the
-    later part) or "file" (its own column `split`; every row kept as it is whatever k, and the catalogue is the whole
-    item file). Users stand in the order of their first line, a user's rows in order of time, ties in file order.
-    timestamp: int64 as in the source; seconds in a file of milliseconds are multiplied by 1000 and counted.
+    Suffixes .parquet, .jsonl, .json, .csv; all but the first also with .gz. In this order: repeated (user, item) pairs
+    dropped (earliest kept, ties by file order), k-core (k=0: none), split: "last_out", "timestamp" (a row at a cut-off
+    falls in the later part) or "file" (its own column `split`; every row kept as it is whatever k, and the catalogue is
+    the whole item file). Users stand in the order of their first line, a user's rows in order of time, ties in file
+    order. timestamp: int64 as in the source; seconds in a file of milliseconds are multiplied by 1000 and counted.
     report: rows, users, items and interactions before and after the core, and every repair; a file that needed repair
     is named in one warning. The result is kept under the cache folder, by the files' contents, parameters and code.
 
@@ -59,7 +60,7 @@ def _review_file(root: Path, category: str) -> Path:
         there = sorted(file.name for file in root.iterdir())[:20] if root.is_dir() else []
         raise LwaError(
             f"no reviews of {category} in {root} (there: {', '.join(there) or 'nothing'}): put {category}.jsonl.gz (or "
-            f".jsonl, .csv, .csv.gz, .parquet) there, or fetch it with `lwa data download {category}`"
+            f".jsonl, .json.gz, .csv, .parquet) there, or fetch it with `lwa data download {category}`"
         )
     return path
 
@@ -80,7 +81,8 @@ def _prepare(reviews: Path, meta: Path | None, k: int, split: str, folder: Path)
     rows = with_part(rows, split, str(reviews))
     items = item_table(rows, meta, notes["meta"], whole=split == "file")
     for part in PARTS:
-        chosen = rows.filter(pl.col("split") == part).join(users, on="user", how="left", maintain_order="left")
+        chosen = rows.filter(pl.col("split") == part)
+        chosen = chosen.with_columns(user_id=users.gather(chosen["user"]))
         chosen.select(COLUMNS).write_parquet(folder / f"{part}.parquet")
     items.write_parquet(folder / "items.parquet")
     report |= _counts(rows, items) | notes["reviews"].counts | notes["meta"].counts
@@ -89,7 +91,7 @@ def _prepare(reviews: Path, meta: Path | None, k: int, split: str, folder: Path)
 
 
 def _counts(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, int]:
-    texts = [clean_title(title) for title in items["title"].drop_nulls()]
+    titles = [mend_title(title) for title in items["title"].drop_nulls()]
     return {
         "users": rows["user"].n_unique(),
         "items": items.height,
@@ -97,5 +99,5 @@ def _counts(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, int]:
         "null_ratings": rows["rating"].null_count(),
         "items_without_interactions": items.height - rows["parent_asin"].n_unique(),
         "untitled_items": items["title"].null_count(),
-        "repeated_titles": len(texts) - len(set(texts)),
-    }
+        "repeated_titles": len(titles) - len({text for text, _ in titles}),
+    } | Counter(flaw for _, mended in titles for flaw in mended)

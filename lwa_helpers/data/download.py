@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
 
 from lwa_helpers import paths
 from lwa_helpers.data.reading import find_file
@@ -19,9 +20,9 @@ FILES = ("raw/review_categories/{}.jsonl", "raw/meta_categories/meta_{}.jsonl")
 def download(category: str, root: str | Path | None = None) -> list[Path]:
     """Fetch reviews and items of a category into root (default: dataset/amazon) and return their paths.
 
-    Shows progress, goes on where an interrupted call stopped, and compares each file's SHA-256 with the one that the
-    hub states. A file that is there already is left alone. Raises LwaError for an unknown category, without a network,
-    and when a checksum differs.
+    Shows progress, goes on where an interrupted call stopped (hf_hub_download would begin anew), and compares each
+    file's SHA-256 with the one that the hub states. A file that is there already is left alone. Raises LwaError for an
+    unknown category, without a network, and when a checksum differs.
     """
     root = paths.DATASET / "amazon" if root is None else Path(root)
     fetched = [find_file(root, category, prefix) for prefix in ("", "meta_")]
@@ -32,20 +33,23 @@ def download(category: str, root: str | Path | None = None) -> list[Path]:
 
 
 def _fetch(name: str, category: str, root: Path) -> Path:
-    stage = root / ".download"
+    target = root / Path(name).name
     try:
         known = HfApi().get_paths_info(REPOSITORY, [name], repo_type="dataset")
         if not known:
             raise LwaError(f"{REPOSITORY} has no {name}: {category!r} is not one of its categories (try All_Beauty)")
-        path = Path(hf_hub_download(REPOSITORY, name, repo_type="dataset", local_dir=stage))
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        sha256 = known[0].lfs and known[0].lfs.sha256
+        partial = root / f".{target.name}.{(sha256 or known[0].blob_id)[:12]}.part"
+        root.mkdir(parents=True, exist_ok=True)
+        with open(partial, "ab") as file:
+            url = hf_hub_url(REPOSITORY, name, repo_type="dataset")
+            http_get(url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=known[0].size)
+    except (HTTPError, OSError) as error:
         raise LwaError(
             f"cannot fetch {name} from huggingface.co/datasets/{REPOSITORY} ({type(error).__name__}: {error}): "
             f"check the network and HF_HUB_OFFLINE, or put the file into {root} yourself; what has arrived is kept"
         ) from None
-    if known[0].lfs and paths.sha256_of(path) != known[0].lfs.sha256:
-        path.unlink()
+    if sha256 and paths.sha256_of(partial) != sha256:
+        partial.unlink()
         raise LwaError(f"{name} arrived damaged (SHA-256 differs from the hub's) and was deleted: fetch it again")
-    target = root / path.name
-    shutil.move(path, target)
-    return target
+    return partial.replace(target)

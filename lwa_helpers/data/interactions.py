@@ -61,8 +61,8 @@ class Interactions:
     def titles(self) -> list[str]:
         """One line of text per item, in the order of `item_ids`, no two alike.
 
-        The cleaned title; "Item <id>" where nothing is left of it (counted as `untitled_items`); a title that an
-        earlier item has already gets " (2)", " (3)", … (counted as `repeated_titles`).
+        The title as `mend_title` gives it; "Item <id>" where nothing is left of it (counted as `untitled_items`); a title
+        that an earlier item has already gets " (2)", " (3)", … (counted as `repeated_titles`).
         """
         cleaned = (clean_title(title) if isinstance(title, str) else "" for title in self.items.title)
         return distinct_titles([text or f"Item {item}" for text, item in zip(cleaned, self.item_ids)])
@@ -77,6 +77,18 @@ class Interactions:
         """For each user of a part: the user's items in it, oldest first (one, in a leave-one-out split)."""
         self.part(part)
         return self._by_user((part,))
+
+    def with_history(self, part: str) -> pd.DataFrame:
+        """The rows of a part and a column `history`: the user's earlier items, oldest first, with spaces between them.
+
+        Earlier rows of the same part belong to it, as in the files "with history" of Amazon Reviews 2023.
+        """
+        frame, column = self.part(part), []
+        before = self._by_user(PARTS[: PARTS.index(part)])
+        for user, item in zip(frame.user_id, frame.parent_asin):
+            column.append(" ".join(before.setdefault(user, [])))
+            before[user].append(item)
+        return frame.assign(history=column)
 
     def _by_user(self, parts: tuple[str, ...]) -> dict[str, list[str]]:
         sequences: dict[str, list[str]] = {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -15,6 +18,7 @@ from lwa_helpers.data.reading import REVIEW_FIELDS, Repairs, read_table
 from lwa_helpers.data.splits import CLOCK, MILLISECONDS, core_rows, earliest
 from lwa_helpers.errors import LwaError
 
+T = TypeVar("T")
 PIECE_BYTES = 1 << 26
 COMPRESSION = 4
 MOST_PIECES = 256
@@ -22,52 +26,77 @@ MOST_PIECES = 256
 
 def core(
     reviews: Path, k: int, own_split: bool, repairs: Repairs, folder: Path
-) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
-    """Return the k-core of a review file, its users, and counts.
+) -> tuple[pl.DataFrame, pl.Series, dict[str, int]]:
+    """Return the k-core of a review file, its user ids, and counts.
 
-    rows: user (the user's first line, int64), parent_asin, rating, timestamp, line and, with own_split, split; ordered
-    by (user, timestamp, line). users: user, user_id, of these and more. own_split: every row stays. Memory: one piece,
-    plus what is left of all once repeated pairs and users with fewer than k rows are gone (no k-core holds them).
+    rows: user (place among the user ids, which stand in the order of their first lines), parent_asin, rating, timestamp,
+    line and, with own_split, split; ordered by (user, timestamp, line). own_split: every row stays. Memory: all ids, one
+    piece, and what is left of the rows once repeated pairs and users with fewer than k of them are gone (no k-core holds
+    those).
     """
     counts: Counter[str] = Counter()
-    rows, users, items = [], [], []
+    rows = []
     with TemporaryDirectory(dir=folder) as scratch:
-        newest = _scatter(reviews, own_split, repairs, counts, Path(scratch))
+        newest, users, items = _scatter(reviews, own_split, repairs, counts, Path(scratch))
         for path in sorted(Path(scratch).iterdir()):
             frame = _one_clock(pl.read_ipc_stream(path), newest, repairs)
             path.unlink()
-            frame = frame.with_columns(user=pl.col("line").min().over("user_id"), own=pl.len().over("user_id"))
-            counts["users_before_core"] += (frame["line"] == frame["user"]).sum()
-            items.append(frame["parent_asin"].unique())
-            kept, repeats = (frame, 0) if own_split else _without_repeats(frame, k)
-            counts["duplicates"] += repeats
-            counts["interactions_before_core"] += frame.height - repeats
-            users.append(frame.filter(pl.col("line") == pl.col("user"), pl.col("own") >= k).select("user", "user_id"))
-            rows.append(kept.drop("user_id", "own"))
-    counts["items_before_core"] = pl.concat(items).n_unique()
-    return _k_core(pl.concat(rows), k), pl.concat(users), dict(counts)
+            kept = frame if own_split else _without_repeats(frame)
+            counts["duplicates"] += frame.height - kept.height
+            counts["interactions_before_core"] += kept.height
+            user = kept["user"].to_numpy()
+            rows.append(kept.filter(np.bincount(user)[user] >= k))
+    counts["users_before_core"], counts["items_before_core"] = len(users), len(items)
+    left = pl.concat(rows)
+    if k:
+        left = left[core_rows(left["user"].to_numpy(), left["item"].to_numpy(), k)]
+    left = left.sort("user", "timestamp", "line")
+    return left.with_columns(parent_asin=items.gather(left["item"])).drop("item"), users, dict(counts)
 
 
-def _without_repeats(frame: pl.DataFrame, k: int) -> tuple[pl.DataFrame, int]:
-    """The earliest row of each (user, item), of users with k rows or more only; the number of repeats among all."""
-    many, few = frame.filter(pl.col("own") >= k), frame.filter(pl.col("own") < k)
-    kept = earliest(many)
-    return kept, frame.height - kept.height - few.select("user", "parent_asin").n_unique()
+def _without_repeats(frame: pl.DataFrame) -> pl.DataFrame:
+    """The earliest row of each (user, item); only pairs that occur twice are sorted by time."""
+    pairs = frame.select(pl.col("user").cast(pl.UInt64) * 2**32 + pl.col("item")).to_series()
+    ordered = pairs.sort()
+    again = pairs.is_in(ordered.filter(ordered == ordered.shift(1)).implode())
+    return pl.concat([frame.filter(~again), earliest(frame.filter(again))])
 
 
-def _scatter(reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[str], scratch: Path) -> int:
-    """Write the typed rows to one file per piece, in file order; return the largest timestamp."""
+class _Numbers:
+    """Numbers ids from 0 in the order of their first occurrence, by one dictionary for the whole file."""
+
+    def __init__(self) -> None:
+        self.none = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))  # polars drops a dictionary out of use
+
+    def replace(self, frame: pl.DataFrame, column: str, name: str) -> pl.DataFrame:
+        """The frame with the numbers, called `name`, in place of a column of ids."""
+        numbers = frame[column].cast(self.none.dtype).to_physical()  # an expression would not keep the order
+        return frame.with_columns(numbers.alias(name)).drop(column)
+
+    def ids(self) -> pl.Series:
+        """The ids; an id's place is its number."""
+        return self.none.dtype.categories.to_series()
+
+
+def _scatter(
+    reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[str], scratch: Path
+) -> tuple[int, pl.Series, pl.Series]:
+    """Write the typed rows to one file per piece, in file order; return the largest timestamp, user ids and item ids.
+
+    In the files a user and an item are numbers: places among the ids, which stand in the order of their first lines.
+    """
     size = reviews.stat().st_size * (COMPRESSION if reviews.suffix in (".gz", ".parquet") else 1)
     pieces = min(MOST_PIECES, 1 + size // PIECE_BYTES)
     fields = {name: known for name, known in REVIEW_FIELDS.items() if own_split or name != "split"}
-    newest, writers = 0, {}
+    blocks = read_table(reviews, fields, set(fields) - {"rating"}, repairs)
+    users, items, newest, writers = _Numbers(), _Numbers(), 0, {}
+    frames = ((len(block), items.replace(_typed(block, repairs), "parent_asin", "item")) for block in blocks)
     with ExitStack() as stack:
-        for block in read_table(reviews, fields, set(fields) - {"rating"}, repairs):
-            frame = _typed(block, repairs)
-            counts["rows"] += block.height
-            counts["usable_rows"] += frame.height
+        for rows, frame in _ahead(frames):
+            counts["rows"] += rows
+            counts["usable_rows"] += len(frame)
             newest = max(newest, frame["timestamp"].max() or 0)
-            for piece, part in _by_user(frame, pieces):
+            for piece, part in _by_user(users.replace(frame, "user_id", "user"), pieces):
                 table = part.to_arrow()
                 if piece not in writers:
                     file = str(scratch / f"{piece:03}")
@@ -75,15 +104,23 @@ def _scatter(reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[s
                 writers[piece].write_table(table)
     if not counts.pop("usable_rows"):
         raise LwaError(f"{repairs.message()} - no usable row is left: fetch the file again")
-    return newest
+    return newest, users.ids(), items.ids()
+
+
+def _ahead(results: Iterator[T]) -> Iterator[T]:
+    """The same results; the next one is made in a thread while the last one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, results, None)
+        while (result := coming.result()) is not None:
+            coming = thread.submit(next, results, None)
+            yield result
 
 
 def _by_user(frame: pl.DataFrame, pieces: int) -> Iterator[tuple[int, pl.DataFrame]]:
     if pieces == 1:
         yield 0, frame
         return
-    piece = (pl.col("user_id").hash() % pieces).alias("piece")
-    parts = frame.with_columns(piece).partition_by("piece", as_dict=True, include_key=False)
+    parts = frame.with_columns(piece=pl.col("user") % pieces).partition_by("piece", as_dict=True, include_key=False)
     yield from ((key[0], part) for key, part in parts.items())
 
 
@@ -91,6 +128,8 @@ def _typed(block: pl.DataFrame, repairs: Repairs) -> pl.DataFrame:
     """Give the columns their types; what cannot be read is counted, and null or (ids, time) dropped."""
     if "rating" not in block.columns:
         block = block.with_columns(rating=pl.lit(None, pl.Float64))
+    texts = [name for name in ("rating", "timestamp") if block.schema[name] == pl.String]
+    block = block.with_columns(pl.col(texts).str.strip_chars())
     frame = block.with_columns(
         pl.col("user_id", "parent_asin").cast(pl.String),
         pl.col("rating").cast(pl.Float64, strict=False).fill_nan(None),
@@ -119,6 +158,8 @@ def _whole_number(dtype: pl.DataType) -> pl.Expr:
     time = pl.col("timestamp")
     if dtype.is_temporal():
         return time.cast(pl.Datetime("ms")).cast(pl.Int64)
+    if dtype.is_integer():
+        return time.cast(pl.Int64, strict=False)
     number = time.cast(pl.Float64, strict=False)
     exact = time.cast(pl.Int64, strict=False)
     return pl.when(number == number.floor()).then(pl.coalesce(exact, number.cast(pl.Int64, strict=False)))
@@ -132,11 +173,3 @@ def _one_clock(frame: pl.DataFrame, newest: int, repairs: Repairs) -> pl.DataFra
     repairs.add("seconds_to_ms", frame.filter(seconds)["line"])
     time = pl.col("timestamp")
     return frame.with_columns(pl.when(seconds).then(time * 1000).otherwise(time).alias("timestamp"))
-
-
-def _k_core(rows: pl.DataFrame, k: int) -> pl.DataFrame:
-    if k:
-        users = rows["user"].rank("dense").to_numpy()
-        items = rows["parent_asin"].cast(pl.Categorical(pl.Categories.random())).to_physical().to_numpy()
-        rows = rows[core_rows(users, items, k)]
-    return rows.sort("user", "timestamp", "line")

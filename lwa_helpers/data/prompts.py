@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from lwa_helpers.config import read_yaml
 from lwa_helpers.errors import LwaError
 
 TITLE_LIMIT = 200
+TAGS = "a|b|br|div|em|font|h[1-6]|hr|i|img|li|p|small|span|strong|sub|sup|table|td|tr|u|ul"
+TAG = re.compile(rf"</?(?:{TAGS})\b[^<>]*>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,33 @@ def prompt_for(name: str) -> Prompt:
 
 
 def clean_title(title: str) -> str:
-    """One line of plain text, at most TITLE_LIMIT characters.
+    """One line of plain text, at most TITLE_LIMIT characters: the title as `mend_title` gives it."""
+    return mend_title(title)[0]
 
-    HTML entities are resolved; control, bidi, zero-width and other format characters (Unicode Cc, Cf, Cs, Co, Cn) go;
-    white space, line breaks included, becomes single spaces; a longer text ends at the last space before the limit
-    (at the limit itself when there is none in its second half).
+
+def mend_title(title: str) -> tuple[str, list[str]]:
+    """Return a title as one line of plain text, and what had to be mended in it.
+
+    html_titles: entities resolved, tags taken out. unprintable_titles: control, bidi, zero-width and other format
+    characters (Unicode Cc, Cf, Cs, Co, Cn) taken out. shortened_titles: longer than TITLE_LIMIT, ended at the last space
+    before it (at the limit itself when there is none in its second half). White space, line breaks included, becomes
+    single spaces. Letters garbled by a wrong decoding before publication are left as they are.
     """
-    plain = " ".join(html.unescape(title).split())
+    mended = []
+    text = TAG.sub(" ", html.unescape(title)) if "&" in title or "<" in title else title
+    if text != title:
+        mended.append("html_titles")
+    plain = " ".join(text.split())
     if not plain.isascii() or not plain.isprintable():
-        plain = " ".join("".join(c for c in plain if unicodedata.category(c)[0] != "C").split())
-    if len(plain) <= TITLE_LIMIT:
-        return plain
-    cut = plain.rfind(" ", TITLE_LIMIT // 2, TITLE_LIMIT + 1)
-    return plain[: cut if cut > 0 else TITLE_LIMIT].rstrip()
+        printable = "".join(c for c in plain if unicodedata.category(c)[0] != "C")
+        if printable != plain:
+            mended.append("unprintable_titles")
+        plain = " ".join(printable.split())
+    if len(plain) > TITLE_LIMIT:
+        mended.append("shortened_titles")
+        cut = plain.rfind(" ", TITLE_LIMIT // 2, TITLE_LIMIT + 1)
+        plain = plain[: cut if cut > 0 else TITLE_LIMIT].rstrip()
+    return plain, mended
 
 
 def distinct_titles(titles: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from lwa_helpers.errors import LwaError
 
 Fields = Mapping[str, tuple[str, ...]]
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 REVIEW_FIELDS: Fields = {
     "user_id": ("user_id", "reviewerID"),
     "parent_asin": ("parent_asin", "asin"),
@@ -89,8 +89,8 @@ def find_file(root: Path, category: str, prefix: str = "") -> Path | None:
 def read_table(path: Path, fields: Fields, needed: set[str], repairs: Repairs) -> Iterator[pl.DataFrame]:
     """Yield frames with `line` (int64) and those columns of `fields` that the file has, under our names.
 
-    Text formats give strings; typing is a later step. Raises LwaError for an empty, truncated or unreadable file, and
-    when a column of `needed` is there under none of its names.
+    Text formats give strings, or numbers where a whole block holds such; typing is a later step. Raises LwaError for an
+    empty, truncated or unreadable file, and when a column of `needed` is there under none of its names.
     """
     parquet = path.suffix == ".parquet"
     rows = 0
@@ -109,12 +109,14 @@ def read_table(path: Path, fields: Fields, needed: set[str], repairs: Repairs) -
 def _resolver(path: Path, fields: Fields, needed: set[str]):
     """Return a function that maps a file's column names to ours; the first of a field's names that is there wins."""
 
-    def resolve(there: Iterable[str]) -> dict[str, str]:
-        columns = list(there)
+    def resolve(names: Iterable[str]) -> dict[str, str]:
+        columns = list(names)
         found = {name: next((n for n in known if n in columns), None) for name, known in fields.items()}
         missing = [" or ".join(fields[name]) for name in fields if name in needed and not found[name]]
         if missing:
-            raise LwaError(f"{path} lacks the column {', '.join(missing)}; it has: {', '.join(columns[:20]) or 'none'}")
+            hint = " (a csv starts with a line of column names)" if ".csv" in path.suffixes else ""
+            there = ", ".join(columns[:20]) or "none"
+            raise LwaError(f"{path} lacks the column {', '.join(missing)}; it has: {there}{hint}")
         return {theirs: ours for ours, theirs in found.items() if theirs}
 
     return resolve

@@ -18,9 +18,9 @@ MILLISECONDS = 10**11
 
 
 def earliest(frame: pl.DataFrame) -> pl.DataFrame:
-    """Keep the earliest row of each (user, parent_asin), ties in the frame's order; the result is ordered by time."""
+    """Keep the earliest row of each (user, item), ties in the frame's order; the result is ordered by time."""
     ordered = frame.sort("timestamp", maintain_order=True)
-    return ordered.unique(["user", "parent_asin"], keep="first", maintain_order=True)
+    return ordered.unique(["user", "item"], keep="first", maintain_order=True)
 
 
 def core_rows(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def core_rows(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     """
     rows = np.arange(len(users))
     while len(rows):
-        keep = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
+        keep = (np.bincount(users) >= k)[users] & (np.bincount(items) >= k)[items]
         if keep.all():
             break
         rows, users, items = rows[keep], users[keep], items[keep]

@@ -12,39 +12,42 @@ from typing import Any
 
 import polars as pl
 
-BLOCK_BYTES = 1 << 24
+from lwa_helpers.data.splits import MILLISECONDS
+
+BLOCK_BYTES = 1 << 23
+NUMBERS = {"rating": pl.Float64, "timestamp": pl.Int64}
 
 
 def text_frames(path: Path, resolve: Callable[..., dict[str, str]], repairs: Any) -> Iterator[pl.DataFrame]:
-    """Yield a frame of strings per block of lines, with `line` (from 1) and the columns that `resolve` picks, renamed.
+    """Yield a frame of strings (and numbers) per block of lines, with `line` (from 1) and the columns that `resolve` picks, renamed.
 
     A block that does not parse as a whole is parsed line by line: broken lines are skipped and counted in `repairs`.
     """
     table = names = None
-    for first, block in _blocks(path):
+    for first, lines, block in _blocks(path):
         if table is None:
             table = (CsvLines if ".csv" in path.suffixes else JsonLines)(block)
             names = resolve(table.columns)
-            first, block = first + (table.header_bytes > 0), block[table.header_bytes :]
+            if table.header_bytes:
+                first, lines, block = first + 1, lines - 1, block[table.header_bytes :]
         frame = table.parse(block, names)
-        if frame is None or frame.height != block.count(b"\n"):
+        if frame is None or frame.height != lines:
             frame = _line_by_line(table, first, block, names, repairs)
         else:
-            frame = frame.with_columns(line=pl.int_range(first, first + frame.height, dtype=pl.Int64))
+            frame = frame.with_columns(line=pl.int_range(first, first + lines, dtype=pl.Int64))
         yield frame.rename(names)
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the first line, whole lines, each ending in a line break), about BLOCK_BYTES at a time."""
+def _blocks(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (number of the first line, number of lines, the lines, each ending in a line break), BLOCK_BYTES or more."""
     with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        first, rest = 1, file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
-        while block := file.read(BLOCK_BYTES):
-            whole, newline, rest = (rest + block).rpartition(b"\n")
-            if newline:
-                yield first, whole + newline
-                first += whole.count(b"\n") + 1
-        if rest:
-            yield first, rest if rest.endswith(b"\n") else rest + b"\n"
+        first, block = 1, file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
+        while block := block + file.read(BLOCK_BYTES) + file.readline():
+            if not block.endswith(b"\n"):
+                block += b"\n"
+            lines = block.count(b"\n")
+            yield first, lines, block
+            first, block = first + lines, b""
 
 
 def _line_by_line(table: JsonLines | CsvLines, first: int, block: bytes, names: Mapping, repairs: Any) -> pl.DataFrame:
@@ -104,7 +107,7 @@ class CsvLines:
         line = block[: block.index(b"\n") + 1]
         self.columns = self._fields(line.decode(errors="replace"))
         self.header_bytes = len(line)
-        if len(self.columns) == 4 and self.columns[3].isdigit() and len(self.columns[3]) == 13:
+        if len(self.columns) == 4 and self.columns[3].isdigit() and int(self.columns[3]) >= MILLISECONDS:
             self.columns, self.header_bytes = ["user_id", "parent_asin", "rating", "timestamp"], 0
 
     @staticmethod
@@ -112,13 +115,15 @@ class CsvLines:
         return next(csv.reader([text.rstrip("\r\n")]), [])
 
     def parse(self, block: bytes, names: Mapping[str, str]) -> pl.DataFrame | None:
-        """The whole block, or None when it has a broken line."""
-        schema = dict.fromkeys(self.columns, pl.String)
-        try:
-            frame = pl.read_csv(block, has_header=False, schema=schema, raise_if_empty=False)
-        except pl.exceptions.ComputeError:
-            return None
-        return frame.select(list(names))
+        """The whole block, with numbers where all can be read, or None when it has a broken line."""
+        for types in (NUMBERS, {}):
+            schema = {column: types.get(names.get(column), pl.String) for column in self.columns}
+            try:
+                frame = pl.read_csv(block, has_header=False, schema=schema, raise_if_empty=False)
+            except pl.exceptions.ComputeError:
+                continue
+            return frame.select(list(names))
+        return None
 
     def record(self, text: str) -> dict[str, str | None] | None:
         """One line, or None when it has not one value for each column."""

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/amazon_scale.py --rows 1_000_000 3_000_000 10_000_000
 
-For each size: a CSV of heavy-tailed reviews; load_amazon (5-core, last_out, cold then cached) and plain Python, each
-in a process of its own; equal results or an error. Prints one line per size, then what the 571 million reviews of
-Amazon Reviews 2023 would need, and exits with status 1 when the largest size misses a limit.
+For each size: a CSV of heavy-tailed reviews; load_amazon (5-core, last_out, cold then cached) and, up to 10 million rows,
+plain Python, each in a process of its own; equal results or an error. Prints one line per size, then what the 571 million
+reviews of Amazon Reviews 2023 would need, and exits with status 1 when a limit is missed (of speed and memory: by the
+largest size that plain Python ran on).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 WHOLE = 571_000_000
+PLAIN_UP_TO = 10_000_000
 # Reviews per user and per item are about those of Books, the largest category.
 PER_USER, PER_ITEM, TAIL = 3, 7, 2.5
 MEMORY_LIMIT, SPEED_LIMIT, CACHED_LIMIT = 1.5, 10.0, 1.0
@@ -141,30 +143,34 @@ def compare(rows: int, folder: Path) -> dict:
     """Generate one size, run cold, cached and plain, and print the line."""
     path = folder / f"Reviews{rows}.csv"
     generate(path, rows)
+    size = path.stat().st_size / 1e9
     cold, cached = (run("ours", path, folder / "cache") for _ in range(2))
-    plain = run("python", path, folder / "cache")
+    plain = run("python", path, folder / "cache") if rows <= PLAIN_UP_TO else None
     path.unlink()
-    if cold["prints"] != plain["prints"] or cached["prints"] != plain["prints"]:
+    if any(other and other["prints"] != cold["prints"] for other in (cached, plain)):
         raise SystemExit(f"{rows} rows: the results differ")
-    speedup = plain["seconds"] / cold["seconds"]
-    print(
-        f"{rows:>11,} rows -> {cold['rows']:>10,} | ours {cold['seconds']:7.2f} s {cold['memory']:5.2f} GB, scratch "
-        f"{cold['disk']:5.2f} GB, again {cached['seconds']:5.2f} s | plain Python {plain['seconds']:7.2f} s "
-        f"{plain['memory']:5.2f} GB | {speedup:4.1f}x",
-        flush=True,
+    line = (
+        f"{rows:>11,} rows, {size:5.2f} GB -> {cold['rows']:>10,} | ours {cold['seconds']:7.2f} s {cold['memory']:5.2f} GB, "
+        f"scratch {cold['disk']:5.2f} GB, again {cached['seconds']:5.2f} s"
     )
-    return cold | {"n": rows, "again": cached["seconds"], "speedup": speedup}
+    if plain:
+        speedup = plain["seconds"] / cold["seconds"]
+        line += f" | plain Python {plain['seconds']:7.2f} s {plain['memory']:5.2f} GB | {speedup:4.1f}x"
+    print(line, flush=True)
+    return cold | {"n": rows, "file": size, "again": cached["seconds"], "speedup": plain and speedup}
 
 
 def summary(results: list[dict]) -> int:
     """Print growth, extrapolation (straight line through smallest and largest size) and limits; the exit status."""
     smallest, largest = results[0], results[-1]
-    failed = largest["memory"] > MEMORY_LIMIT or largest["speedup"] < SPEED_LIMIT or largest["again"] > CACHED_LIMIT
+    judged = [result for result in results if result["speedup"]][-1:]
+    failed = any(result["memory"] > MEMORY_LIMIT or result["speedup"] < SPEED_LIMIT for result in judged)
+    failed |= any(result["again"] > CACHED_LIMIT for result in results)
     if len(results) > 1:
-        for key, unit in (("seconds", "s"), ("memory", "GB"), ("disk", "GB")):
+        print(f"{WHOLE:,} reviews, extrapolated:", end="")
+        for key, unit in (("seconds", "s"), ("memory", "GB of memory"), ("disk", "GB of scratch disk"), ("file", "GB of CSV")):
             rate = (largest[key] - smallest[key]) / (largest["n"] - smallest["n"])
-            whole = largest[key] + rate * (WHOLE - largest["n"])
-            print(f"{WHOLE:,} reviews, extrapolated: {whole:,.0f} {unit} ({key})")
+            print(f" {largest[key] + rate * (WHOLE - largest['n']):,.0f} {unit}", end="," if key != "file" else "\n")
         slope = np.log(largest["seconds"] / smallest["seconds"]) / np.log(largest["n"] / smallest["n"])
         print(f"time grows as rows ** {slope:.2f} (limit {GROWTH_LIMIT})")
         failed |= bool(slope > GROWTH_LIMIT)

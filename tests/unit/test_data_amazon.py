@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,18 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from lwa_helpers import paths
 from lwa_helpers.config import DataConfig
 from lwa_helpers.data import load_amazon, load_data, pieces, textfiles
 from lwa_helpers.data.interactions import COLUMNS, PARTS
+from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.data.splits import TEST_FROM, VALID_FROM
+from lwa_helpers.data.windows import LengthBatches, user_windows
 from lwa_helpers.errors import LwaError
 
 SHARED = Path(os.environ.get("LWA_SHARED_DATA") or paths.ROOT.parent / "shared" / "data")
@@ -101,6 +108,12 @@ def test_same_rows_in_the_same_order_as_plain_python(tmp_path_factory, rows, k, 
             return
         data = load_amazon(root, "Toys", k, split)
     assert {part: rows_of(data, part) for part in PARTS} == expected
+    events = {}
+    for part in PARTS:
+        for row, history in zip(expected[part], data.with_history(part).history, strict=True):
+            before = events.setdefault(row[0], [])
+            assert history == " ".join(before)
+            before.append(row[1])
     kept = [row for part in PARTS for row in expected[part]]
     counts = {"rows": len(rows), "interactions": len(kept), "users": len({r[0] for r in kept})}
     unique = {row[:2] for row in rows}
@@ -125,6 +138,18 @@ def test_core_of_a_larger_random_set(tmp_path_factory, seed):
     assert {part: rows_of(data, part) for part in PARTS} == oracle(rows, 4, "last_out")
 
 
+def test_users_keep_the_order_of_their_first_lines_in_blocks_that_are_parsed_in_parallel(tmp_path):
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 40_000, 200_000), rng.integers(0, 50, 200_000)
+    frame = pl.DataFrame({"user_id": users, "parent_asin": items, "rating": 5.0, "timestamp": 7})
+    frame = frame.with_columns(pl.format("user number {} of many", "user_id"), pl.format("item {}", "parent_asin"))
+    frame.write_csv(tmp_path / "Toys.csv")
+    with pytest.warns(UserWarning, match="no meta_Toys"):
+        data = load_amazon(tmp_path, "Toys", k=0)
+    assert data.test.user_id.tolist() == frame["user_id"].unique(maintain_order=True).to_list()
+    assert data.item_ids == frame["parent_asin"].unique(maintain_order=True).to_list()
+
+
 NAMES_2018 = ("reviewerID", "asin", "overall", "unixReviewTime")
 FEW = [("u", "b", 4.0, 7), ("v", "a", 5.0, 3), ("u", "a", 1.0, 5), ("v", "b", 2.0, 3), ("u", "c", 3.0, 6)]
 
@@ -139,6 +164,7 @@ LAYOUTS = {
     "2023 jsonl.gz": lambda root: write_jsonl(root / "Toys.jsonl.gz", FEW),
     "2023 csv": lambda root: csv_file(root / "Toys.csv"),
     "2014/2018 names": lambda root: write_jsonl(root / "Toys.jsonl", FEW, NAMES_2018),
+    "2014/2018 suffix": lambda root: write_jsonl(root / "Toys.json.gz", FEW, NAMES_2018),
     "other columns": lambda root: write_jsonl(
         root / "Toys.jsonl",
         [(*row, {"x": [1]}, "other", "a\u2028b") for row in FEW],
@@ -172,8 +198,11 @@ def test_csv_without_header_is_the_2023_order_and_nothing_else(tmp_path):
     csv_file(tmp_path / "Toys.csv", header=False, rows=rows)
     write_items(tmp_path, "Toys", {"a": "A", "b": "B", "c": "C"})
     assert rows_of(load_amazon(tmp_path, "Toys", k=0), "train") == [("u", "a", 1.0, 1_600_000_000_005)]
+    csv_file(tmp_path / "Early.csv", header=False, rows=[(*row[:3], 900_000_000_000 + row[3]) for row in FEW])
+    write_items(tmp_path, "Early", {"a": "A"})
+    assert len(load_amazon(tmp_path, "Early", k=0).train) == 1
     csv_file(tmp_path / "Old.csv", header=False, rows=[(i, u, r, 1_500_000_000) for u, i, r, _ in FEW])
-    with pytest.raises(LwaError, match="lacks the column user_id"):
+    with pytest.raises(LwaError, match="lacks the column user_id.*starts with a line of column names"):
         load_amazon(tmp_path, "Old", k=0)
 
 
@@ -245,6 +274,21 @@ def test_real_2014_office_products_complete():
     own = load_amazon(root, "Office_Products", k=5, split="last_out")
     assert all(own.part(part).equals(data.part(part)) for part in PARTS)
     assert data.report["untitled_items"] == 0 and data.report["repeated_titles"] == 5 and len(set(data.titles)) == 2420
+
+
+@needs_shared
+def test_windows_read_a_real_set_in_a_sixth_of_the_tokens():
+    data = load_amazon(SHARED / "amazon_2014_office_products", "Office_Products", split="file")
+    words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = Split(" ", "removed")
+    read = partial(user_windows, data, PreTrainedTokenizerFast(tokenizer_object=words), prompt_for(data.name), last_text=False)
+    windows, pairs = read(max_titles=32, context_titles=2), read(max_titles=11, context_titles=1, pairs=True)
+    targets = [[label for one in some for label in one.item_labels if label >= 0] for some in (windows, pairs)]
+    assert len(targets[0]) == 38_543 and sorted(targets[0]) == sorted(targets[1])
+    tokens, pair_tokens = (sum(len(one.input_ids) for one in some) for some in (windows, pairs))
+    assert pair_tokens > 6 * tokens
+    room = sum(len(batch) * max(len(windows[i].input_ids) for i in batch) for batch in LengthBatches(windows, 2048))
+    assert tokens >= 0.9 * room
 
 
 @needs_shared

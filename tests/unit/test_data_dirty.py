@@ -93,6 +93,18 @@ def test_mixed_types_are_one_meaning(tmp_path):
     assert data.valid.rating.tolist() == [4.5] and data.test.timestamp.tolist() == [MS + 1]
 
 
+@pytest.mark.parametrize("odd", ["", "-", "u,d,x,y", "u,d"])
+def test_numbers_in_a_csv_mean_the_same_beside_a_line_that_is_none(tmp_path, odd):
+    rows = ["u,a,4.5, 1600000000001", 'u,b,"5","1600000000002"', "u,c,,1600000000003.0", odd]
+    (tmp_path / "Toys.csv").write_text("user_id,parent_asin,rating,timestamp\n" + "\n".join(rows) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = load_amazon(tmp_path, "Toys", k=0)
+    assert data.report["interactions"] == 3 and data.report["null_ratings"] == 1
+    assert [data.part(part).timestamp.tolist() for part in ("train", "valid", "test")] == [[MS + 1], [MS + 2], [MS + 3]]
+    assert data.train.rating.tolist() == [4.5] and data.valid.rating.tolist() == [5.0]
+
+
 def test_whole_file_in_seconds_or_ordinals_stays_as_it_is(tmp_path):
     data, warned = load(tmp_path, [line(time=MS // 1000), line(item="b", time=0)])
     assert data.test.timestamp.tolist() == [MS // 1000] and data.valid.timestamp.tolist() == [0] and not warned
@@ -111,8 +123,9 @@ def test_items_titles_missing_blank_repeated_and_described_twice(tmp_path):
     with pytest.warns(UserWarning, match="meta_Toys.jsonl: 1 broken lines.*line 7.*; 1 repeated.*line 2"):
         data = load_amazon(tmp_path, "Toys", k=0)
     assert data.items.title.tolist() == ["Pen &amp; Ink", "Late <b>title</b>", None, "Pen & Ink", None]
-    assert data.titles == ["Pen & Ink", "Late <b>title</b>", "Item c", "Pen & Ink (2)", "Item e"]
+    assert data.titles == ["Pen & Ink", "Late title", "Item c", "Pen & Ink (2)", "Item e"]
     assert (data.report["untitled_items"], data.report["repeated_titles"]) == (2, 1)
+    assert data.report["html_titles"] == 2 and "shortened_titles" not in data.report
     assert data.report["repeated_metadata"] == 1
 
 
@@ -176,12 +189,3 @@ def test_csv_with_broken_lines(tmp_path):
     with pytest.warns(UserWarning, match=r"Toys.csv: 2 broken lines.*line 3"):
         data = load_amazon(tmp_path, "Toys", k=0)
     assert data.targets("test") == {"u": ["a"], "u, the 1st": ["b"]} and data.titles == ['A, or "B"', "B"]
-
-
-def test_download_without_a_network_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LwaError, match="cannot fetch raw/review_categories/Toys.jsonl.*HF_HUB_OFFLINE"):
-        download.download("Toys", tmp_path)
-    (tmp_path / "Toys.jsonl").write_text(line())
-    (tmp_path / "meta_Toys.jsonl").write_text("{}")
-    assert download.download("Toys", tmp_path) == [tmp_path / "Toys.jsonl", tmp_path / "meta_Toys.jsonl"]

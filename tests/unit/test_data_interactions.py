@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from lwa_helpers.config import load_config
 from lwa_helpers.data import Interactions, load_data, load_movielens
 from lwa_helpers.data.interactions import COLUMNS, PARTS
-from lwa_helpers.data.prompts import TITLE_LIMIT, Prompt, clean_title, distinct_titles, load_templates, prompt_for
+from lwa_helpers.data.prompts import (
+    TITLE_LIMIT,
+    Prompt,
+    clean_title,
+    distinct_titles,
+    load_templates,
+    mend_title,
+    prompt_for,
+)
 from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
 
@@ -121,12 +129,20 @@ def test_clean_title_is_one_printable_line(text):
         ("line\u2028break&#10;again\r\nend", "line break again end"),
         ("Caf\u00e9 \u2013 20 \u00b5m \U0001f600", "Caf\u00e9 \u2013 20 \u00b5m \U0001f600"),
         ("&nbsp;\u200b ", ""),
+        ("H<SUB>2</sub>O &lt;br/&gt;a < b > c <3, <10 ft>, <a href='x'>", "H 2 O a < b > c <3, <10 ft>,"),
+        ("Scotch\u00c2\u00ae tape", "Scotch\u00c2\u00ae tape"),
         ("ab " * 100, ("ab " * 67).strip()),
         ("x" * 300, "x" * 200),
     ],
 )
 def test_clean_title_hand_worked(raw, clean):
     assert clean_title(raw) == clean
+
+
+def test_what_was_mended_in_a_title_is_named():
+    assert mend_title(" Pens \n\u00e9 & Ink") == ("Pens \u00e9 & Ink", [])
+    flaws = ["html_titles", "unprintable_titles", "shortened_titles"]
+    assert mend_title("&amp;\u202e" + "x" * 300) == ("&" + "x" * 199, flaws)
 
 
 @given(st.lists(st.sampled_from(["a", "b", "a (2)", "a (3)", "a (2) (2)", ""]), max_size=9))

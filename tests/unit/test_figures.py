@@ -24,6 +24,7 @@ PER_LAYER = LAYERS[LAYERS["module"] == "mlp.down_proj"]
 FRAMES = {
     "history_lengths": pd.DataFrame({"length": [3, 5, 5, 8, 40, 200]}),
     "popularity_curve": pd.DataFrame({"rank": [3, 1, 2], "interactions": [1, 90, 12]}),
+    "popularity_drift": pd.DataFrame({"period": [3, 2, 4], "own": [0.5, 0.6, 0.55], "before": [0.3, 0.4, 0.2]}),
     "fisher_heatmap": LAYERS,
     "fisher_layers": PER_LAYER,
     "importance_correlation": pd.DataFrame(
@@ -92,6 +93,12 @@ def test_frames_are_left_as_they_were(name):
     frame = FRAMES[name].copy()
     draw(name, frame)
     pd.testing.assert_frame_equal(frame, FRAMES[name])
+
+
+def test_drift_lines_are_percentages_in_order_of_time():
+    own, before = draw("popularity_drift").axes[0].lines
+    np.testing.assert_allclose(own.get_xydata(), [[2, 60], [3, 50], [4, 55]])
+    np.testing.assert_allclose(before.get_xydata(), [[2, 40], [3, 30], [4, 20]])
 
 
 def test_heatmap_cells_are_the_traces_of_their_stage():

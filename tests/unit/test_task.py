@@ -49,3 +49,15 @@ def test_a_share_of_an_epoch_is_a_share_of_the_windows(task):
     part = arm_windows(windows, config.ablation.model_copy(update={"epochs": 0.1}), seed=0)
     assert len(part) == round(0.1 * len(windows)) and len({id(w) for w in part}) == len(part)
     assert arm_windows(windows, config.ablation.model_copy(update={"epochs": 3.0}), seed=0) == windows
+
+
+def test_the_token_budget_of_the_settings_holds_for_training_and_for_asking(task):
+    task, config = task
+
+    def longest(max_tokens):
+        cut = config.data.model_copy(update={"max_titles": 32, "max_tokens": max_tokens})
+        some = RankingTask(task.data, task.lm, cut, config.evaluation.model_copy(update={"history_titles": 32}), 0)
+        return [max(len(w.input_ids) for w in windows) for windows in (some.train_windows(config.ablation), some.asked_windows)]
+
+    budget = min(longest(None)) - 1
+    assert max(longest(budget)) <= budget
