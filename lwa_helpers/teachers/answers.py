@@ -36,14 +36,17 @@ def ranking_messages(history: Sequence[str], candidates: Sequence[str]) -> list[
 def question_messages(
     task: str, history: Sequence[str], candidates: Sequence[str], key: str, names: Iterable[int | str]
 ) -> list[dict[str, str]]:
-    """Return the task as system message and the question as JSON: history, and candidates of {key: name, title}."""
+    """Return the task as system message and the question as JSON: history, and candidates of {key: name, title}.
+
+    "<" is written as JSON's \\u003c, so that no title spells a token that opens or closes a chat message.
+    """
     question = {
         "history": [clean_title(title) for title in history],
         "candidates": [{key: name, "title": clean_title(title)} for name, title in zip(names, candidates)],
     }
     return [
         {"role": "system", "content": task},
-        {"role": "user", "content": json.dumps(question, ensure_ascii=False)},
+        {"role": "user", "content": json.dumps(question, ensure_ascii=False).replace("<", "\\u003c")},
     ]
 
 
