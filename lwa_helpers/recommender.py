@@ -96,7 +96,7 @@ class CandidateRanker:
     def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]:
         lists = [shop.candidates(history, max(n, self.n_candidates)) for history in histories]
         found = [(items, np.empty(0)) for items in lists]
-        frames = [pd.DataFrame()]
+        frames = []
         for length in sorted({len(items) for items in lists} - {0}):  # a teacher takes lists of one length
             rows = [row for row, items in enumerate(lists) if len(items) == length]
             newest = [[shop.titles[item] for item in histories[row][-self.history_titles :]] for row in rows]
@@ -104,7 +104,7 @@ class CandidateRanker:
             frames.append(answers.to_frame().set_index(pd.Index(rows)))
             for row, order, scores in zip(rows, answers.order[:, :n], answers.scores, strict=True):
                 found[row] = lists[row][order], scores[order]
-        self.answers = pd.concat(frames).sort_index()
+        self.answers = pd.concat(frames).sort_index() if frames else None
         return found
 
 
@@ -134,9 +134,7 @@ class CatalogueRanker:
             for start in range(0, len(rows), USERS_PER_PASS):
                 chosen = by_length[start : start + USERS_PER_PASS]
                 for row, scores in zip(chosen, self._scores([rows[row] for row in chosen]), strict=True):
-                    eligible = np.flatnonzero((items >= 0) & ~np.isin(items, histories[row]))
-                    best = eligible[np.argsort(-scores[eligible], kind="stable")[:n]]
-                    found[row] = items[best], scores[best]
+                    found[row] = best_unseen(items, scores, histories[row], n)
                 bar.update(len(chosen))
         return [found[row] for row in range(len(rows))]
 
@@ -152,6 +150,13 @@ class CatalogueRanker:
         ids, mask = pad_right(rows)
         hidden = self.model.last_hidden(ids, mask)[torch.arange(len(rows)), mask.sum(1) - 1]
         return self.model.head(hidden).double().numpy()
+
+
+def best_unseen(items: np.ndarray, scores: np.ndarray, history: list[int], n: int) -> Ranked:
+    """The n best of the items that the catalogue has (index >= 0) and the user has not; equal scores in the head's order."""
+    eligible = np.flatnonzero((items >= 0) & ~np.isin(items, history))
+    best = eligible[np.argsort(-scores[eligible], kind="stable")[:n]]
+    return items[best], scores[best]
 
 
 class BaseRecommender:
@@ -251,7 +256,7 @@ def table(user: str, recommendations: Sequence[Recommendation]) -> str:
 
 def repairs(answers: pd.DataFrame | None) -> str:
     """Say whose answers had to be repaired and why, a line per user; nothing when none had to be."""
-    if answers is None or answers.empty:
+    if answers is None:
         return ""
     wrong = answers.loc[answers[list(KINDS)].any(axis=1), list(KINDS)]
     counts = ({kind: n for kind, n in row.items() if n} for row in wrong.to_dict("records"))
