@@ -113,7 +113,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> None:
     from lwa_helpers.paths import RESULTS
-    from lwa_helpers.reproduce import status
+    from lwa_helpers.staleness import status
 
     for profile in PROFILES:
         if (RESULTS / profile / "state").exists():

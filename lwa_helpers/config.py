@@ -93,11 +93,17 @@ class DistillationConfig(TuningConfig):
 
 
 class ComparisonConfig(Section):
-    """Teachers asked to rank a fixed candidate set."""
+    """Teachers asked to rank a fixed candidate set.
+
+    fisher_windows: over how many windows the Fisher trace of a local teacher is averaged, 0 for none. price_per_hour: what an
+    hour of the machine costs in US dollars, an assumption that the cost per 1,000 recommendations is reckoned with.
+    """
 
     teachers: list[str] = Field(min_length=1)
     n_users: PositiveInt
     written_users: PositiveInt
+    fisher_windows: int = Field(ge=0)
+    price_per_hour: PositiveFloat
     n_candidates: int = Field(ge=2)
     history_titles: PositiveInt
 

@@ -1,35 +1,19 @@
-"""The model registry, loading a causal LM from a GGUF package, a hub repository or a path, and finding its layers."""
+"""Loading a causal LM from a GGUF package, a hub repository or a path, and finding its layers."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers import paths
-from lwa_helpers.config import read_yaml
 from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-class ModelSpec(BaseModel):
-    """One entry of model_config.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    backend: Literal["embedded", "huggingface", "ollama", "path"]
-    id: str
-    revision: str | None = None
-    licence: str | None = None
-    think: bool | Literal["low", "medium", "high"] | None = None
+from lwa_helpers.registry import ModelSpec, model_spec
 
 
 @dataclass
@@ -40,6 +24,7 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sha256: str
+    prompt: Literal["chat", "plain"] | None = None
 
     @property
     def pad_id(self) -> int:
@@ -53,31 +38,23 @@ class LanguageModel:
         self.tokenizer.save_pretrained(directory)
 
 
-def registry() -> dict[str, ModelSpec]:
-    """Return the registered models by name."""
-    return {name: ModelSpec(name=name, **entry) for name, entry in read_yaml("model_config.yaml").items()}
-
-
-def model_spec(name: str) -> ModelSpec:
-    """Look a model up by its registered name, or take an existing directory or .gguf file at its word.
-
-    Raises LwaError listing the known names.
-    """
-    known = registry()
-    if name in known:
-        return known[name]
-    path = Path(name)
-    if path.suffix == ".gguf" or path.is_dir():
-        return ModelSpec(name=path.stem, backend="path", id=str(path))
-    raise LwaError(f"unknown model {name!r}: neither a registered name ({', '.join(known)}) nor a directory or .gguf file")
-
-
 def load_teacher(name: str | Path) -> LanguageModel:
     """Load a registered model, a local checkpoint directory or a .gguf file as an ordinary float32 causal LM.
 
-    Raises LwaError when the model is unknown, absent, or served by Ollama (which shows no weights).
+    Raises LwaError when the model is unknown, absent, served by Ollama (which shows no weights), or nothing that transformers
+    reads without running code that comes with the model.
     """
     spec = model_spec(str(name))
+    try:
+        lm = _find_and_load(spec)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LwaError(f"model {spec.name!r} ({spec.id}) is not one that transformers can load: {reason}") from error
+    lm.prompt = spec.prompt
+    return lm
+
+
+def _find_and_load(spec: ModelSpec) -> LanguageModel:
     if spec.backend == "ollama":
         raise LwaError(f"model {spec.name!r} is served by Ollama and has no weights to load: use it through BaseRecommender")
     if spec.backend == "huggingface":
@@ -95,8 +72,6 @@ def load_teacher(name: str | Path) -> LanguageModel:
 
 def _load_hub(spec: ModelSpec) -> LanguageModel:
     """Load a hub repository at its pinned revision; offline, only what is in the local cache."""
-    if not _HUB_ID.fullmatch(spec.id) or not spec.revision:
-        raise LwaError(f"model {spec.name!r}: model_config.yaml needs id: owner/name and a pinned revision, has {spec.id!r}")
     try:
         return _load(spec.name, spec.id, f"{spec.id}@{spec.revision}", revision=spec.revision)
     except OSError as error:

@@ -20,10 +20,14 @@ from lwa_helpers.data import Interactions, load_amazon, load_movielens
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
-from lwa_helpers.models import ModelSpec, backbone, load_teacher, model_spec
+from lwa_helpers.models import load_teacher
 from lwa_helpers.paths import DATASET
-from lwa_helpers.ranking import HEAD_FILE, ITEMS_FILE, load_item_ranker
+from lwa_helpers.ranking import HEAD_FILE, ITEMS_FILE, load_item_ranker, pad_right
+from lwa_helpers.registry import ModelSpec, model_spec
 from lwa_helpers.teachers import LocalTeacher, OllamaTeacher
+from lwa_helpers.teachers.answers import KINDS
+
+USERS_PER_PASS, QUESTIONS_PER_PASS = 32, 8
 
 
 @dataclass(frozen=True)
@@ -62,31 +66,52 @@ class Shop:
         items = np.argsort(-self.popularity, kind="stable")[:n]
         return items, self.popularity[items]
 
+    def listed(self, items: np.ndarray, scores: np.ndarray, cold: bool) -> list[Recommendation]:
+        """Ranked items as recommendations."""
+        return [
+            Recommendation(self.data.item_ids[item], self.titles[item], score, rank, cold)
+            for rank, (item, score) in enumerate(zip(items, falling(scores), strict=True), start=1)
+        ]
+
+
+Ranked = tuple[np.ndarray, np.ndarray]  # item indices, best first, and their scores
+
 
 class Ranker(Protocol):
-    """Order a user's unseen items: returns item indices and their scores, at most n, best first."""
+    """Order each user's unseen items, at most n. answers: how a teacher answered, a row per user; None where none is asked."""
 
-    def top(self, shop: Shop, history: list[int], n: int) -> tuple[np.ndarray, np.ndarray]: ...
+    answers: pd.DataFrame | None
+
+    def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]: ...
 
 
 class CandidateRanker:
     """A teacher that orders a short list from Shop.candidates, knowing the user's newest titles."""
 
+    answers: pd.DataFrame | None = None
+
     def __init__(self, teacher: OllamaTeacher | LocalTeacher, n_candidates: int, history_titles: int) -> None:
         self.teacher, self.n_candidates, self.history_titles = teacher, n_candidates, history_titles
 
-    def top(self, shop: Shop, history: list[int], n: int) -> tuple[np.ndarray, np.ndarray]:
-        items = shop.candidates(history, max(n, self.n_candidates))
-        if len(items) == 0:
-            return items, np.empty(0)
-        newest = [shop.titles[item] for item in history[-self.history_titles :]]
-        answers = self.teacher.rank([newest], [[shop.titles[item] for item in items]])
-        order = answers.order[0][:n]
-        return items[order], answers.scores[0][order]
+    def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]:
+        lists = [shop.candidates(history, max(n, self.n_candidates)) for history in histories]
+        found = [(items, np.empty(0)) for items in lists]
+        frames = []
+        for length in sorted({len(items) for items in lists} - {0}):  # a teacher takes lists of one length
+            rows = [row for row, items in enumerate(lists) if len(items) == length]
+            newest = [[shop.titles[item] for item in histories[row][-self.history_titles :]] for row in rows]
+            answers = self.teacher.rank(newest, [[shop.titles[item] for item in lists[row]] for row in rows], progress)
+            frames.append(answers.to_frame().set_index(pd.Index(rows)))
+            for row, order, scores in zip(rows, answers.order[:, :n], answers.scores, strict=True):
+                found[row] = lists[row][order], scores[order]
+        self.answers = pd.concat(frames).sort_index() if frames else None
+        return found
 
 
 class CatalogueRanker:
     """A checkpoint with an item head, which scores every item it was trained on in one pass."""
+
+    answers: pd.DataFrame | None = None
 
     def __init__(self, directory: Path, history_titles: int) -> None:
         (self.model, self.lm), self.history_titles = load_item_ranker(directory), history_titles
@@ -97,23 +122,41 @@ class CatalogueRanker:
         if len(self.item_ids) != len(self.model.head.bias):
             raise LwaError(f"{path} lists {len(self.item_ids)} items, the item head has {len(self.model.head.bias)}")
 
-    def top(self, shop: Shop, history: list[int], n: int) -> tuple[np.ndarray, np.ndarray]:
+    def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]:
+        """Users with histories of like length are read in one forward pass, USERS_PER_PASS at a time."""
         items = pd.Index(shop.data.item_ids).get_indexer(self.item_ids)
         if (items < 0).all():
             raise LwaError(f"model {self.lm.name!r} was trained on other items than {shop.data.name} holds")
-        scores = self._scores(shop, history[-self.history_titles :])
-        eligible = np.flatnonzero((items >= 0) & ~np.isin(items, history))
-        best = eligible[np.argsort(-scores[eligible], kind="stable")[:n]]
-        return items[best], scores[best]
+        rows = [self._tokens(shop, history[-self.history_titles :]) for history in histories]
+        found: dict[int, Ranked] = {}
+        with tqdm(total=len(rows), desc=f"rank with {self.lm.name}", unit="user", disable=not progress) as bar:
+            by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+            for start in range(0, len(rows), USERS_PER_PASS):
+                chosen = by_length[start : start + USERS_PER_PASS]
+                for row, scores in zip(chosen, self._scores([rows[row] for row in chosen]), strict=True):
+                    found[row] = best_unseen(items, scores, histories[row], n)
+                bar.update(len(chosen))
+        return [found[row] for row in range(len(rows))]
 
-    def _scores(self, shop: Shop, history: Sequence[int]) -> np.ndarray:
+    def _tokens(self, shop: Shop, history: Sequence[int]) -> list[int]:
         prompt = prompt_for(shop.data.name)
         texts = [prompt.header, *(shop.titles[item] + prompt.separator for item in history)]
         rows = self.lm.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids = [token for row in rows for token in row]
-        with torch.no_grad():
-            hidden = backbone(self.model.causal_lm)(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-            return self.model.head(hidden).double().numpy()
+        return [token for row in rows for token in row]
+
+    @torch.no_grad()
+    def _scores(self, rows: Sequence[list[int]]) -> np.ndarray:
+        """Every item's score for each user, (B, N) float64."""
+        ids, mask = pad_right(rows)
+        hidden = self.model.last_hidden(ids, mask)[torch.arange(len(rows)), mask.sum(1) - 1]
+        return self.model.head(hidden).double().numpy()
+
+
+def best_unseen(items: np.ndarray, scores: np.ndarray, history: list[int], n: int) -> Ranked:
+    """The n best of the items that the catalogue has (index >= 0) and the user has not; equal scores in the head's order."""
+    eligible = np.flatnonzero((items >= 0) & ~np.isin(items, history))
+    best = eligible[np.argsort(-scores[eligible], kind="stable")[:n]]
+    return items[best], scores[best]
 
 
 class BaseRecommender:
@@ -121,7 +164,9 @@ class BaseRecommender:
 
     root: folder of the Amazon files, dataset/amazon by default; k: core filter, 0 keeps every user and item.
     n_candidates: length of the list that a model without an item head orders (Shop.candidates makes it);
-    history_titles: newest titles it is told. host: Ollama server, else OLLAMA_HOST, else this machine.
+    history_titles: newest titles it is told. host: Ollama server, else OLLAMA_HOST, else this machine; concurrency: questions
+    that it is asked at a time; cache: folder that keeps its answers, None for none.
+    answers: after a call, how the model answered (mode, seconds, what had to be repaired), a row per user, where it was asked.
     Raises LwaError for an unknown model name (listing the known ones); the model itself is loaded at the first use.
     """
 
@@ -134,9 +179,13 @@ class BaseRecommender:
         n_candidates: int = 20,
         history_titles: int = 10,
         host: str | None = None,
+        concurrency: int = 4,
+        cache: Path | None = None,
     ) -> None:
         self.spec: ModelSpec = model_spec(str(model_name))
         self.root, self.k, self.host = Path(root or DATASET / "amazon"), k, host
+        self.concurrency, self.cache = concurrency, cache
+        self.answers: pd.DataFrame | None = None
         self.n_candidates, self.history_titles = n_candidates, history_titles
         self._shops: dict[str, Shop] = {}
 
@@ -146,10 +195,13 @@ class BaseRecommender:
         if self.spec.backend == "path" and (Path(self.spec.id) / HEAD_FILE).is_file():
             return CatalogueRanker(Path(self.spec.id), self.history_titles)
         if self.spec.backend == "ollama":
-            teacher = OllamaTeacher(self.spec.id, self.host, think=self.spec.think, cache=None)
+            teacher = OllamaTeacher(
+                self.spec.id, self.host, think=self.spec.think, concurrency=self.concurrency, cache=self.cache
+            )
             _ = teacher.served
         else:
-            teacher = LocalTeacher(load_teacher(self.spec.id if self.spec.backend == "path" else self.spec.name))
+            lm = load_teacher(self.spec.id if self.spec.backend == "path" else self.spec.name)
+            teacher = LocalTeacher(lm, batch_size=QUESTIONS_PER_PASS)
         return CandidateRanker(teacher, self.n_candidates, self.history_titles)
 
     def shop(self, category: str) -> Shop:
@@ -165,22 +217,21 @@ class BaseRecommender:
         An unknown user gets the items with most interactions, cold=True.
         Raises LwaError naming model or server when it is not there or fails, the category when it has no data.
         """
-        if top_k < 1:
-            raise LwaError(f"top_k = {top_k}: ask for at least 1 item")
-        shop, ranker = self.shop(category), self.ranker
-        history = shop.histories.get(str(user_id))
-        items, scores = shop.popular(top_k) if history is None else ranker.top(shop, history, top_k)
-        return [
-            Recommendation(shop.data.item_ids[item], shop.titles[item], score, rank, history is None)
-            for rank, (item, score) in enumerate(zip(items, falling(scores), strict=True), start=1)
-        ]
+        return self.recommend_many([user_id], category, top_k, progress=False)[user_id]
 
     def recommend_many(
         self, user_ids: Iterable[str], category: str, top_k: int = 10, progress: bool = True
     ) -> dict[str, list[Recommendation]]:
-        """Return recommend() for each user, with a progress bar."""
-        users = tqdm(list(user_ids), desc=f"recommend {category}", unit="user", disable=not progress)
-        return {user: self.recommend(user, category, top_k) for user in users}
+        """Return what recommend() returns for each user, with a progress bar: local models score several users at a time,
+        a server is asked `concurrency` questions at a time. The first error ends it."""
+        if top_k < 1:
+            raise LwaError(f"top_k = {top_k}: ask for at least 1 item")
+        shop, ranker, users = self.shop(category), self.ranker, list(dict.fromkeys(user_ids))
+        known = [user for user in users if str(user) in shop.histories]
+        ranked = ranker.top(shop, [shop.histories[str(user)] for user in known], top_k, progress)
+        self.answers = None if ranker.answers is None else ranker.answers.set_axis([known[row] for row in ranker.answers.index])
+        found = dict(zip(known, ranked, strict=True))
+        return {user: shop.listed(*found.get(user, shop.popular(top_k)), cold=user not in found) for user in users}
 
 
 def falling(scores: np.ndarray) -> list[float]:
@@ -203,6 +254,18 @@ def table(user: str, recommendations: Sequence[Recommendation]) -> str:
     return "\n".join([f"user {user}{cold}", f"rank  {'score':>10}  {'item':<12}  title", *rows])
 
 
+def repairs(answers: pd.DataFrame | None) -> str:
+    """Say whose answers had to be repaired and why, a line per user; nothing when none had to be."""
+    if answers is None:
+        return ""
+    wrong = answers.loc[answers[list(KINDS)].any(axis=1), list(KINDS)]
+    counts = ({kind: n for kind, n in row.items() if n} for row in wrong.to_dict("records"))
+    return "".join(
+        f"user {user}: the model's answer was repaired ({', '.join(f'{n} {kind}' for kind, n in row.items())})\n"
+        for user, row in zip(wrong.index, counts)
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table of recommendations for each user. Raises LwaError."""
     parser = argparse.ArgumentParser(prog="lwa recommend", description="Recommend catalogue items to a user.")
@@ -216,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recommender = BaseRecommender(args.model, args.root, host=args.host)
     found = recommender.recommend_many(args.user, args.category, args.top_k, progress=len(args.user) > 1)
     print("\n\n".join(table(user, recommendations) for user, recommendations in found.items()))
+    print(repairs(recommender.answers), end="", file=sys.stderr)
     return 0
 
 

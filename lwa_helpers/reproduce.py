@@ -81,21 +81,6 @@ def _later_seconds(stage: Stage, results: Path) -> float | None:
     return sum(state["seconds"] for state in later) if all(later) else None
 
 
-def status(profile: str) -> list[str]:
-    """One line per notebook: current, or stale and why."""
-    config, results = load_config(profile), paths.results_dir(profile)
-    lines, stale = [], {}
-    for stage in stages():
-        reason = why_stale(stage, config, results)
-        record = manifest.load(results, stage.name)
-        waits = [name for name, outputs in stale.items() if record and outputs & set(record["inputs"])]
-        if reason:
-            stale[stage.name] = set(record["outputs"]) if record else set()
-        note = f" (reads {', '.join(waits)}, which is stale)" if waits and not reason else ""
-        lines.append(f"{stage.name:28} {'stale: ' + reason if reason else 'current' + note}")
-    return lines
-
-
 def summary(results: Path, config: ExperimentConfig, spent: float) -> str:
     """What was found, in how much time, and where everything lies."""
     records = manifest.load_all(results)

@@ -62,6 +62,7 @@ def _parse(path: Path, cell: dict) -> ast.Module:
         raise LwaError(f"{path}: a cell is not Python: {error}") from None
 
 
+@cache
 def digest(tree: ast.AST) -> str:
     """Hash a syntax tree without its docstrings."""
     for node in ast.walk(tree):
@@ -97,6 +98,7 @@ def module_tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
 def _imports(tree: ast.Module, package: str) -> set[str]:
     """Names of lwa_helpers modules that a tree imports; `package` is where relative imports start."""
     names: set[str] = set()
@@ -130,6 +132,12 @@ def _file_of(module: str) -> Path | None:
     place = paths.PACKAGE.joinpath(*module.split(".")[1:])
     candidates = (place / "__init__.py", place.with_suffix(".py"))
     return next((path for path in candidates if path.is_file()), None)
+
+
+@cache
+def constants(tree: ast.Module) -> frozenset:
+    """Every plain value that a tree writes out."""
+    return frozenset(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
 
 
 def sections_used(tree: ast.Module, sections: set[str]) -> set[str]:

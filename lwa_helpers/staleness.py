@@ -7,7 +7,6 @@ recorded in the manifest but is no component.
 
 from __future__ import annotations
 
-import ast
 import json
 import platform
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lwa_helpers import manifest, paths, sources
-from lwa_helpers.config import ExperimentConfig, read_yaml
+from lwa_helpers.config import ExperimentConfig, load_config, read_yaml
 from lwa_helpers.errors import LwaError
 
 UNUSED = {"target_minutes"}
@@ -73,6 +72,21 @@ def why_stale(stage: Stage, config: ExperimentConfig, results: Path) -> str | No
             return f"its output {name} is missing or was changed"
     now = components(stage, config) | inputs(results, record["inputs"])
     return difference(state["components"], now)
+
+
+def status(profile: str) -> list[str]:
+    """One line per notebook: current, or stale and why."""
+    config, results = load_config(profile), paths.results_dir(profile)
+    lines, stale = [], {}
+    for stage in stages():
+        reason = why_stale(stage, config, results)
+        record = manifest.load(results, stage.name)
+        waits = [name for name, outputs in stale.items() if record and outputs & set(record["inputs"])]
+        if reason:
+            stale[stage.name] = set(record["outputs"]) if record else set()
+        note = f" (reads {', '.join(waits)}, which is stale)" if waits and not reason else ""
+        lines.append(f"{stage.name:28} {'stale: ' + reason if reason else 'current' + note}")
+    return lines
 
 
 def inputs(results: Path, names: dict[str, str]) -> dict[str, str]:
@@ -139,9 +153,8 @@ def _pins(name: str) -> str:
 def _yaml_read(modules: dict[str, Path]) -> list[str]:
     """The package's YAML files that the modules name, except those that the settings already hold."""
     known = {path.name for path in paths.CONFIGS.glob("*.yaml")} - RESOLVED
-    trees = [sources.module_tree(path) for path in modules.values()]
-    constants = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    return sorted(known & constants)
+    written = set().union(*(sources.constants(sources.module_tree(path)) for path in modules.values()))
+    return sorted(known & written)
 
 
 def _yaml_digest(name: str, config: ExperimentConfig) -> str:

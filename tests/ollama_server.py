@@ -3,14 +3,16 @@
     with OllamaServer({"llama3:latest": by_score(lambda history, title: len(title))}) as server:
         OllamaTeacher("llama3", host=server.url).rank(...)
 
-A model's answer is a function (question, schema) -> object; the server sends it as JSON under `format`, as tokens of a
-few characters, streamed or not, with durations in nanoseconds.
+A model's answer is a function (messages, schema) -> tokens or an object, which is sent as JSON in tokens of a few characters;
+`written_by(model)` is a real model that decodes greedily under the schema. Streamed or not, durations in nanoseconds,
+log-probabilities as Ollama gives them: of the model's own softmax, before the schema forbids tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sys
 import time
@@ -20,23 +22,75 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, Self
 
+import regex
 from jsonschema import Draft202012Validator, SchemaError
 
-Answer = Callable[[str, dict[str, Any]], Any]
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of text, its log-probability, and what else could have stood there: (text, log-probability), likeliest first."""
+
+    text: str
+    log_p: float = 0.0
+    top: tuple[tuple[str, float], ...] = ()
+
+
+Messages = list[dict[str, str]]
+Answer = Callable[[Messages, dict[str, Any]], Any]
 
 FAULTS = (
     "slow", "trickle", "drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "error_400", "prose",
-    "wrong_schema", "vanish",
+    "wrong_schema", "vanish", "no_logprobs",
 )
 
 
 def by_score(score: Callable[[Sequence[str], str], float]) -> Answer:
-    """An answer that orders the question's candidates by score(history, title), highest first."""
+    """An answer that orders the candidates by score(history, title), or names the best with p(label) = softmax of the scores."""
 
-    def answer(question: str, schema: dict[str, Any]) -> dict[str, list[int]]:
-        asked = json.loads(question)
+    def answer(messages: Messages, schema: dict[str, Any]) -> Any:
+        asked = json.loads(messages[-1]["content"])
         ranked = sorted(asked["candidates"], key=lambda c: -score(asked["history"], c["title"]))
-        return {"ranking": [candidate["number"] for candidate in ranked]}
+        if "best" not in schema.get("properties", {}):
+            return {"ranking": [candidate["number"] for candidate in ranked]}
+        scores = [score(asked["history"], candidate["title"]) for candidate in ranked]
+        total = math.log(sum(math.exp(x - scores[0]) for x in scores)) + scores[0]
+        top = tuple((candidate["label"], x - total) for candidate, x in zip(ranked, scores))
+        return [Token('{"best": "', 0.0, (('{"best": "', 0.0),)), Token(*top[0], top), Token('"}', 0.0, (('"}', 0.0),))]
+
+    return answer
+
+
+def pattern_of(schema: dict[str, Any]) -> str:
+    """A regular expression of the JSON texts that a schema of enumerations, integers, arrays and objects allows."""
+    if "enum" in schema:
+        return "(?:" + "|".join(re.escape(json.dumps(value)) for value in schema["enum"]) + ")"
+    if schema["type"] == "integer":
+        return "(?:" + "|".join(map(str, range(schema["minimum"], schema["maximum"] + 1))) + ")"
+    if schema["type"] == "array":
+        item, least, most = pattern_of(schema["items"]), schema["minItems"], schema["maxItems"]
+        return rf"\[{item}(?:, ?{item}){{{least - 1},{most - 1}}}\]"
+    fields = [rf'"{name}": ?{pattern_of(field)}' for name, field in schema["properties"].items()]
+    return r"\{" + ", ?".join(fields) + r"\}"
+
+
+def written_by(model: Any) -> Answer:
+    """The greedy answer of a real model (lwa_helpers.models.LanguageModel) among the texts that the schema allows."""
+    import torch
+
+    def answer(messages: Messages, schema: dict[str, Any]) -> list[Token]:
+        tokenizer, grammar = model.tokenizer, regex.compile(pattern_of(schema))
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids, past, text, tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"], None, "", []
+        while not grammar.fullmatch(text):
+            with torch.no_grad():
+                out = model.model(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True)
+            past, log_p = out.past_key_values, out.logits[0, -1].double().log_softmax(-1)
+            order = log_p.argsort(descending=True).tolist()
+            chosen = next(i for i in order if (piece := tokenizer.decode(i)) and grammar.fullmatch(text + piece, partial=True))
+            top = tuple((tokenizer.decode(i), log_p[i].item()) for i in order[:20])
+            tokens.append(Token(tokenizer.decode(chosen), log_p[chosen].item(), top))
+            ids, text = [chosen], text + tokens[-1].text
+        return tokens
 
     return answer
 
@@ -73,6 +127,7 @@ class OllamaServer:
         self.models = {name: m if isinstance(m, Served) else Served(m) for name, m in models.items()}
         self.version, self.fault, self.faults, self.delay_s = version, None, 10**9, 1.0
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.loaded: set[str] = set()
         self._http = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"ollama": self}))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
@@ -97,6 +152,11 @@ class OllamaServer:
         self.faults -= 1
         return self.fault
 
+    @property
+    def gives_logprobs(self) -> bool:
+        """Ollama has them from 0.12.11 on."""
+        return tuple(map(int, self.version.split("."))) >= (0, 12, 11)
+
     def find(self, name: str) -> tuple[str, Served] | None:
         full = name if ":" in name.rsplit("/")[-1] else f"{name}:latest"
         return (full, self.models[full]) if full in self.models else None
@@ -116,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests read `requests` instead."""
 
     def do_GET(self) -> None:
-        self._route({"/api/version": self._version, "/api/tags": self._tags}, {})
+        self._route({"/api/version": self._version, "/api/tags": self._tags, "/api/ps": self._ps}, {})
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -157,6 +217,14 @@ class _Handler(BaseHTTPRequestHandler):
             "digest": model.digest(name), "details": self._details(model),
         }
 
+    def _ps(self, _: dict[str, Any]) -> None:
+        models = [(name, self.ollama.models[name]) for name in sorted(self.ollama.loaded & self.ollama.models.keys())]
+        self._json({"models": [
+            {"name": name, "model": name, "size": 5137025024, "size_vram": 0, "digest": model.digest(name),
+             "details": self._details(model), "expires_at": "2025-10-01T12:10:00.123456789Z", "context_length": 4096}
+            for name, model in models
+        ]})
+
     def _details(self, model: Served) -> dict[str, Any]:
         return {
             "parent_model": "", "format": "gguf", "family": model.architecture, "families": [model.architecture],
@@ -180,35 +248,37 @@ class _Handler(BaseHTTPRequestHandler):
         return found
 
     def _generate(self, body: dict[str, Any]) -> None:
-        self._complete(body, body.get("prompt", ""), lambda text: {"response": text}, lambda text: {"response": "", "thinking": text})
+        messages = [{"role": "user", "content": body.get("prompt", "")}]
+        self._complete(body, messages, lambda text: {"response": text}, lambda text: {"response": "", "thinking": text})
 
     def _chat(self, body: dict[str, Any]) -> None:
         messages = body.get("messages") or [{"content": ""}]
         say = lambda text: {"message": {"role": "assistant", "content": text}}
         think = lambda text: {"message": {"role": "assistant", "content": "", "thinking": text}}
-        self._complete(body, messages[-1]["content"], say, think)
+        self._complete(body, messages, say, think)
 
-    def _complete(self, body: dict[str, Any], question: str, say: Callable, think: Callable) -> None:
+    def _complete(self, body: dict[str, Any], messages: Messages, say: Callable, think: Callable) -> None:
         fault = self.ollama.next_fault()
         if fault == "vanish":
             self.ollama.models.pop(self._model(body)[0])
-        _, model = self._model(body)
+        name, model = self._model(body)
         self._check(body, model)
+        self.ollama.loaded.add(name)
         if fault in ("error_500", "error_400"):
             raise _HttpError(int(fault[-3:]), "the model failed to generate a response")
         if fault == "slow":
             time.sleep(self.ollama.delay_s)
-        tokens = self._tokens(model, question, body, fault)
+        tokens = self._tokens(model, messages, body, fault)
         parts = [self._part(body, think("hmm, maybe [3, 1, 2]"))] if body.get("think") else []
-        parts += [self._part(body, say(token), **self._logprobs(body, token)) for token in tokens]
-        last = self._part(body, say(""), done=True, **self._usage(body, question, tokens))
+        parts += [self._part(body, say(token.text), **self._logprobs(body, [token], fault)) for token in tokens]
+        last = self._part(body, say(""), done=True, **self._usage(body, messages, tokens))
         if body.get("stream", True):
             self._stream([*parts, last], fault)
         elif fault in ("invalid_json", "drop"):
             self._bytes(b'{"model": "x", "mess')
         else:
-            whole = self._part(body, say("".join(tokens)), **{k: v for k, v in last.items() if k not in say("")})
-            self._json(whole)
+            text = "".join(token.text for token in tokens)
+            self._json(last | say(text) | self._logprobs(body, tokens, fault))
 
     def _check(self, body: dict[str, Any], model: Served) -> None:
         if not 0 <= body.get("top_logprobs", 0) <= 20:
@@ -220,32 +290,40 @@ class _Handler(BaseHTTPRequestHandler):
         except SchemaError as error:
             raise _HttpError(400, f"invalid JSON schema in format: {error.message}") from error
 
-    def _tokens(self, model: Served, question: str, body: dict[str, Any], fault: str | None) -> list[str]:
-        schema = body.get("format") or {}
+    def _tokens(self, model: Served, messages: Messages, body: dict[str, Any], fault: str | None) -> list[Token]:
         if fault == "prose":
-            text = "Sure! I would rank them 2, 1, 3."
+            answer = "Sure! I would rank them 2, 1, 3."
         elif fault == "wrong_schema":
-            text = json.dumps({"answer": "the second"})
+            answer = {"answer": "the second"}
         else:
-            text = json.dumps(model.answer(question, schema))
+            answer = model.answer(messages, body.get("format") or {})
+        if not isinstance(answer, list):
+            text = answer if isinstance(answer, str) else json.dumps(answer)
+            answer = [Token(piece, 0.0, ((piece, 0.0),)) for piece in re.findall(r"\s*\S{1,3}", text)]
         limit = body.get("options", {}).get("num_predict", -1)
-        return re.findall(r"\s*\S{1,3}", text)[: limit if limit >= 0 else None]
+        return answer[: limit if limit >= 0 else None]
 
     def _part(self, body: dict[str, Any], content: dict[str, Any], done: bool = False, **more: Any) -> dict[str, Any]:
         return {"model": body["model"], "created_at": "2025-10-17T23:14:07.414671Z", **content, "done": done, **more}
 
-    def _logprobs(self, body: dict[str, Any], token: str) -> dict[str, Any]:
-        """The answer function is certain of each token."""
-        if not body.get("logprobs"):
+    def _logprobs(self, body: dict[str, Any], tokens: list[Token], fault: str | None) -> dict[str, Any]:
+        if not body.get("logprobs") or not self.ollama.gives_logprobs or fault == "no_logprobs":
             return {}
-        certain = {"token": token, "logprob": 0.0, "bytes": list(token.encode())}
-        return {"logprobs": [certain | {"top_logprobs": [certain][: body.get("top_logprobs", 0)]}]}
 
-    def _usage(self, body: dict[str, Any], question: str, tokens: list[str]) -> dict[str, Any]:
+        def entry(text: str, log_p: float) -> dict[str, Any]:
+            return {"token": text, "logprob": log_p, "bytes": list(text.encode())}
+
+        n = body.get("top_logprobs", 0)
+        return {"logprobs": [
+            entry(token.text, token.log_p) | ({"top_logprobs": [entry(*other) for other in token.top[:n]]} if n else {})
+            for token in tokens
+        ]}
+
+    def _usage(self, body: dict[str, Any], messages: Messages, tokens: list[Token]) -> dict[str, Any]:
         return {
             "done_reason": "length" if len(tokens) == body.get("options", {}).get("num_predict") else "stop",
             "total_duration": 174_560_334, "load_duration": 1_397_084,
-            "prompt_eval_count": len(question.split()), "prompt_eval_duration": 13_074_791,
+            "prompt_eval_count": sum(len(m["content"].split()) for m in messages), "prompt_eval_duration": 13_074_791,
             "eval_count": len(tokens), "eval_duration": 20_000_000 * len(tokens),
         }
 

@@ -1,22 +1,24 @@
-"""Reaching an Ollama server: its address, the official client, retries, and what it says about a model."""
+"""Reaching an Ollama server: the official client, retries, and what it says about a model."""
 
 from __future__ import annotations
 
-import os
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import ollama
 
 from lwa_helpers.errors import LwaError
+from lwa_helpers.teachers.address import is_local, no_server, server_url
 
 OLDEST_VERSION = (0, 5, 0)  # the first that takes a JSON schema as `format`
+LOGPROBS_VERSION = (0, 12, 11)  # the first that gives log-probabilities
+DEVELOPMENT = (0, 0, 0)  # what a build from source says
 CONNECT_S = 5.0
 T = TypeVar("T")
 
@@ -34,32 +36,26 @@ def protocol() -> Iterator[None]:
         raise BrokenAnswer(f"the answer is not Ollama's protocol ({str(error).splitlines()[0]})") from error
 
 
-def server_url(host: str | None = None) -> str:
-    """Return http(s)://host:port of the server: `host`, else OLLAMA_HOST, else this machine's port 11434.
+def full_name(name: str) -> str:
+    """Return a model's name with its tag, which is `latest` where none is given."""
+    return name if ":" in name.rsplit("/")[-1] else f"{name}:latest"
 
-    Raises LwaError for any other scheme, a user name or password, white space, or a port that is no number.
-    """
-    host = host or os.environ.get("OLLAMA_HOST") or "127.0.0.1"
-    usual = {"http": 80, "https": 443} if "://" in host else {"http": 11434}
-    problem = LwaError(f"Ollama host {host!r}: give host, host:port or an http(s):// address, as argument or in OLLAMA_HOST")
-    try:
-        url = urlsplit(host if "://" in host else f"http://{host}")
-        port = url.port or usual.get(url.scheme)
-    except ValueError:
-        raise problem from None
-    if url.scheme not in ("http", "https") or "@" in url.netloc or re.search(r"[^!-~]", host):
-        raise problem
-    name = url.hostname or "127.0.0.1"
-    return f"{url.scheme}://{f'[{name}]' if ':' in name else name}:{port}{url.path.rstrip('/')}"
+
+def _of(name: str | None) -> str:
+    return "" if name is None else f"model {name!r}: "
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a server says about a model; digest or context_length is None where it says nothing."""
+    """What a server says about a model; digest or context_length is None where it says nothing.
+
+    logprobs: whether the server is new enough to give log-probabilities.
+    """
 
     digest: str | None
     context_length: int | None
     thinks: bool
+    logprobs: bool
 
 
 class Connection:
@@ -73,7 +69,7 @@ class Connection:
         self.url, self.timeout_s, self.retries, self.backoff_s = server_url(host), timeout_s, retries, backoff_s
         self._http = {
             "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
-            "trust_env": urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1", "0.0.0.0"),
+            "trust_env": not is_local(self.url),
         }
         self.client = ollama.Client(self.url, **self._http)
 
@@ -90,28 +86,42 @@ class Connection:
 
     def find(self, name: str) -> ServedModel:
         """Check that the server is new enough and has the model. Raises LwaError."""
-        version = self._ask(name, self.version)
-        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-        if (0, 0, 0) < numbers < OLDEST_VERSION:  # 0.0.0 is what a development build says
-            raise LwaError(f"model {name!r}: Ollama at {self.url} is version {version}, 0.5.0 is needed: update it")
-        models = self._ask(name, self.models)
-        full_name = name if ":" in name.rsplit("/")[-1] else f"{name}:latest"
-        if full_name not in models:
-            has = ", ".join(sorted(models)) or "none"
-            raise LwaError(f"Ollama at {self.url} has no model {name!r} (it has: {has}): run `ollama pull {name}`")
+        version, models = self.look_round(name)
+        digest = self.pick(name, models)
         shown = self._ask(name, lambda: self.client.show(name))
         info = shown.modelinfo or {}
         length = info.get(f"{info.get('general.architecture')}.context_length")
-        return ServedModel(models[full_name], length, "thinking" in (shown.capabilities or ()))
+        logprobs = version >= LOGPROBS_VERSION or version == DEVELOPMENT
+        return ServedModel(digest, length, "thinking" in (shown.capabilities or ()), logprobs)
 
-    def _ask(self, name: str, call: Callable[[], T]) -> T:
+    def look_round(self, name: str | None = None) -> tuple[tuple[int, ...], dict[str, str | None]]:
+        """Return the server's version and its models; `name` is for messages. Raises LwaError when it is too old."""
+        text = self._ask(name, self.version)
+        version = tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+        if DEVELOPMENT < version < OLDEST_VERSION:
+            raise LwaError(f"{_of(name)}Ollama at {self.url} is version {text}, 0.5.0 is needed: update it")
+        return version, self._ask(name, self.models)
+
+    def pick(self, name: str, models: dict[str, T]) -> T:
+        """Return the model's entry of a server's list by full name. Raises LwaError when it has none."""
+        if full_name(name) not in models:
+            has = ", ".join(sorted(models)) or "none"
+            raise LwaError(f"Ollama at {self.url} has no model {name!r} (it has: {has}): run `ollama pull {name}`")
+        return models[full_name(name)]
+
+    def loaded_bytes(self, name: str) -> float:
+        """Return the memory that a model takes on its server by /api/ps, nan when it is not loaded."""
+        running = self._ask(name, lambda: self.client.ps().models)
+        return next((float(model.size) for model in running if model.model == full_name(name) and model.size), math.nan)
+
+    def _ask(self, name: str | None, call: Callable[[], T]) -> T:
         def attempt(_: int) -> T:
             with protocol():
                 return call()
 
         return self.retry(name, attempt)
 
-    def retry(self, name: str, call: Callable[[int], T]) -> T:
+    def retry(self, name: str | None, call: Callable[[int], T]) -> T:
         """Return call(attempt), attempt 0, 1, …, of the first that succeeds."""
         for attempt in range(self.retries + 1):
             if attempt:
@@ -120,16 +130,16 @@ class Connection:
                 return call(attempt)
             except ollama.ResponseError as error:
                 if 400 <= error.status_code < 500:
-                    raise LwaError(f"model {name!r}: Ollama at {self.url} refused: {error}") from error
+                    raise LwaError(f"{_of(name)}Ollama at {self.url} refused: {error}") from error
                 last: Exception = error
             except (httpx.TransportError, ConnectionError, BrokenAnswer) as error:
                 last = error
         raise LwaError(self._explain(name, last)) from last
 
-    def _explain(self, name: str, error: Exception) -> str:
+    def _explain(self, name: str | None, error: Exception) -> str:
         attempts = f"{self.retries + 1} attempts"
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError)):
-            return f"model {name!r}: no Ollama server answers at {self.url}: start it with `ollama serve` or set OLLAMA_HOST"
+            return f"{_of(name)}{no_server(self.url)}"
         if isinstance(error, httpx.TimeoutException):
-            return f"model {name!r}: Ollama at {self.url} gave no answer within {self.timeout_s:g} s ({attempts})"
-        return f"model {name!r}: Ollama at {self.url} failed: {error or type(error).__name__} ({attempts})"
+            return f"{_of(name)}Ollama at {self.url} gave no answer within {self.timeout_s:g} s ({attempts})"
+        return f"{_of(name)}Ollama at {self.url} failed: {error or type(error).__name__} ({attempts})"

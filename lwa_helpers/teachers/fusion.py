@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from scipy.stats import rankdata
 
 RRF_K = 60
 
@@ -36,8 +37,6 @@ def _points(scores: np.ndarray, method: str) -> np.ndarray:
         centred = scores - scores.mean(axis=2, keepdims=True)
         spread = scores.std(axis=2, keepdims=True)
         return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
-    from scipy.stats import rankdata  # here: importing it takes longer than `lwa status` may
-
     ranks = rankdata(-scores, axis=2)
     if method == "rrf":
         return 1 / (RRF_K + ranks)

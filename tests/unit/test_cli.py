@@ -100,11 +100,11 @@ def test_an_unknown_command_is_refused(capsys) -> None:
     assert caught.value.code == 2
 
 
-def test_status_needs_no_torch(tmp_path: Path) -> None:
+def test_status_needs_neither_torch_nor_tables(tmp_path: Path) -> None:
     root = make_project(tmp_path / "project")
     (root / "results/smoke/state").mkdir(parents=True)
     write_notebook(root / "notebooks/03_other.ipynb", "from lwa_helpers.run import Run")
-    code = "import sys; from lwa_helpers.cli import main; main(['status']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from lwa_helpers.cli import main; main(['status']); sys.exit(bool({'torch', 'pandas', 'polars'} & sys.modules.keys()))"
     environment = os.environ | {
         "LWA_ROOT": str(root),
         "PYTHONPATH": str(paths.PACKAGE.parent),

@@ -1,14 +1,20 @@
 """The registry and loading: the embedded model is an ordinary float model, and every absence is named."""
 
+import json
+
+import gguf
 import pytest
 import torch
-from tiny_lm import language_model
+from tiny_lm import language_model, tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Phi3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
-from lwa_helpers import load_teacher
+from lwa_helpers import load_teacher, paths
+from lwa_helpers import registry as registry_module
+from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import backbone, decoder_layers, model_spec, registry
+from lwa_helpers.models import backbone, decoder_layers
+from lwa_helpers.registry import model_spec, registry
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24,
          "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -72,3 +78,112 @@ def test_a_directory_loads_as_saved(tmp_path):
     for name, value in lm.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
     again.model.save_pretrained(tmp_path / "twice")
+
+
+# A directory or a .gguf file needs no entry
+
+TINY = SMALL | {"vocab_size": len(tokenizer()), "num_hidden_layers": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("config", [Qwen2Config(**TINY), LlamaConfig(**TINY), Gemma3TextConfig(**TINY, head_dim=8)])
+def test_a_directory_of_any_architecture_needs_no_entry(config, tmp_path):
+    lm = language_model(config=config)
+    lm.save(tmp_path)
+    again = load_teacher(tmp_path)
+    assert type(again.model) is type(lm.model) and len(decoder_layers(again.model)) == 2
+    ids = again.tokenizer("Toy Story\n", return_tensors="pt").input_ids
+    assert ids.tolist() == lm.tokenizer("Toy Story\n", return_tensors="pt").input_ids.tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, lm.model(ids).logits)
+
+
+def write_gguf(lm, path, architecture):
+    """Write a small Llama or Qwen2 with its byte-level tokenizer as a .gguf file, as llama.cpp's converter does."""
+    config, writer = lm.model.config, gguf.GGUFWriter(path, architecture)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    bpe = json.loads(lm.tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
+    writer.add_token_types([1] * config.vocab_size)
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    for name, weight in lm.model.state_dict().items():
+        if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            halves = weight.reshape(2, 2, -1, weight.shape[1])  # 2 heads, whose rotary halves llama.cpp interleaves
+            weight = halves.transpose(1, 2).reshape(weight.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(("config", "architecture"), [(Qwen2Config(**TINY), "qwen2"), (LlamaConfig(**TINY), "llama")])
+def test_a_gguf_file_needs_no_entry(config, architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    lm = language_model(config=config)
+    write_gguf(lm, tmp_path / "tiny.gguf", architecture)
+    again = load_teacher(tmp_path / "tiny.gguf")
+    assert again.name == "tiny" and type(again.model) is type(lm.model)
+    ids = lm.tokenizer("Toy Story\n", return_tensors="pt").input_ids
+    assert again.tokenizer("Toy Story\n", add_special_tokens=False, return_tensors="pt").input_ids.tolist() == ids.tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, lm.model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gguf_file_of_gemma3_needs_no_entry():
+    lm = load_teacher(embedded_file("gemma3-270m"))
+    assert lm.model.config.model_type == "gemma3_text" and lm.name not in registry()
+
+
+def test_what_transformers_cannot_read_is_named(tmp_path):
+    (tmp_path / "odd.gguf").write_bytes(b"no model at all")
+    with pytest.raises(LwaError, match="odd.gguf"):
+        load_teacher(tmp_path / "odd.gguf")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(LwaError, match=f"{tmp_path.name}.*can load"):
+        load_teacher(tmp_path)
+
+
+def test_code_that_comes_with_a_model_is_refused(tmp_path):
+    language_model().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(LwaError, match="can load"):
+        load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backend": "embedded", "id": "x", "trust_remote_code": True}, "trust_remote_code"),
+        ({"backend": "cloud", "id": "x"}, "backend"),
+        ({"backend": "huggingface", "id": "owner/name"}, "pinned revision"),
+        ({"backend": "huggingface", "id": "https://x/y", "revision": "1"}, "owner/name"),
+        ("smollm2", "list of fields"),
+    ],
+)
+def test_a_wrong_entry_is_named(fields, message, monkeypatch):
+    monkeypatch.setattr(registry_module, "read_yaml", lambda name: {"mine": fields})
+    with pytest.raises(LwaError, match=f"model_config.yaml: entry 'mine'.*{message}"):
+        registry()
+
+
+def test_adding_a_model_is_one_entry(tmp_path, monkeypatch):
+    language_model().save(tmp_path)
+    monkeypatch.setattr(registry_module, "read_yaml", lambda name: {"mine": {"backend": "path", "id": str(tmp_path), "prompt": "plain"}})
+    lm = load_teacher("mine")
+    assert lm.name == "mine" and lm.prompt == "plain"

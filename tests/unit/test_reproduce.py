@@ -20,8 +20,8 @@ from lwa_helpers.config import load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.execute import Progress, clock
 from lwa_helpers.publish import merge, publish
-from lwa_helpers.reproduce import reproduce, status
-from lwa_helpers.staleness import difference, stages, why_stale
+from lwa_helpers.reproduce import reproduce
+from lwa_helpers.staleness import difference, stages, status, why_stale
 
 TITLES = load_config("smoke").data.max_titles
 

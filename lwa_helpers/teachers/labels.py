@@ -1,0 +1,68 @@
+"""Label-scored ranking: each candidate has a letter, and its score is the log-probability of that letter as the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lwa_helpers.teachers.answers import KINDS, SETTING, UnreadableAnswer, question_messages
+
+if TYPE_CHECKING:
+    from ollama._types import Logprob
+
+LABELS = "ABCDEFGHIJKLMNOPQRST"
+TOP_LOGPROBS = 20  # the most that Ollama reports for a token
+
+TASK = SETTING + (
+    "Name the candidate that the user is most likely to choose next. "
+    'Answer with JSON only: {"best": "label of that candidate"}.'
+)
+_BEFORE_LABEL = re.compile(r'"best"\s*:\s*"')
+
+
+def label_messages(history: Sequence[str], candidates: Sequence[str]) -> list[dict[str, str]]:
+    """Return the chat messages that ask for the best candidate's label; titles are cleaned and JSON-escaped."""
+    return question_messages(TASK, history, candidates, "label", LABELS)
+
+
+def label_schema(n: int) -> dict[str, Any]:
+    """Return the JSON schema of an answer: {"best": one of the first n labels}."""
+    best = {"type": "string", "enum": list(LABELS[:n])}
+    return {"type": "object", "properties": {"best": best}, "required": ["best"], "additionalProperties": False}
+
+
+def read_labels(tokens: Sequence[Logprob], n: int) -> tuple[list[float], dict[str, int]]:
+    """Return log p(label) of each of n candidates, and counts by kind, from the tokens of an answer.
+
+    Read where the answer's label stands, the tokens before it given. Tokens that name one label, with or without the closing
+    quote, add up. Rule of repair: labels that the server did not report (omitted) share a score just below all that it did.
+    Raises UnreadableAnswer when the text has no label or fewer than half of the labels were reported.
+    """
+    reported = _alternatives(tokens)
+    places = {label: place for place, label in enumerate(LABELS[:n])}
+    found: dict[int, float] = {}
+    for text, log_p in reported:
+        place = places.get(text.strip(' "}'))
+        if place is not None:
+            found[place] = float(np.logaddexp(found.get(place, -np.inf), log_p))
+    if 2 * len(found) < n:
+        raise UnreadableAnswer(f"log-probabilities of {len(found)} of {n} labels")
+    least = float(np.nextafter(min(log_p for _, log_p in reported), -np.inf))
+    return [found.get(place, least) for place in range(n)], dict.fromkeys(KINDS, 0) | {"omitted": n - len(found)}
+
+
+def _alternatives(tokens: Sequence[Logprob]) -> list[tuple[str, float]]:
+    """What the model could have said where it named a label: the rest of each token from there on, its log-probability."""
+    text = "".join(token.token for token in tokens)
+    labels = list(_BEFORE_LABEL.finditer(text))
+    start = 0
+    for token in tokens:
+        within = labels[-1].end() - start if labels else -1  # the last: thinking may quote the form of an answer
+        if 0 <= within < len(token.token):
+            same = [other for other in token.top_logprobs or () if other.token[:within] == token.token[:within]]
+            return [(other.token[within:], other.logprob) for other in same]
+        start += len(token.token)
+    raise UnreadableAnswer(f"no label with log-probabilities: {text[:80]!r}")
