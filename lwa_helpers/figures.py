@@ -214,6 +214,26 @@ def teacher_frontier(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+def ranking_cost(frame: pd.DataFrame) -> Figure:
+    """Time to rank for one user against the length of the history and the size of the catalogue, for each way to rank.
+
+    Columns: system (naive, title, item), history_tokens, items, seconds. A panel holds the other quantity at its first value.
+    """
+    require(frame, ["system", "history_tokens", "items", "seconds"], "figure ranking_cost")
+    fig = figure("column", 1.9)
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, x, fixed, label in zip(axes, ("history_tokens", "items"), ("items", "history_tokens"), ("History (tokens)", "Catalogue (titles)")):
+        for name, part in frame[frame[fixed] == frame[fixed].iloc[0]].sort_values(x).groupby("system", sort=False):
+            style = look(name)
+            ax.plot(part[x], part["seconds"], color=style.color, marker=style.marker, linestyle=style.linestyle, label=style.label)
+        ax.set(xscale="log", yscale="log", xlabel=label)
+        ax.grid(True, axis="y")
+        plain_ticks(ax.xaxis)
+    axes[0].set_ylabel("Seconds per user")
+    axes[0].legend(fontsize=7)
+    return fig
+
+
 def _axes(height: float) -> tuple[Figure, Axes]:
     """A one-column figure with one pair of axes."""
     fig = figure("column", height)

@@ -28,7 +28,7 @@ ANSWER_OPENING = '{"ranking": ['
 class LocalTeacher:
     """Rank candidates with a local causal LM; the interface is OllamaTeacher's.
 
-    mode "score": log p(title | header + history) of each candidate by ranking.TitleRanker; never invalid.
+    mode "score": log p(title | header + history) of each candidate by title_ranker.TitleRanker; never invalid.
     mode "generate": the LM continues the chat (its template, else plain text) after '{"ranking": [' greedily and
     without a grammar until the list closes; invalid answers are counted, and an unreadable one ranks in listed order.
     header: the text before the history in mode "score"; None takes the template that fits any shop.
@@ -50,7 +50,7 @@ class LocalTeacher:
         return TeacherAnswers(self.name, [rank_one(*question) for question in zip(histories, candidates, strict=True)])
 
     def _score(self, history: Sequence[str], candidates: Sequence[str]) -> Reply:
-        from lwa_helpers.ranking import TitleRanker  # here, so that `lwa status` need not load torch
+        from lwa_helpers.title_ranker import TitleRanker  # here, so that `lwa status` need not load torch
 
         titles = [clean_title(title) for title in [*history, *candidates]]
         start = time.perf_counter()
