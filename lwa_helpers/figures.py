@@ -222,10 +222,11 @@ def ranking_cost(frame: pd.DataFrame) -> Figure:
     require(frame, ["system", "history_tokens", "items", "seconds"], "figure ranking_cost")
     fig = figure("column", 1.9)
     axes = fig.subplots(1, 2, sharey=True)
-    for ax, x, fixed, label in zip(axes, ("history_tokens", "items"), ("items", "history_tokens"), ("History (tokens)", "Catalogue (titles)")):
+    panels = ("history_tokens", "items", "History (tokens)"), ("items", "history_tokens", "Catalogue (titles)")
+    for ax, (x, fixed, label) in zip(axes, panels):
         for name, part in frame[frame[fixed] == frame[fixed].iloc[0]].sort_values(x).groupby("system", sort=False):
             style = look(name)
-            ax.plot(part[x], part["seconds"], color=style.color, marker=style.marker, linestyle=style.linestyle, label=style.label)
+            ax.plot(part[x], part["seconds"], style.marker, color=style.color, linestyle=style.linestyle, label=style.label)
         ax.set(xscale="log", yscale="log", xlabel=label)
         ax.grid(True, axis="y")
         plain_ticks(ax.xaxis)

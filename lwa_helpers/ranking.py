@@ -197,7 +197,8 @@ def title_vectors(
     """Return a starting vector for every title, (N, d): its mean final hidden state after `header`, each dimension
     standardised over the catalogue and scaled by INITIAL_SCALE, so that first scores are small beside log popularity."""
     prefix = tokenizer(header)["input_ids"]
-    tokens = [tokenizer(title + "\n", add_special_tokens=False)["input_ids"] for title in titles]
+    texts = [title + "\n" for title in titles]
+    tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     vectors = torch.empty(len(titles), causal_lm.config.hidden_size)
     by_length = sorted(range(len(titles)), key=lambda i: len(tokens[i]))
     for start in range(0, len(titles), batch_size):

@@ -55,8 +55,8 @@ class TreeReader:
 
     def forget(self) -> None:
         """Drop everything read behind the prompts."""
+        self.cache.crop(int(self.width - self.positions.shape[1]))
         self.positions = self.positions[:, : self.width]
-        self.cache.crop(int(self.width))
 
     def _inputs(self, tokens: np.ndarray, at: np.ndarray, visible: np.ndarray) -> dict:
         to = self.model.device
@@ -106,7 +106,8 @@ class TitleRanker:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.header, self.titles = header, list(titles)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
-        self.tokens = [tokenizer(title + "\n", add_special_tokens=False)["input_ids"] for title in self.titles]
+        texts = [title + "\n" for title in self.titles]
+        self.tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
     @cached_property
     def trie(self) -> TitleTrie:
@@ -251,13 +252,12 @@ def read_beams(reader: TreeReader, beams: Sequence[Beam]) -> None:
         tokens, depths = np.zeros((len(beams), width), int), np.zeros((len(beams), width), int)
         visible = np.zeros((len(beams), width, read + width), bool)
         visible[:, range(width), range(read, read + width)] = True
-        for row, beam in enumerate(beams):
-            n = len(beam.live)
+        searching = [(row, beam, len(beam.live)) for row, beam in enumerate(beams) if len(beam.live)]
+        for row, beam, n in searching:
             tokens[row, :n], depths[row, :n] = beam.trie.tokens[beam.live], beam.trie.depths[beam.live]
             visible[row, :n, :read] = beam.paths
         logits = reader.read(tokens, depths, visible)
-        for row, beam in enumerate(beams):
-            if len(beam.live):
-                beam.advance(logits[row, : len(beam.live)], width)
+        for row, beam, n in searching:
+            beam.advance(logits[row, :n], width)
         read += width
     reader.forget()

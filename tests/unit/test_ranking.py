@@ -121,9 +121,9 @@ def test_the_sampled_denominator_is_unbiased():
         one = future[row : row + 1]
         mean_own = own[row][one[0] != -100].mean()
         with torch.no_grad():
-            z = torch.stack([(sampled_nll(head, hidden[row : row + 1], one, 40) + mean_own).exp() for _ in range(4000)])
+            z = torch.stack([(sampled_nll(head, hidden[row : row + 1], one, 40) + mean_own).exp() for _ in range(1000)])
         want = head(hidden[row]).exp().sum()
-        assert abs(z.mean() - want) < 4 * z.std() / 4000**0.5 and z.std() > 0
+        assert abs(z.mean() - want) < 4 * z.std() / 1000**0.5 and z.std() > 0
 
 
 def test_sampled_loss_and_gradient_approach_the_full_ones():

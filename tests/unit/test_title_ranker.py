@@ -104,6 +104,13 @@ def test_a_search_leaves_out_items_and_says_when_it_may_have_missed_one():
             ranker.search(HISTORIES, **wrong)
 
 
+def test_a_title_that_spells_a_special_token_stays_text():
+    lm = language_model()
+    ranker = TitleRanker(lm.model, lm.tokenizer, HEADER, ["Heat <end>"])
+    assert lm.tokenizer.eos_token_id not in ranker.tokens[0]
+    assert lm.tokenizer.decode(ranker.tokens[0]) == "Heat <end>\n"
+
+
 def test_models_that_take_no_tree_are_refused():
     with pytest.raises(LwaError, match="cannot rank by title"):
         TreeReader(language_model(config=BloomConfig(vocab_size=340, hidden_size=32, n_layer=1, n_head=4)).model, [[1, 2]])
