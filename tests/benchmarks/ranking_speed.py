@@ -1,4 +1,5 @@
-"""Time of both ranking heads beside the naive loop that reads prompt + title from scratch for every title, in one run.
+"""Time of both ranking heads, and of the title head's search for the 10 best, beside the naive loop that reads
+prompt + title from scratch for every title, in one run.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/ranking_speed.py [--histories 110 28 440] [--catalogues 100 400 2420] [--rounds 3]
 
@@ -29,7 +30,7 @@ from lwa_helpers.ranking import ItemHead, ItemRanker, ItemRankingModel
 from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.trie import pieces
 
-TITLE_TOKENS, NAIVE_TITLES, TOLERANCE = 10, 100, 1e-4
+TITLE_TOKENS, NAIVE_TITLES, TOP, TOLERANCE = 10, 100, 10, 1e-4
 HEADER = "Films this person watched, in order:\n"
 TARGETS = [("naive", "title", 0, 8.0), ("title", "item", 0, 8.0), ("title", "item", -1, 100.0)]  # slow, fast, catalogue, ratio
 
@@ -47,11 +48,8 @@ def made_titles(lm: LanguageModel, n: int) -> list[str]:
 
 
 def history_of(ranker: TitleRanker, tokens: int) -> list[int]:
-    """Items, from the catalogue's end, that make a prompt of at least `tokens` tokens."""
-    history: list[int] = []
-    while len(ranker.prompt(history)) < tokens:
-        history.append(len(ranker.titles) - 1 - len(history) % len(ranker.titles))
-    return history
+    """The first items that make a prompt of at least `tokens` tokens."""
+    return next(list(range(n)) for n in range(len(ranker.titles)) if len(ranker.prompt(range(n))) >= tokens)
 
 
 @torch.no_grad()
@@ -83,13 +81,13 @@ class Bench:
 
     def measure(self, tokens: int, n: int) -> None:
         """One history of about `tokens` tokens, a catalogue of n titles."""
-        title = TitleRanker(self.lm.model, self.lm.tokenizer, HEADER, self.titles)
+        title = TitleRanker(self.lm.model, self.lm.tokenizer, HEADER, self.titles[:n])
         history = history_of(title, tokens)
         model = ItemRankingModel(self.body, ItemHead(self.vectors[:n], torch.zeros(n)))
-        item = ItemRanker(model, self.lm.tokenizer, HEADER, self.titles)
+        item = ItemRanker(model, self.lm.tokenizer, HEADER, self.titles[:n])
         some = range(min(n, NAIVE_TITLES))
-        calls = {"naive": lambda: naive(title, history, some), "title": lambda: title.score([history], [range(n)])[0],
-                 "item": lambda: item.scores([history])[0]}
+        calls = {"naive": lambda: naive(title, history, some), "title": lambda: title.scores([history])[0],
+                 "search": lambda: title.search([history], TOP), "item": lambda: item.scores([history])[0]}
         title.score([history], [range(20)])
         item.scores([history])
         seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -99,19 +97,21 @@ class Bench:
                 took, results[name] = timed(call)
                 seconds[name].append(took * (n / len(some) if name == "naive" else 1))
         error = np.abs(results["title"][: len(some)] - results["naive"]).max()
+        found, best = results["search"], np.argsort(-results["title"], kind="stable")[:TOP]
+        print(f"search: sure of its {TOP} best: {found.exact[0]}; they are those of scoring all: {(found.items[0] == best).all()}")
         self.add(title, history, n, {name: statistics.median(values) for name, values in seconds.items()}, error)
 
     def add(self, title: TitleRanker, history: list[int], n: int, seconds: dict[str, float], error: float) -> None:
         """A row for each system."""
         prompt, rows = len(title.prompt(history)), title.tokens[:n]
         tries = sum(len(trie.inner()) for _, trie in pieces(rows, title.tokens_per_batch))
-        read = {"naive": sum(prompt + len(row) for row in rows), "title": prompt - 1 + tries, "item": prompt}
+        read = {"naive": sum(prompt + len(row) for row in rows), "title": prompt - 1 + tries, "search": np.nan, "item": prompt}
         for name, took in seconds.items():
             self.rows.append({
                 "system": name, "history_tokens": prompt, "items": n, "tokens_read": read[name], "seconds": took,
                 "ratio_to_naive": seconds["naive"] / took, "token_ratio": read["naive"] / read[name], "max_error": error,
             })
-        print(pd.DataFrame(self.rows[-3:]).round(5).to_string(index=False, header=len(self.rows) == 3), flush=True)
+        print(pd.DataFrame(self.rows[-4:]).round(5).to_string(index=False, header=len(self.rows) == 4), flush=True)
 
 
 def check(frame: pd.DataFrame, sizes: list[int]) -> bool:
