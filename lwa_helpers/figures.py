@@ -217,7 +217,8 @@ def teacher_frontier(frame: pd.DataFrame) -> Figure:
 def ranking_cost(frame: pd.DataFrame) -> Figure:
     """Time to rank for one user against the length of the history and the size of the catalogue, for each way to rank.
 
-    Columns: system (naive, title, search, item), history_tokens, items, seconds. A panel holds the other quantity at its first value.
+    Columns: system (naive, title, search, item), history_tokens, items, seconds. Each panel holds the other quantity at
+    its first value.
     """
     require(frame, ["system", "history_tokens", "items", "seconds"], "figure ranking_cost")
     fig = figure("column", 1.9)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers.errors import LwaError
@@ -31,7 +31,7 @@ class TreeReader:
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]):
-        check_model(model)
+        body = checked_backbone(model)
         self.model, self.cache = model, DynamicCache()
         self.last = np.array([prompt[-1] for prompt in prompts])
         self.lengths = np.array([len(prompt) - 1 for prompt in prompts])
@@ -40,7 +40,7 @@ class TreeReader:
         self.positions = np.arange(width) - (width - self.lengths)[:, None]  # below zero: padding, on the left
         if width:
             visible = (self.positions >= 0)[:, None, :] & np.tri(width, dtype=bool)
-            backbone(model)(**self._inputs(ids, self.positions, visible))
+            body(**self._inputs(ids, self.positions, visible))
 
     def read(self, tokens: np.ndarray, depths: np.ndarray, visible: np.ndarray) -> Tensor:
         """Return the logits (B, Q, V) behind tokens (B, Q) that stand at depths (B, Q) of a tree; depth 0 is its root.
@@ -80,15 +80,19 @@ class TreeReader:
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
 
 
-def check_model(model: PreTrainedModel) -> None:
-    """Raise LwaError unless the model's layers attend to what a mask lets them see, at the positions that they are told."""
-    config = model.config.get_text_config()
+def checked_backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the model's layers without its head.
+
+    Raises LwaError unless they attend to what a mask lets them see, at the positions that they are told.
+    """
+    config, body = model.config.get_text_config(), backbone(model)
     kinds, alibi = set(getattr(config, "layer_types", None) or LAYERS), getattr(config, "alibi", False)
-    if kinds - LAYERS or alibi or "position_ids" not in inspect.signature(backbone(model).forward).parameters:
+    if kinds - LAYERS or alibi or "position_ids" not in inspect.signature(body.forward).parameters:
         raise LwaError(
             f"{type(model).__name__} cannot rank by title: that needs attention layers ({' or '.join(sorted(LAYERS))}) "
             "which take position_ids; use the item head"
         )
+    return body
 
 
 class TitleRanker:
