@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import time
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from lwa_helpers.evaluation import (
     mean_interval,
     ndcg_at_k,
     paired_difference,
-    ranks,
+    rank_of_target,
     smallest_detectable_difference,
     tune,
 )
@@ -51,6 +52,7 @@ from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
 from lwa_helpers.warmup import fit_head
 
 BUDGET, VALID_USERS = 8, 600
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BASELINES = {
     "popularity": (Popularity, {}),
     "recent_popularity": (RecentPopularity, {"half_life": [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]}),
@@ -86,6 +88,16 @@ class Table:
         print(self.frame.tail(1).round(4).to_string(index=False), flush=True)
 
 
+def both_ranks(system, asked: Cases, batch_size: int = 256) -> np.ndarray:
+    """Ranks of the targets (2, B): with the user's seen items left out, and among all items."""
+    parts = []
+    for start in range(0, len(asked.targets), batch_size):
+        part = slice(start, start + batch_size)
+        scores = system.scores(asked.histories[part])
+        parts.append([rank_of_target(scores, asked.targets[part], exclude) for exclude in (asked.histories[part], None)])
+    return np.concatenate(parts, axis=1)
+
+
 class Study:
     """One dataset, its cases and its table."""
 
@@ -105,7 +117,7 @@ class Study:
         tuned = tune(kind, grid, self.data, budget=BUDGET)
         self.table.folder.mkdir(parents=True, exist_ok=True)
         tuned.tried.to_csv(self.table.folder / f"{name}_tried.csv", index=False)
-        both = (ranks(tuned.best, self.asked, seen) for seen in (True, False))
+        both = both_ranks(tuned.best, self.asked)
         self.table.add(name, "test", *both, seconds=time.perf_counter() - start, settings=json.dumps(tuned.settings))
 
     def model(self, name: str) -> None:
@@ -115,15 +127,18 @@ class Study:
                 start = time.perf_counter()
                 model, task = (self.teacher if name == "teacher" else self.student)(epoch)
                 model.save(self.checkpoint(name, epoch), task.lm.tokenizer, self.data.item_ids)
-                ranker = self.ranker(model, task)
-                both = (ranks(ranker, self.valid, seen) for seen in (True, False))
+                both = both_ranks(self.ranker(model, task), self.valid)
                 self.table.add(name, "valid", *both, epoch=epoch, seconds=time.perf_counter() - start)
-        own = self.table.frame.query("system == @name and part == 'valid'")
-        best = int(own.loc[own.ndcg.idxmax(), "epoch"])
+        best = self.best(name)
         model, lm = load_item_ranker(self.checkpoint(name, best))
-        ranker = self.ranker(model, self.task(lm))
-        both = (ranks(ranker, self.asked, seen) for seen in (True, False))
-        self.table.add(name, "test", *both, seconds=own.seconds.sum(), settings=json.dumps({"best epoch": best}))
+        both = both_ranks(self.ranker(model.to(DEVICE), self.task(lm)), self.asked)
+        seconds = self.table.frame.query("system == @name").seconds.sum()
+        self.table.add(name, "test", *both, seconds=seconds, settings=json.dumps({"best epoch": best}))
+
+    def best(self, name: str) -> int:
+        """The epoch of the highest NDCG@10 on valid."""
+        own = self.table.frame.query("system == @name and part == 'valid'")
+        return int(own.loc[own.ndcg.astype(float).idxmax(), "epoch"])
 
     def teacher(self, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
         """One epoch more of the tuned teacher; before the first, its head alone."""
@@ -135,7 +150,7 @@ class Study:
             full = load_teacher(section.model)
             task = self.task(trim_vocabulary(full, self.task(full).texts()))
             model = task.new_ranker(section.next_items, section.softmax_items)
-        model.causal_lm.get_input_embeddings().requires_grad_(False)
+        model.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
         loader = task.train_loader(section, seed=epoch)
         if epoch == 1:
             fit_head(model, loader, section, seed=0)
@@ -144,25 +159,30 @@ class Study:
 
     def student(self, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
         """One epoch more of the student: first layers of the best teacher, distilled from what it says."""
-        section, own = self.config.distillation, self.table.frame.query("system == 'teacher' and part == 'valid'")
-        teacher, lm = load_item_ranker(self.checkpoint("teacher", int(own.loc[own.ndcg.idxmax(), "epoch"])))
-        task = self.task(lm)
-        windows = task.train_windows(section)
-        ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0, shuffle=False)
-        layers = layer_map(section.n_layers, len(decoder_layers(teacher)))
-        signals = TeacherSignals.compute(teacher, ordered, layers, self.table.folder / "signals", section.bf16)
+        section, (teacher, task, windows, ordered, signals) = self.config.distillation, self.taught
+        lm = task.lm
         if epoch == 1:
             student = fitted_student(teacher, signals, lm, section, self.config.teacher, ordered, 0)
         else:
             before, _ = load_item_ranker(self.checkpoint("student", epoch - 1))
             student = ItemRankingModel(before.causal_lm, before.head, section.next_items)
-            student.causal_lm.get_input_embeddings().requires_grad_(False)
+            student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
         loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, seed=epoch)
         DistillationTrainer(
             signals, student, None, "uniform", section.loss, self.arguments(section, len(loader), epoch), loader=loader,
             head_learning_rate=self.fall(epoch) * section.head_learning_rate,
         ).train()
         return student, task
+
+    @cached_property
+    def taught(self) -> tuple:
+        """The best teacher, its task, the windows, their loader in order, and what the teacher says on them."""
+        section, (teacher, lm) = self.config.distillation, load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
+        task = self.task(lm)
+        windows = task.train_windows(section)
+        ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0, shuffle=False)
+        layers, folder = layer_map(section.n_layers, len(decoder_layers(teacher))), self.table.folder / "signals"
+        return teacher, task, windows, ordered, TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
 
     def task(self, lm) -> RankingTask:
         return RankingTask(self.data, lm, self.config.data, self.config.evaluation, 0)

@@ -4,7 +4,7 @@ prompt + title from scratch for every title, in one run.
     OMP_NUM_THREADS=2 python tests/benchmarks/ranking_speed.py [--histories 110 28 440] [--catalogues 100 400 2420] [--rounds 3]
 
 float32; titles are words drawn from MovieLens titles, about 10 tokens each, so they share little: the trie's worst case.
-Systems take turns within a round; a row holds the median. The first history length is timed for every catalogue, the
+Systems take turns within a round; the first row holds the median, the others one round. The first history length is timed for every catalogue, the
 first catalogue for every history length. The naive loop is timed on 100 titles at most and scaled up. Writes
 results/benchmarks/ranking_speed.csv and a figure beside it; exits with status 1 when title scores differ from the naive
 loop's by more than 1e-4 or a ratio misses its target.
@@ -92,7 +92,7 @@ class Bench:
         item.scores([history])
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         results = {}
-        for _ in range(self.rounds if n <= NAIVE_TITLES else 1):
+        for _ in range(1 if self.rows else self.rounds):
             for name, call in calls.items():
                 took, results[name] = timed(call)
                 seconds[name].append(took * (n / len(some) if name == "naive" else 1))
