@@ -1,6 +1,7 @@
 """Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer student.
 
-    python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--epochs 4] [--history 10] [--every-target]
+    python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--epochs 4] [--history 10]
+        [--every-target]
 
 FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
@@ -145,7 +146,8 @@ class Study:
         section = self.config.teacher
         if epoch > 1:
             model, lm = load_item_ranker(self.checkpoint("teacher", epoch - 1))
-            model, task = ItemRankingModel(model.causal_lm, model.head, section.next_items, section.softmax_items), self.task(lm)
+            task = self.task(lm)
+            model = ItemRankingModel(model.causal_lm, model.head, section.next_items, section.softmax_items)
         else:
             full = load_teacher(section.model)
             task = self.task(trim_vocabulary(full, self.task(full).texts()))
@@ -154,7 +156,8 @@ class Study:
         loader = task.train_loader(section, seed=epoch)
         if epoch == 1:
             fit_head(model, loader, section, seed=0)
-        RankingTrainer(model, self.arguments(section, len(loader), epoch), loader, self.fall(epoch) * section.head_learning_rate).train()
+        arguments = self.arguments(section, len(loader), epoch)
+        RankingTrainer(model, arguments, loader, self.fall(epoch) * section.head_learning_rate).train()
         return model, task
 
     def student(self, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
@@ -182,7 +185,8 @@ class Study:
         windows = task.train_windows(section)
         ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0, shuffle=False)
         layers, folder = layer_map(section.n_layers, len(decoder_layers(teacher))), self.table.folder / "signals"
-        return teacher, task, windows, ordered, TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
+        signals = TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
+        return teacher, task, windows, ordered, signals
 
     def task(self, lm) -> RankingTask:
         return RankingTask(self.data, lm, self.config.data, self.config.evaluation, 0)
@@ -229,7 +233,8 @@ def settings(options: argparse.Namespace) -> ExperimentConfig:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--systems", nargs="+", default=[*BASELINES, "teacher", "student"], choices=[*BASELINES, "teacher", "student"])
+    everything = [*BASELINES, "teacher", "student"]
+    parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
     parser.add_argument("--epochs", type=int, default=4, help="of teacher and student")
     parser.add_argument("--history", type=int, default=10, help="newest titles read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")

@@ -46,7 +46,8 @@ def completed(lm: LanguageModel, beginnings: list[str], ends: list[str], batch_s
 
 def memorised(lm: LanguageModel, titles: list[str], header: str, seed: int) -> list[dict]:
     """Rates of completion of real titles, of titles put together from two, and of the year of a title."""
-    halves = [(words[: (len(words) + 1) // 2], words[(len(words) + 1) // 2 :]) for words in map(str.split, titles) if len(words) > 1]
+    split = [(words, (len(words) + 1) // 2) for words in map(str.split, titles) if len(words) > 1]
+    halves = [(words[:half], words[half:]) for words, half in split]
     starts, ends = ([header + " ".join(a) for a, _ in halves], [" " + " ".join(b) + "\n" for _, b in halves])
     mixed = [ends[i] for i in np.roll(np.random.default_rng(seed).permutation(len(ends)), 1)]
     dated = [match.groups() for title in titles if (match := re.fullmatch(r"(.+ )(\(\d{4}\))", title))]

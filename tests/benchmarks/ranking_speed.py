@@ -4,10 +4,10 @@ prompt + title from scratch for every title, in one run.
     OMP_NUM_THREADS=2 python tests/benchmarks/ranking_speed.py [--histories 110 28 440] [--catalogues 100 400 2420] [--rounds 3]
 
 float32; titles are words drawn from MovieLens titles, about 10 tokens each, so they share little: the trie's worst case.
-Systems take turns within a round; the first row holds the median, the others one round. The first history length is timed for every catalogue, the
-first catalogue for every history length. The naive loop is timed on 100 titles at most and scaled up. Writes
-results/benchmarks/ranking_speed.csv and a figure beside it; exits with status 1 when title scores differ from the naive
-loop's by more than 1e-4 or a ratio misses its target.
+Systems take turns within a round; the first rows hold the median of the rounds, the others are timed once. The first
+history length is timed for every catalogue, the first catalogue for every history length. The naive loop is timed on 100
+titles at most and scaled up. Writes results/benchmarks/ranking_speed.csv and a figure beside it; exits with status 1 when
+title scores differ from the naive loop's by more than 1e-4 or a ratio misses its target.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Bench:
                 seconds[name].append(took * (n / len(some) if name == "naive" else 1))
         error = np.abs(results["title"][: len(some)] - results["naive"]).max()
         found, best = results["search"], np.argsort(-results["title"], kind="stable")[:TOP]
-        print(f"search: sure of its {TOP} best: {found.exact[0]}; they are those of scoring all: {(found.items[0] == best).all()}")
+        print(f"search sure of its {TOP} best: {found.exact[0]}; the same as by scoring all: {(found.items[0] == best).all()}")
         self.add(title, history, n, {name: statistics.median(values) for name, values in seconds.items()}, error)
 
     def add(self, title: TitleRanker, history: list[int], n: int, seconds: dict[str, float], error: float) -> None:
@@ -122,7 +122,7 @@ def check(frame: pd.DataFrame, sizes: list[int]) -> bool:
     for slow, fast, size, target in TARGETS:
         ratio = first[slow, sizes[size]] / first[fast, sizes[size]]
         held &= ratio >= target
-        print(f"{sizes[size]} items: {fast} head is {ratio:.1f} times as fast as {slow}, target {target:.0f}: {ratio >= target}")
+        print(f"{sizes[size]} items: {fast} is {ratio:.1f} times as fast as {slow}, target {target:.0f}: {ratio >= target}")
     return held
 
 
