@@ -1,4 +1,4 @@
-"""The item head: a causal LM reads the history once, and item vectors rank the whole catalogue. (title_ranker.py: the other head.)"""
+"""The item head: a causal LM reads the history once, and item vectors rank the whole catalogue. The other: title_ranker.py."""
 
 from __future__ import annotations
 

@@ -180,7 +180,8 @@ class Study:
     @cached_property
     def taught(self) -> tuple:
         """The best teacher, its task, the windows, their loader in order, and what the teacher says on them."""
-        section, (teacher, lm) = self.config.distillation, load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
+        section = self.config.distillation
+        teacher, lm = load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
         task = self.task(lm)
         windows = task.train_windows(section)
         ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0, shuffle=False)

@@ -58,7 +58,8 @@ def test_each_hypothesis_is_supported_refuted_and_left_open(step, verdict):
     assert h2.verdict == verdict and h2.n_units == 10 and "beside 1.00 for block influence" in h2.sentence
     for seeds in (1, 4):
         values = 0.5 + noise(200, seeds)
-        arms = {"uniform": 0.5 + noise(2, 200, seeds)[1], "linear": values + step, "exponential": values + step, "fisher": values - 9}
+        uniform, grown = 0.5 + noise(2, 200, seeds)[1], values + step
+        arms = {"uniform": uniform, "linear": grown, "exponential": grown, "fisher": values - 9}
         h3 = h3_growing_weights(arms, seed=0)
         assert h3.verdict == verdict and h3.n_units == 200 and h3.effect == pytest.approx(step, abs=0.02)
         assert ("seeds" in h3.test) == (seeds > 1)

@@ -70,7 +70,8 @@ def test_candidates_of_each_history_however_they_are_cut(batch_size, tokens):
     ranker = ranker_of("gemma3, window 5", batch_size=batch_size, tokens_per_batch=tokens)
     candidates = [[1, 2, 7], [0, 4, 6], [2, 2, 3], [11, 5, 10]]
     everything = ranker.scores(HISTORIES)
-    np.testing.assert_allclose(ranker.score(HISTORIES, candidates), np.take_along_axis(everything, np.array(candidates), 1), atol=1e-5)
+    want = np.take_along_axis(everything, np.array(candidates), 1)
+    np.testing.assert_allclose(ranker.score(HISTORIES, candidates), want, atol=1e-5)
     assert ranker.score([], []).shape == (0, 0)
     with pytest.raises(ValueError, match="rows of candidates"):
         ranker.score(HISTORIES, candidates[1:])
