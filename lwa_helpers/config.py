@@ -52,6 +52,7 @@ class TeacherConfig(TuningConfig):
     model: str
     head_epochs: PositiveInt
     head_only_learning_rate: PositiveFloat
+    softmax_items: PositiveInt = 50_000
 
 
 class FisherConfig(Section):

@@ -234,6 +234,28 @@ def teacher_frontier(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+def ranking_cost(frame: pd.DataFrame) -> Figure:
+    """Time to rank for one user against the length of the history and the size of the catalogue, for each way to rank.
+
+    Columns: system (naive, title, search, item), history_tokens, items, seconds. Each panel holds the other quantity at
+    its first value.
+    """
+    require(frame, ["system", "history_tokens", "items", "seconds"], "figure ranking_cost")
+    fig = figure("column", 1.9)
+    axes = fig.subplots(1, 2, sharey=True)
+    panels = ("history_tokens", "items", "History (tokens)"), ("items", "history_tokens", "Catalogue (titles)")
+    for ax, (x, fixed, label) in zip(axes, panels):
+        for name, part in frame[frame[fixed] == frame[fixed].iloc[0]].sort_values(x).groupby("system", sort=False):
+            style = look(name)
+            ax.plot(part[x], part["seconds"], style.marker, color=style.color, linestyle=style.linestyle, label=style.label)
+        ax.set(xscale="log", yscale="log", xlabel=label)
+        ax.grid(True, axis="y")
+        plain_ticks(ax.xaxis)
+    axes[0].set_ylabel("Seconds per user")
+    axes[0].legend(fontsize=7)
+    return fig
+
+
 def _axes(height: float) -> tuple[Figure, Axes]:
     """A one-column figure with one pair of axes."""
     fig = figure("column", height)

@@ -1,8 +1,9 @@
-"""Two ranking heads over one catalogue: item vectors (one pass, every item) and titles (exact log-probability)."""
+"""The item head: a causal LM reads the history once, and item vectors rank the whole catalogue. The other: title_ranker.py."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers.data.windows import Window, collate
 from lwa_helpers.errors import LwaError
@@ -41,20 +42,22 @@ class ItemHead(nn.Module):
 
 @dataclass
 class RankingOutput:
-    """loss: mean NLL over targets, or None; logits (P, N) at the P labelled positions; hidden: L+1 tensors (P, d) or None."""
+    """loss: mean NLL over targets, or None; logits (P, N) at the P labelled positions, None where the loss was sampled;
+    hidden: L+1 tensors (P, d) or None."""
 
     loss: Tensor | None
-    logits: Tensor
+    logits: Tensor | None
     hidden: tuple[Tensor, ...] | None = None
 
 
 class ItemRankingModel(nn.Module):
     """A causal LM without its vocabulary head, and an item head that reads it where a title ends."""
 
-    def __init__(self, causal_lm: PreTrainedModel, head: ItemHead, next_items: int = 1):
-        """next_items: how many of the following targets of a row the training loss of a position counts."""
+    def __init__(self, causal_lm: PreTrainedModel, head: ItemHead, next_items: int = 1, softmax_items: int | None = None):
+        """next_items: how many of the following targets of a row the training loss of a position counts; softmax_items: in
+        a catalogue of more items than this, training on labels draws so many for its softmax (sampled_nll); None: never."""
         super().__init__()
-        self.causal_lm, self.head, self.next_items = causal_lm, head, next_items
+        self.causal_lm, self.head, self.next_items, self.softmax_items = causal_lm, head, next_items, softmax_items
         causal_lm.config.use_cache = False
         if causal_lm.device.type == "cpu":
             causal_lm.set_attn_implementation("eager")  # torch's fused attention is the slower one there for short windows
@@ -72,6 +75,10 @@ class ItemRankingModel(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states
         )
         at = item_labels != -100
+        sampled = self.training and self.softmax_items and len(self.head.bias) > self.softmax_items
+        if sampled and not output_hidden_states and at.any():  # distillation, which asks for states, needs all logits
+            future = future_targets(item_labels, self.next_items)
+            return RankingOutput(sampled_nll(self.head, out.last_hidden_state[at], future, self.softmax_items), None)
         logits = self.head(out.last_hidden_state[at])
         loss = next_items_loss(logits, item_labels, self.next_items) if at.any() else None
         hidden = tuple(state[at] for state in out.hidden_states) if output_hidden_states else None
@@ -117,8 +124,30 @@ def future_nll(logits: Tensor, future: Tensor) -> Tensor:
 
     logits (P, N); future (P, n) item indices, -100 where there is none, the first of each row known.
     """
+    return _mean_known(-logits.float().log_softmax(-1).gather(1, future.clamp_min(0)), future)
+
+
+def sampled_nll(head: ItemHead, hidden: Tensor, future: Tensor, n: int) -> Tensor:
+    """Return future_nll(head(hidden), future) with the softmax's denominator Z estimated from n drawn items, a scalar.
+
+    Items are drawn with replacement from q = softmax(head.bias), at first their popularity, once for all P positions.
+    Z = sum over a row's own targets of e^s + (1/n) sum over the drawn items that are none of them of e^(s - log q), which
+    is unbiased; its logarithm errs by O(1/n). Source: Bengio & Senecal, 2008. hidden (P, d); future (P, m) as in future_nll.
+    """
+    log_q = head.bias.detach().log_softmax(0)
+    drawn = torch.multinomial(log_q.exp(), n, replacement=True)
+    query, own = head.project(hidden), future.clamp_min(0)
+    scores = (torch.einsum("pd,pmd->pm", query, head.table[own].to(query.dtype))).float() + head.bias[own]
+    others = (query @ head.table[drawn].T).float() + head.bias[drawn] - log_q[drawn] - math.log(n)
+    repeated = (future[:, :, None] == future[:, None, :]).tril(-1).any(2) | (future == -100)
+    hit = (drawn == future[:, :, None]).any(1)
+    log_z = torch.cat([scores.masked_fill(repeated, -math.inf), others.masked_fill(hit, -math.inf)], 1).logsumexp(1)
+    return _mean_known(log_z[:, None] - scores, future)
+
+
+def _mean_known(nll: Tensor, future: Tensor) -> Tensor:
+    """Mean over rows of (P, m) of the mean over the known targets of each."""
     known = future != -100
-    nll = -logits.float().log_softmax(-1).gather(1, future.clamp_min(0))
     return ((nll * known).sum(1) / known.sum(1)).mean()
 
 
@@ -168,7 +197,8 @@ def title_vectors(
     """Return a starting vector for every title, (N, d): its mean final hidden state after `header`, each dimension
     standardised over the catalogue and scaled by INITIAL_SCALE, so that first scores are small beside log popularity."""
     prefix = tokenizer(header)["input_ids"]
-    tokens = [tokenizer(title + "\n", add_special_tokens=False)["input_ids"] for title in titles]
+    texts = [title + "\n" for title in titles]
+    tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     vectors = torch.empty(len(titles), causal_lm.config.hidden_size)
     by_length = sorted(range(len(titles)), key=lambda i: len(tokens[i]))
     for start in range(0, len(titles), batch_size):
@@ -211,32 +241,20 @@ def rank_catalogue(model: ItemRankingModel, windows: Sequence[Window], batch_siz
     return scores
 
 
-class TitleRanker:
-    """log p(title + separator | header + history), exact, for any causal LM: the history is read once per user."""
+class ItemRanker:
+    """The item head for histories of item indices, as TitleRanker and the baselines are asked."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str]):
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.header, self.titles = header, list(titles)
-        self.tokens = [tokenizer(title + "\n", add_special_tokens=False)["input_ids"] for title in self.titles]
+    def __init__(
+        self, model: ItemRankingModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str],
+        batch_size: int = 32, bf16: bool = False, max_titles: int | None = None,
+    ):
+        """batch_size: histories read together, of like length; max_titles: the newest, that are read (None: all)."""
+        self.model, self.batch_size, self.bf16, self.max_titles = model, batch_size, bf16, max_titles
+        texts = [header, *(title + "\n" for title in titles)]
+        self.header, *self.tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def prompt(self, history: Sequence[int]) -> list[int]:
-        """Token ids of header (with the beginning-of-text token where the tokenizer adds one) and history, oldest first."""
-        return self.tokenizer(self.header)["input_ids"] + [token for item in history for token in self.tokens[item]]
-
-    @torch.no_grad()
-    def score(self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-        """Return the summed log-probability of each candidate's tokens, (B, C) float64."""
-        return np.stack([self._score_one(history, items) for history, items in zip(histories, candidates, strict=True)])
-
-    def _score_one(self, history: Sequence[int], items: Sequence[int]) -> np.ndarray:
-        prompt = torch.tensor([self.prompt(history)], device=self.model.device)
-        cache = DynamicCache(config=self.model.config)
-        first = self.model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-        rows = [self.tokens[item] for item in items]
-        ids, mask = (part.to(self.model.device) for part in pad_right(rows))
-        cache.batch_repeat_interleave(len(rows))
-        seen = torch.ones(len(rows), prompt.shape[1], dtype=mask.dtype, device=mask.device)
-        out = self.model(input_ids=ids, attention_mask=torch.cat([seen, mask], 1), past_key_values=cache, use_cache=True)
-        logits = torch.cat([first.expand(len(rows), 1, -1), out.logits[:, :-1]], 1).float()
-        log_p = logits.gather(2, ids[..., None]).squeeze(2) - logits.logsumexp(2)
-        return (log_p * mask).sum(1).double().cpu().numpy()
+    def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the score of every item of the catalogue after each history, (B, N) float32."""
+        newest = [history if self.max_titles is None else history[-self.max_titles :] for history in histories]
+        rows = [[*self.header, *(token for item in history for token in self.tokens[item])] for history in newest]
+        return rank_catalogue(self.model, [Window("", row, [-100] * len(row)) for row in rows], self.batch_size, self.bf16)

@@ -88,6 +88,11 @@ LOOKS = {
     "itemknn": Look("ItemKNN", ORANGE, "v", "--"),
     "ease": Look("EASE", GREEN, "^", "--"),
     "sasrec": Look("SASRec", PURPLE, "D", "-."),
+    # ways to rank
+    "naive": Look("Title by title", GREY, "X", ":"),
+    "title": Look("Title head", BLUE, "o", "-"),
+    "search": Look("Title search", SKY, "^", "-."),
+    "item": Look("Item head", VERMILION, "s", "--"),
     "smollm2-135m": Look("SmolLM2-135M", BLUE, "o", "-"),
     "gemma3-270m": Look("Gemma-3-270M", GREEN, "^", "-"),
     # scores of a layer's importance

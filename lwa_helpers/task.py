@@ -46,12 +46,12 @@ class RankingTask:
         """Every text the prompt is put together from: what a cut vocabulary must hold."""
         return [self.prompt.header, *(title + self.prompt.separator for title in self.data.titles)]
 
-    def new_ranker(self, next_items: int) -> ItemRankingModel:
+    def new_ranker(self, next_items: int, softmax_items: int | None = None) -> ItemRankingModel:
         """The language model with an untrained item head: vectors from titles, bias from popularity."""
         vectors = title_vectors(
             self.lm.model, self.lm.tokenizer, self.prompt.header, self.data.titles, bf16=self.evaluation.bf16
         )
-        return ItemRankingModel(self.lm.model, ItemHead(vectors, self.log_popularity), next_items)
+        return ItemRankingModel(self.lm.model, ItemHead(vectors, self.log_popularity), next_items, softmax_items)
 
     def train_windows(self, section: TuningConfig, last_text: bool = False) -> list[Window]:
         """Training windows of a section of the settings."""

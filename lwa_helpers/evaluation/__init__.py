@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lwa_helpers.evaluation.baselines import EASE, ItemKNN, Popularity, RecentPopularity, Tuned, tune
 from lwa_helpers.evaluation.metrics import (
+    bias_frame,
     coverage_at_k,
     hit_rate_at_k,
     metric_frame,
@@ -13,9 +14,10 @@ from lwa_helpers.evaluation.metrics import (
     rank_of_target,
     top_k,
 )
-from lwa_helpers.evaluation.protocol import Baseline, Cases, cases, ranks
+from lwa_helpers.evaluation.protocol import Baseline, Cases, cases, ranks, recommended
 from lwa_helpers.evaluation.sasrec import SASRec
 from lwa_helpers.evaluation.statistics import (
+    difference_of_arms,
     difference_over_seeds,
     effect_size,
     holm,
@@ -39,8 +41,10 @@ __all__ = [
     "RecentPopularity",
     "SASRec",
     "Tuned",
+    "bias_frame",
     "cases",
     "coverage_at_k",
+    "difference_of_arms",
     "difference_over_seeds",
     "effect_size",
     "hit_rate_at_k",
@@ -56,6 +60,7 @@ __all__ = [
     "rank_of_target",
     "ranks",
     "ratio_of_means",
+    "recommended",
     "smallest_detectable_difference",
     "spearman",
     "top_k",

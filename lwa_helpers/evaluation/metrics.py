@@ -113,6 +113,12 @@ def popularity_at_k(top: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
     return percentile[_first_k(top, counts.size, k)].mean(axis=1)
 
 
+def bias_frame(top: np.ndarray, counts: np.ndarray, ks: Sequence[int] = KS) -> pd.DataFrame:
+    """coverage_at_k and the mean of popularity_at_k at every k: columns k, coverage, popularity. Arguments as there."""
+    rows = [(k, coverage_at_k(top, len(counts), k), popularity_at_k(top, counts, k).mean()) for k in ks]
+    return pd.DataFrame(rows, columns=["k", "coverage", "popularity"])
+
+
 def _within_k(gain, rank: np.ndarray, k: int) -> np.ndarray:
     rank, k = _rank(rank), _positive(k)
     return np.where(rank <= k, gain(rank), 0.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 import numpy as np
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation.metrics import rank_of_target
+from lwa_helpers.evaluation.metrics import rank_of_target, top_k
 
 if TYPE_CHECKING:
     from lwa_helpers.data import Interactions
@@ -60,6 +60,15 @@ def ranks(baseline: Baseline, asked: Cases, exclude_seen: bool = True, batch_siz
         part = slice(start, start + batch_size)
         seen = asked.histories[part] if exclude_seen else None
         parts.append(rank_of_target(baseline.scores(asked.histories[part]), asked.targets[part], exclude=seen))
+    return np.concatenate(parts)
+
+
+def recommended(baseline: Baseline, asked: Cases, k: int, exclude_seen: bool = True, batch_size: int = 256) -> np.ndarray:
+    """Items (B, k) that a baseline puts first for each case, best first; the history's own left out as in `ranks`."""
+    parts = []
+    for start in range(0, len(asked.targets), batch_size):
+        histories = asked.histories[start : start + batch_size]
+        parts.append(top_k(baseline.scores(histories), k, histories if exclude_seen else None))
     return np.concatenate(parts)
 
 

@@ -191,6 +191,12 @@ def difference_over_seeds(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) 
     return SeedDifference(estimate, estimate - half, estimate + half, p, float(np.sqrt(by_users)), float(np.sqrt(by_seeds)))
 
 
+def difference_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int) -> SeedDifference | Interval:
+    """Mean of a - b for two arms (users, seeds): over users and seeds where there are several seeds, else over users alone."""
+    a, b = np.asarray(a), np.asarray(b)
+    return difference_over_seeds(a, b) if a.shape[1] > 1 else paired_difference(a[:, 0], b[:, 0], seed=seed)
+
+
 def smallest_detectable_difference(sd: float, n_users: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest true mean difference that a two-sided test on n users finds with the given power.
 

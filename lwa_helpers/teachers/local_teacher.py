@@ -13,7 +13,6 @@ from transformers import StopStringCriteria
 
 from lwa_helpers.data.prompts import clean_title, prompt_for
 from lwa_helpers.models import LanguageModel
-from lwa_helpers.ranking import TitleRanker
 from lwa_helpers.teachers.answers import (
     KINDS,
     Reply,
@@ -24,6 +23,7 @@ from lwa_helpers.teachers.answers import (
     parse_ranking,
     ranking_messages,
 )
+from lwa_helpers.title_ranker import TitleRanker
 
 ANSWER_OPENING = '{"ranking": ['
 
@@ -31,7 +31,7 @@ ANSWER_OPENING = '{"ranking": ['
 class LocalTeacher:
     """Rank candidates with a local causal LM; the interface is OllamaTeacher's.
 
-    mode "score": log p(title | header + history) of each candidate by ranking.TitleRanker; never invalid.
+    mode "score": log p(title | header + history) of each candidate by title_ranker.TitleRanker; never invalid.
     mode "generate": the LM continues the chat (its template; plain text where it has none or the registry says `prompt: plain`) after '{"ranking": [' greedily and
     without a grammar until the list closes; invalid answers are counted, and an unreadable one ranks in listed order.
     header: the text before the history in mode "score"; None takes the template that fits any shop. batch_size: questions

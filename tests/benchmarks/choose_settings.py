@@ -77,7 +77,7 @@ def choose(config: ExperimentConfig, rows: Rows) -> None:
 def tuned_teacher(task: RankingTask, config: ExperimentConfig, rows: Rows):
     """The teacher tuned as the profile says; on the way, each of TEACHERS has its row."""
     torch.manual_seed(config.seed)
-    model = task.new_ranker(config.teacher.next_items)
+    model = task.new_ranker(config.teacher.next_items, config.teacher.softmax_items)
     model.causal_lm.get_input_embeddings().requires_grad_(False)
     loader = task.train_loader(config.teacher, config.seed)
     fit_head(model, loader, config.teacher, config.seed)

@@ -21,6 +21,7 @@ from lwa_helpers.evaluation import (
     hit_rate_at_k,
     ndcg_at_k,
     ranks,
+    recommended,
     tune,
 )
 
@@ -91,6 +92,18 @@ def test_ranks_leave_out_seen_items_and_do_not_depend_on_batches():
     np.testing.assert_array_equal(rank, ranks(model, asked, batch_size=7))
     assert np.all(rank <= ranks(model, asked, exclude_seen=False))
     assert np.all(rank <= [len(data.item_ids) - len(set(history)) for history in asked.histories])
+
+
+def test_recommended_items_are_the_best_unseen_ones():
+    data = random_interactions(3)
+    asked, model = cases(data), ItemKNN().fit(data)
+    got = recommended(model, asked, 3, batch_size=7)
+    for user, (history, scores) in enumerate(zip(asked.histories, model.scores(asked.histories))):
+        unseen = [item for item in np.argsort(-scores, kind="stable") if item not in history]
+        assert got[user].tolist() == unseen[:3]
+        assert recommended(model, asked, 1, exclude_seen=False)[user, 0] == scores.argmax()
+    hit = (got == asked.targets[:, None]).any(1)
+    assert np.all(hit >= (ranks(model, asked) <= 3))
 
 
 def test_popularity_counts_train_rows_only():

@@ -48,6 +48,13 @@ FRAMES = {
             "high": [0.09, 0.085, 0.04],
         }
     ),
+    "ranking_cost": pd.DataFrame(
+        [
+            {"system": system, "history_tokens": tokens, "items": items, "seconds": scale * items * tokens}
+            for system, scale in (("naive", 1e-3), ("title", 1e-4), ("item", 1e-6))
+            for tokens, items in ((110, 100), (110, 2420), (28, 100))
+        ]
+    ),
     "teacher_frontier": pd.DataFrame(
         {
             "teacher": ["smollm2-135m", "gemma3-270m", "slow and worse", "qwen3"],

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from ir_measures import RR, Success, nDCG
 
 from lwa_helpers.evaluation import (
+    bias_frame,
     coverage_at_k,
     hit_rate_at_k,
     metric_frame,
@@ -191,6 +192,13 @@ def test_coverage_and_popularity_by_hand():
     np.testing.assert_allclose(popularity_at_k(np.array([[0, 3], [1, 2]]), counts, 1), [0.875, 0.5])
     np.testing.assert_allclose(popularity_at_k(np.array([[0, 3], [1, 2]]), counts, 2), [0.5, 0.5])
     np.testing.assert_allclose(popularity_at_k(np.array([[0, 1, 2, 3]]), counts, 4), [0.5])
+
+
+def test_bias_frame_holds_both_at_every_k():
+    got = bias_frame(np.array([[0, 1, 2], [0, 3, 4]]), np.array([9, 0, 0, 0, 5, 0, 0, 0, 0, 0]), ks=(1, 3))
+    # percentiles: item 0 0.95, item 4 0.85, all others 0.4
+    assert got.k.tolist() == [1, 3] and got.coverage.tolist() == [0.1, 0.5]
+    np.testing.assert_allclose(got.popularity, [0.95, (0.95 + 0.8 + 0.95 + 0.4 + 0.85) / 6])
 
 
 @pytest.mark.parametrize("top", [[[0, 10]], [[-1, 0]], [[0]], [0, 1], [[0.0, 1.0]]])

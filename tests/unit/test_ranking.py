@@ -1,4 +1,4 @@
-"""Both ranking heads against a plain forward pass per case."""
+"""The item head against a plain forward pass per case."""
 
 import json
 
@@ -11,11 +11,13 @@ from lwa_helpers.data.windows import Window, collate
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import (
     ItemHead,
+    ItemRanker,
     ItemRankingModel,
-    TitleRanker,
+    future_nll,
     item_row_nll,
     load_item_ranker,
     rank_catalogue,
+    sampled_nll,
     title_vectors,
 )
 
@@ -40,19 +42,6 @@ def window(lm, items, labels):
         tokens = lm.tokenizer(TITLES[item] + "\n")["input_ids"]
         ids, out = ids + tokens, out + [-100] * (len(tokens) - 1) + [label]
     return Window("u", ids, out)
-
-
-def test_title_scores_equal_one_forward_pass_per_title(lm):
-    histories, candidates = [[0, 3], [5], []], [[1, 2, 7], [0, 4, 6], [2, 2, 3]]
-    got = TitleRanker(lm.model, lm.tokenizer, HEADER, TITLES).score(histories, candidates)
-    for row, (history, items) in enumerate(zip(histories, candidates)):
-        prompt = lm.tokenizer(HEADER + "".join(TITLES[i] + "\n" for i in history))["input_ids"]
-        for column, item in enumerate(items):
-            tokens = lm.tokenizer(TITLES[item] + "\n")["input_ids"]
-            with torch.no_grad():
-                log_p = lm.model(torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
-            want = sum(log_p[len(prompt) + place - 1, token].item() for place, token in enumerate(tokens))
-            assert got[row, column] == pytest.approx(want, abs=1e-4)
 
 
 def test_catalogue_scores_do_not_depend_on_batching(lm, ranker):
@@ -107,3 +96,51 @@ def test_save_and_load(tmp_path, lm, ranker):
     assert checkpoint.tokenizer(TITLES[0])["input_ids"] == lm.tokenizer(TITLES[0])["input_ids"]
     with pytest.raises(LwaError, match="no item head"):
         load_item_ranker(tmp_path)
+
+
+def test_histories_are_asked_as_windows_are(lm, ranker):
+    histories = [[0, 1, 2], [4], []]
+    windows = [window(lm, history, [-100] * len(history)) for history in histories]
+    got = ItemRanker(ranker, lm.tokenizer, HEADER, TITLES, batch_size=2).scores(histories)
+    np.testing.assert_allclose(got, rank_catalogue(ranker, windows, 3), atol=1e-4)
+
+
+def sampling_case(n_items=300, places=5):
+    torch.manual_seed(0)
+    head = ItemHead(torch.randn(n_items, 8), torch.randn(n_items))
+    future = torch.randint(n_items, (places, 3))
+    future[1, 2] = future[1, 0]  # an item that comes twice
+    future[2, 1:] = -100
+    return head, torch.randn(places, 8), future
+
+
+def test_the_sampled_denominator_is_unbiased():
+    head, hidden, future = sampling_case()
+    own = head(hidden).gather(1, future.clamp_min(0))
+    for row in range(len(future)):
+        one = future[row : row + 1]
+        mean_own = own[row][one[0] != -100].mean()
+        with torch.no_grad():
+            z = torch.stack([(sampled_nll(head, hidden[row : row + 1], one, 40) + mean_own).exp() for _ in range(1000)])
+        want = head(hidden[row]).exp().sum()
+        assert abs(z.mean() - want) < 4 * z.std() / 1000**0.5 and z.std() > 0
+
+
+def test_sampled_loss_and_gradient_approach_the_full_ones():
+    head, hidden, future = sampling_case()
+    hidden.requires_grad_()
+    losses = [sampled_nll(head, hidden, future, 20_000), future_nll(head(hidden), future)]
+    sampled, full = (torch.autograd.grad(loss, [hidden, head.table, head.bias]) for loss in losses)
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-3, atol=0)
+    for got, want in zip(sampled, full):
+        assert (got - want).norm() < 0.05 * want.norm()
+
+
+def test_only_training_on_labels_in_a_large_catalogue_draws_items(lm, ranker):
+    batch = collate([window(lm, [0, 1], [2, 3])], 0)
+    small, large = (ItemRankingModel(lm.model, ranker.head, 1, limit) for limit in (len(TITLES), len(TITLES) - 1))
+    full = small.train()(**batch)
+    assert full.logits is not None and large.train()(**batch).logits is None
+    torch.testing.assert_close(large.eval()(**batch).loss, full.loss)
+    torch.testing.assert_close(large.train()(**batch, output_hidden_states=True).loss, full.loss)
+    lm.model.eval()

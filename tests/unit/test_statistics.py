@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from lwa_helpers.evaluation import (
+    difference_of_arms,
     difference_over_seeds,
     effect_size,
     holm,
@@ -190,6 +191,12 @@ def test_difference_over_seeds_does_not_see_what_both_arms_share():
     a, b = rng.normal(0.1, 0.1, (50, 3)), rng.normal(0.0, 0.1, (50, 3))
     shared = rng.normal(0, 1, (50, 1)) + rng.normal(0, 1, (1, 3))
     np.testing.assert_allclose(difference_over_seeds(a + shared, b + shared), difference_over_seeds(a, b), atol=1e-12)
+
+
+def test_difference_of_arms_asks_for_what_the_seeds_allow():
+    a, b = np.random.default_rng(0).random((2, 30, 3))
+    assert difference_of_arms(a, b, seed=0) == difference_over_seeds(a, b)
+    assert difference_of_arms(a[:, :1], b[:, :1], seed=0) == paired_difference(a[:, 0], b[:, 0], seed=0)
 
 
 def test_difference_over_seeds_is_wider_than_users_alone_and_consistent_with_the_t_test():

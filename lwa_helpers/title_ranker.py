@@ -1,0 +1,267 @@
+"""The title head: exact log p(title | history) over a trie of titles, read behind a history that is read once."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.models import backbone
+from lwa_helpers.trie import TitleTrie, pieces
+
+LAYERS = {"full_attention", "sliding_attention"}
+NO_TITLES = np.empty(0, dtype=np.int64), TitleTrie([])
+
+
+class TreeReader:
+    """A causal LM that has read B prompts and reads trees of tokens behind them.
+
+    A token sees its prompt and its ancestors, at the position that it has on its own path, so its logits are those of
+    reading that path alone (tree attention: Miao et al., SpecInfer, ASPLOS 2024). The root of a tree is the prompt's
+    last token, which is therefore read with the tree. Raises LwaError for a model that takes no such mask.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]):
+        body = checked_backbone(model)
+        self.model, self.cache = model, DynamicCache()
+        self.last = np.array([prompt[-1] for prompt in prompts])
+        self.lengths = np.array([len(prompt) - 1 for prompt in prompts])
+        self.width = width = self.lengths.max()
+        ids = np.array([[0] * (width + 1 - len(prompt)) + list(prompt[:-1]) for prompt in prompts], dtype=np.int64)
+        self.positions = np.arange(width) - (width - self.lengths)[:, None]  # below zero: padding, on the left
+        if width:
+            visible = (self.positions >= 0)[:, None, :] & np.tri(width, dtype=bool)
+            body(**self._inputs(ids, self.positions, visible))
+
+    def read(self, tokens: np.ndarray, depths: np.ndarray, visible: np.ndarray) -> Tensor:
+        """Return the logits (B, Q, V) behind tokens (B, Q) that stand at depths (B, Q) of a tree; depth 0 is its root.
+
+        visible (B, Q, R + Q): which of the R tokens read since the prompt, and of these Q, each of them may see.
+        """
+        tokens = np.where(depths == 0, self.last[:, None], tokens)
+        at = self.lengths[:, None] + depths
+        self.positions = np.concatenate([self.positions, at], 1)
+        prompt = np.broadcast_to((self.positions[:, None, : self.width] >= 0), (*tokens.shape, self.width))
+        return self.model(**self._inputs(tokens, at, np.concatenate([prompt, visible], 2))).logits
+
+    def forget(self) -> None:
+        """Drop everything read behind the prompts."""
+        self.cache.crop(int(self.width - self.positions.shape[1]))
+        self.positions = self.positions[:, : self.width]
+
+    def _inputs(self, tokens: np.ndarray, at: np.ndarray, visible: np.ndarray) -> dict:
+        to = self.model.device
+        return {
+            "input_ids": torch.from_numpy(tokens).to(to), "position_ids": torch.from_numpy(at.clip(0)).to(to),
+            "attention_mask": self._masks(at, visible), "past_key_values": self.cache, "use_cache": True,
+        }
+
+    def _masks(self, at: np.ndarray, visible: np.ndarray) -> Tensor | dict[str, Tensor]:
+        """Additive masks (B, 1, Q, K): one for each kind of layer where the model has kinds, as transformers wants them."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        near = visible if window is None else visible & (at[:, :, None] - self.positions[:, None, :] < window)
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            return self._additive(near)
+        return {kind: self._additive(visible if kind == "full_attention" else near) for kind in set(kinds)}
+
+    def _additive(self, visible: np.ndarray) -> Tensor:
+        dtype, hidden = self.model.dtype, torch.from_numpy(~visible[:, None]).to(self.model.device)
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
+
+
+def checked_backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the model's layers without its head.
+
+    Raises LwaError unless they attend to what a mask lets them see, at the positions that they are told.
+    """
+    config, body = model.config.get_text_config(), backbone(model)
+    kinds, alibi = set(getattr(config, "layer_types", None) or LAYERS), getattr(config, "alibi", False)
+    if kinds - LAYERS or alibi or "position_ids" not in inspect.signature(body.forward).parameters:
+        raise LwaError(
+            f"{type(model).__name__} cannot rank by title: that needs attention layers ({' or '.join(sorted(LAYERS))}) "
+            "which take position_ids; use the item head"
+        )
+    return body
+
+
+class TitleRanker:
+    """log p(title + separator | header + history), exact, for any causal LM of attention layers.
+
+    A history is read once. Titles are read as a trie: what they share at their beginning once, their last token never.
+    Titles of the same tokens have the same score; items of equal score rank in catalogue order.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str],
+        batch_size: int = 4, tokens_per_batch: int = 512,
+    ):
+        """batch_size: histories read together, of like length; tokens_per_batch: of their tries, read at a time."""
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.header, self.titles = header, list(titles)
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        texts = [title + "\n" for title in self.titles]
+        self.tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+
+    @cached_property
+    def trie(self) -> TitleTrie:
+        """The whole catalogue."""
+        return TitleTrie(self.tokens)
+
+    def prompt(self, history: Sequence[int]) -> list[int]:
+        """Token ids of header (with the beginning-of-text token where the tokenizer adds one) and history, oldest first."""
+        return self.tokenizer(self.header)["input_ids"] + [token for item in history for token in self.tokens[item]]
+
+    def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the log-probability of every title of the catalogue after each history, (B, N) float64."""
+        return self.score(histories, [range(len(self.tokens))] * len(histories))
+
+    @torch.no_grad()
+    def score(self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """Return the log-probability of each history's candidates, (B, C) float64.
+
+        Raises ValueError when there is not one row of candidates for each history, all of one length.
+        """
+        if len(candidates) != len(histories) or len({len(items) for items in candidates}) > 1:
+            raise ValueError(f"need {len(histories)} rows of candidates, all of one length")
+        out = np.zeros((len(histories), len(candidates[0]) if len(candidates) else 0))
+        for users, reader in self._readers(histories):
+            limit = self.tokens_per_batch // len(users)
+            parts = [pieces([self.tokens[item] for item in candidates[user]], limit) for user in users]
+            for together in zip_longest(*parts, fillvalue=NO_TITLES):
+                for user, (columns, trie), total in zip(users, together, read_tries(reader, [trie for _, trie in together])):
+                    out[user, columns] = total[trie.ends]
+        return out
+
+    @torch.no_grad()
+    def search(
+        self, histories: Sequence[Sequence[int]], k: int, beam: int = 64, exclude: Sequence[Sequence[int]] | None = None
+    ) -> Found:
+        """Return the k most probable titles after each history, by beam search over the trie of the catalogue.
+
+        Of the beginnings of titles that have been read, the `beam` most probable are read on. A title is never more
+        probable than its beginning, so those below the k-th title found are dropped without loss. exclude: for each
+        history the items left out. Raises ValueError for beam < k, and where fewer than k items are left.
+        """
+        exclude = exclude if exclude is not None else [()] * len(histories)
+        left = len(self.tokens) - max((len(set(items)) for items in exclude), default=0)
+        if not 1 <= k <= min(beam, left):
+            raise ValueError(f"k = {k} must be at least 1, at most the beam ({beam}) and the items that are left ({left})")
+        found: list = [None] * len(histories)
+        for users, reader in self._readers(histories):
+            beams = [Beam(self.trie, k, beam, exclude[user]) for user in users]
+            read_beams(reader, beams)
+            for user, each in zip(users, beams):
+                found[user] = each.result()
+        return Found(*map(np.array, zip(*found)))
+
+    def _readers(self, histories: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, TreeReader]]:
+        """Histories of like length, read together."""
+        prompts = [self.prompt(history) for history in histories]
+        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+        for start in range(0, len(order), self.batch_size):
+            users = order[start : start + self.batch_size]
+            yield users, TreeReader(self.model, [prompts[user] for user in users])
+
+
+def read_tries(reader: TreeReader, tries: Sequence[TitleTrie]) -> list[np.ndarray]:
+    """Return the log-probability of the path to each node of B tries, one behind each prompt: B arrays (M,)."""
+    inner = [trie.inner() for trie in tries]
+    shape = len(tries), max(map(len, inner))
+    tokens, depths = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    visible = np.broadcast_to(np.eye(shape[1], dtype=bool), (*shape, shape[1])).copy()
+    for row, (trie, nodes) in enumerate(zip(tries, inner)):
+        n = len(nodes)
+        tokens[row, :n], depths[row, :n], visible[row, :n, :n] = trie.tokens[nodes], trie.depths[nodes], trie.ancestry(nodes)
+    logits = reader.read(tokens, depths, visible)
+    reader.forget()
+    steps = []
+    for trie, nodes, own in zip(tries, inner, logits):
+        places = np.searchsorted(nodes, trie.parents[1:])
+        steps.append(np.concatenate([[0.0], log_probabilities(own, places, trie.tokens[1:])]))
+    return [trie.totals(step) for trie, step in zip(tries, steps)]
+
+
+def log_probabilities(logits: Tensor, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return the log-softmax of logits (Q, V) at pairs of row and token, (n,) float64."""
+    at, logits = torch.from_numpy(rows).to(logits.device), logits.float()
+    chosen = logits[at, torch.from_numpy(tokens).to(logits.device)]
+    return (chosen - logits.logsumexp(1)[at]).double().cpu().numpy()
+
+
+class Found(NamedTuple):
+    """What a search found: items (B, k), best first, their log-probabilities, and whether they are surely the k best (B,)."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    exact: np.ndarray
+
+
+class Beam:
+    """One history's search: the beginnings of titles that are read on, and the k best titles found.
+
+    live (n,): trie nodes, all at one depth; scores (n,): their log-probability; paths (n, R): which of the tokens read so
+    far lead to each; dropped: the highest score of a beginning that the beam had no room for.
+    """
+
+    def __init__(self, trie: TitleTrie, k: int, width: int, left_out: Sequence[int]):
+        self.trie, self.k, self.width, self.left_out = trie, k, width, set(left_out)
+        self.gone = Counter(node for item in self.left_out for node in trie.path(trie.ends[item]))
+        self.live, self.scores, self.paths = np.zeros(1, int), np.zeros(1), np.zeros((1, 0), bool)
+        self.titles: list[tuple[float, int]] = []
+        self.dropped = -np.inf
+
+    @property
+    def bound(self) -> float:
+        """The score of the k-th title found."""
+        return -self.titles[-1][0] if len(self.titles) == self.k else -np.inf
+
+    def advance(self, logits: Tensor, read: int) -> None:
+        """Take the next step: logits (n, V) behind the live nodes, which were read as the tokens R … R + read - 1."""
+        kids = [[kid for kid in self.trie.children(node) if self.trie.below[kid] > self.gone[kid]] for node in self.live]
+        owner = np.repeat(np.arange(len(kids)), [len(some) for some in kids])
+        kids = np.array([kid for some in kids for kid in some], dtype=np.int64)
+        scores = self.scores[owner] + log_probabilities(logits, owner, self.trie.tokens[kids])
+        for kid, score in zip(kids, scores):
+            self.titles += [(-score, item) for item in self.trie.rows_at(kid) if item not in self.left_out]
+        self.titles = sorted(self.titles)[: self.k]
+        longer = np.array([len(self.trie.children(kid)) > 0 for kid in kids], dtype=bool)
+        best = np.argsort(-scores, kind="stable")
+        best = best[longer[best] & (scores[best] >= self.bound)]
+        self.dropped = max([self.dropped, *scores[best[self.width :][:1]]])
+        best = best[: self.width]
+        own = np.eye(len(self.live), read, dtype=bool)
+        self.paths = np.concatenate([self.paths, own], 1)[owner[best]]
+        self.live, self.scores = kids[best], scores[best]
+
+    def result(self) -> tuple[list[int], list[float], bool]:
+        """The items found, their scores, and whether nothing better can have been dropped."""
+        return [item for _, item in self.titles], [-score for score, _ in self.titles], self.dropped < self.bound
+
+
+def read_beams(reader: TreeReader, beams: Sequence[Beam]) -> None:
+    """Run the searches of B prompts side by side until nothing is left to read."""
+    read = 0
+    while width := max(len(beam.live) for beam in beams):
+        tokens, depths = np.zeros((len(beams), width), int), np.zeros((len(beams), width), int)
+        visible = np.zeros((len(beams), width, read + width), bool)
+        visible[:, range(width), range(read, read + width)] = True
+        searching = [(row, beam, len(beam.live)) for row, beam in enumerate(beams) if len(beam.live)]
+        for row, beam, n in searching:
+            tokens[row, :n], depths[row, :n] = beam.trie.tokens[beam.live], beam.trie.depths[beam.live]
+            visible[row, :n, :read] = beam.paths
+        logits = reader.read(tokens, depths, visible)
+        for row, beam, n in searching:
+            beam.advance(logits[row, :n], width)
+        read += width
+    reader.forget()

@@ -1,0 +1,247 @@
+"""Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer student.
+
+    python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--epochs 4] [--history 10]
+        [--every-target]
+
+FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
+nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
+row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
+lies beside. Settings and epochs are chosen on the validation part; the test part is ranked once, at the end of each system.
+`ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lwa_helpers.arms import fitted_student
+from lwa_helpers.config import ExperimentConfig, load_config
+from lwa_helpers.data import load_data
+from lwa_helpers.distillation import DistillationTrainer, layer_map
+from lwa_helpers.evaluation import (
+    EASE,
+    Cases,
+    ItemKNN,
+    Popularity,
+    RecentPopularity,
+    SASRec,
+    cases,
+    hit_rate_at_k,
+    mean_interval,
+    ndcg_at_k,
+    paired_difference,
+    rank_of_target,
+    smallest_detectable_difference,
+    tune,
+)
+from lwa_helpers.models import decoder_layers, load_teacher
+from lwa_helpers.paths import RESULTS, atomic_write
+from lwa_helpers.ranking import ItemRanker, ItemRankingModel, load_item_ranker
+from lwa_helpers.signals import TeacherSignals
+from lwa_helpers.student import trim_vocabulary
+from lwa_helpers.task import RankingTask
+from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
+from lwa_helpers.warmup import fit_head
+
+BUDGET, VALID_USERS = 8, 600
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BASELINES = {
+    "popularity": (Popularity, {}),
+    "recent_popularity": (RecentPopularity, {"half_life": [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]}),
+    "itemknn": (ItemKNN, {"neighbours": [50, 200, 1000], "shrinkage": [0.0, 10.0, 100.0]}),
+    "ease": (EASE, {"l2": [10.0, 30.0, 100.0, 300.0, 1000.0]}),
+    "sasrec": (SASRec, {"dim": [64, 128], "dropout": [0.3, 0.5], "learning_rate": [1e-3, 3e-3], "max_epochs": [100]}),
+}
+
+
+class Table:
+    """Finished rows and the test ranks of finished systems, kept on disk."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder.with_suffix(".csv")
+        self.frame = pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=["system", "part", "epoch"])
+
+    def has(self, system: str, part: str, epoch: int = 0) -> bool:
+        rows = self.frame
+        return bool(((rows.system == system) & (rows.part == part) & (rows.epoch == epoch)).any())
+
+    def add(self, system: str, part: str, rank: np.ndarray, rank_all: np.ndarray, epoch: int = 0, **facts) -> None:
+        mean = mean_interval(ndcg_at_k(rank, 10), seed=0)
+        row = {
+            "system": system, "part": part, "epoch": epoch, "cases": len(rank), "ndcg": mean.estimate, "low": mean.low,
+            "high": mean.high, "hr": hit_rate_at_k(rank, 10).mean(), "ndcg_all": ndcg_at_k(rank_all, 10).mean(), **facts,
+        }
+        if part == "test":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(self.folder / f"{system}.npy", rank)
+        self.frame = pd.concat([self.frame, pd.DataFrame([row])], ignore_index=True)
+        with atomic_write(self.path) as path:
+            self.frame.to_csv(path, index=False)
+        print(self.frame.tail(1).round(4).to_string(index=False), flush=True)
+
+
+def both_ranks(system, asked: Cases, batch_size: int = 256) -> np.ndarray:
+    """Ranks of the targets (2, B): with the user's seen items left out, and among all items."""
+    parts = []
+    for start in range(0, len(asked.targets), batch_size):
+        part = slice(start, start + batch_size)
+        scores = system.scores(asked.histories[part])
+        parts.append([rank_of_target(scores, asked.targets[part], exclude) for exclude in (asked.histories[part], None)])
+    return np.concatenate(parts, axis=1)
+
+
+class Study:
+    """One dataset, its cases and its table."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.config = settings(options)
+        self.data, self.epochs = load_data(self.config.data), options.epochs
+        self.asked = cases(self.data, "test", options.every_target)
+        self.table = Table(RESULTS / "benchmarks" / "literature" / options.root.resolve().name)
+        some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
+        valid = cases(self.data, "valid")
+        self.valid = Cases(*([values[i] for i in some] for values in valid[:2]), valid.targets[some])
+        print(f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.asked.targets)} test cases", flush=True)
+
+    def baseline(self, name: str) -> None:
+        """Tune on valid, rank test; every setting tried goes to <name>_tried.csv."""
+        start, (kind, grid) = time.perf_counter(), BASELINES[name]
+        tuned = tune(kind, grid, self.data, budget=BUDGET)
+        self.table.folder.mkdir(parents=True, exist_ok=True)
+        tuned.tried.to_csv(self.table.folder / f"{name}_tried.csv", index=False)
+        both = both_ranks(tuned.best, self.asked)
+        self.table.add(name, "test", *both, seconds=time.perf_counter() - start, settings=json.dumps(tuned.settings))
+
+    def model(self, name: str) -> None:
+        """Train teacher or student epoch by epoch, each a row; then rank test with the epoch that is best on valid."""
+        for epoch in range(1, self.epochs + 1):
+            if not self.table.has(name, "valid", epoch):
+                start = time.perf_counter()
+                model, task = (self.teacher if name == "teacher" else self.student)(epoch)
+                model.save(self.checkpoint(name, epoch), task.lm.tokenizer, self.data.item_ids)
+                both = both_ranks(self.ranker(model, task), self.valid)
+                self.table.add(name, "valid", *both, epoch=epoch, seconds=time.perf_counter() - start)
+        best = self.best(name)
+        model, lm = load_item_ranker(self.checkpoint(name, best))
+        both = both_ranks(self.ranker(model.to(DEVICE), self.task(lm)), self.asked)
+        seconds = self.table.frame.query("system == @name").seconds.sum()
+        self.table.add(name, "test", *both, seconds=seconds, settings=json.dumps({"best epoch": best}))
+
+    def best(self, name: str) -> int:
+        """The epoch of the highest NDCG@10 on valid."""
+        own = self.table.frame.query("system == @name and part == 'valid'")
+        return int(own.loc[own.ndcg.astype(float).idxmax(), "epoch"])
+
+    def teacher(self, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
+        """One epoch more of the tuned teacher; before the first, its head alone."""
+        section = self.config.teacher
+        if epoch > 1:
+            model, lm = load_item_ranker(self.checkpoint("teacher", epoch - 1))
+            task = self.task(lm)
+            model = ItemRankingModel(model.causal_lm, model.head, section.next_items, section.softmax_items)
+        else:
+            full = load_teacher(section.model)
+            task = self.task(trim_vocabulary(full, self.task(full).texts()))
+            model = task.new_ranker(section.next_items, section.softmax_items)
+        model.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
+        loader = task.train_loader(section, seed=epoch)
+        if epoch == 1:
+            fit_head(model, loader, section, seed=0)
+        arguments = self.arguments(section, len(loader), epoch)
+        RankingTrainer(model, arguments, loader, self.fall(epoch) * section.head_learning_rate).train()
+        return model, task
+
+    def student(self, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
+        """One epoch more of the student: first layers of the best teacher, distilled from what it says."""
+        section, (teacher, task, windows, ordered, signals) = self.config.distillation, self.taught
+        lm = task.lm
+        if epoch == 1:
+            student = fitted_student(teacher, signals, lm, section, self.config.teacher, ordered, 0)
+        else:
+            before, _ = load_item_ranker(self.checkpoint("student", epoch - 1))
+            student = ItemRankingModel(before.causal_lm, before.head, section.next_items)
+            student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
+        loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, seed=epoch)
+        DistillationTrainer(
+            signals, student, None, "uniform", section.loss, self.arguments(section, len(loader), epoch), loader=loader,
+            head_learning_rate=self.fall(epoch) * section.head_learning_rate,
+        ).train()
+        return student, task
+
+    @cached_property
+    def taught(self) -> tuple:
+        """The best teacher, its task, the windows, their loader in order, and what the teacher says on them."""
+        section = self.config.distillation
+        teacher, lm = load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
+        task = self.task(lm)
+        windows = task.train_windows(section)
+        ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0, shuffle=False)
+        layers, folder = layer_map(section.n_layers, len(decoder_layers(teacher))), self.table.folder / "signals"
+        signals = TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
+        return teacher, task, windows, ordered, signals
+
+    def task(self, lm) -> RankingTask:
+        return RankingTask(self.data, lm, self.config.data, self.config.evaluation, 0)
+
+    def ranker(self, model: ItemRankingModel, task: RankingTask) -> ItemRanker:
+        cut = self.config.evaluation
+        titles = self.data.titles
+        return ItemRanker(model, task.lm.tokenizer, task.prompt.header, titles, cut.batch_size, cut.bf16, cut.history_titles)
+
+    def checkpoint(self, name: str, epoch: int) -> Path:
+        return self.table.folder / f"{name}_{epoch}"
+
+    def fall(self, epoch: int) -> float:
+        """Share of the learning rate in this epoch: a cosine over all of them, by steps, so that each can be run alone."""
+        return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.epochs))
+
+    def arguments(self, section, steps: int, epoch: int):
+        one = {"epochs": 1.0, "learning_rate": self.fall(epoch) * section.learning_rate}
+        arguments = training_arguments(section.model_copy(update=one), steps, seed=epoch, logging_steps=50)
+        arguments.lr_scheduler_type = "constant_with_warmup"
+        return arguments
+
+    def compare(self) -> None:
+        """Every system with test ranks against SASRec, and what so many cases can show."""
+        found = {path.stem: ndcg_at_k(np.load(path), 10) for path in sorted(self.table.folder.glob("*.npy"))}
+        for name, values in found.items():
+            alone = smallest_detectable_difference(math.sqrt(2) * values.std(ddof=1), len(values))
+            line = f"{name:18s} NDCG@10 {values.mean():.4f}, unpaired rows closer than {alone:.4f} cannot be told apart"
+            if "sasrec" in found and name != "sasrec":
+                line += "; minus SASRec {:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(values, found["sasrec"], seed=0))
+            print(line)
+
+
+def settings(options: argparse.Namespace) -> ExperimentConfig:
+    """The paper profile on windows as short as the histories that are ranked."""
+    return load_config("paper", {
+        "data.name": "Office_Products", "data.root": str(options.root.resolve()), "data.split": "file", "data.k_core": 0,
+        "data.max_titles": options.history + 1, "data.context_titles": 2, "evaluation.history_titles": options.history,
+        "teacher.next_items": 1, "teacher.head_learning_rate": 1e-3, "distillation.next_items": 1,
+        "distillation.head_learning_rate": 1e-3,
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    everything = [*BASELINES, "teacher", "student"]
+    parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
+    parser.add_argument("--epochs", type=int, default=4, help="of teacher and student")
+    parser.add_argument("--history", type=int, default=10, help="newest titles read")
+    parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
+    study = Study(parser.parse_args())
+    torch.manual_seed(0)
+    for system in parser.parse_args().systems:
+        if not study.table.has(system, "test"):
+            study.baseline(system) if system in BASELINES else study.model(system)
+    study.compare()

@@ -1,0 +1,115 @@
+"""What does a teacher go by? Memorised titles, the order of the history, the words of the titles. MovieLens, full ranking.
+
+    python tests/benchmarks/probes.py [--profile quick] [--users 200] [--titles 600]
+
+Memorised: the untuned model completes a title from the first half of its words, token by token the most probable one; beside
+it the same beginnings with the second half of another title, which nobody can have memorised, and the year alone.
+Order and words: the tuned teacher of results/<profile> (notebook 02) ranks the catalogue for the same users from histories as
+they are, in random order, with the newest title left in place, and with every title replaced by "Film <number>".
+Writes results/<profile>/probes.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lwa_helpers.config import load_config
+from lwa_helpers.data import load_data
+from lwa_helpers.data.prompts import prompt_for
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import Cases, Popularity, cases, mean_interval, ndcg_at_k, paired_difference, ranks
+from lwa_helpers.models import LanguageModel, load_teacher
+from lwa_helpers.paths import atomic_write, results_dir
+from lwa_helpers.ranking import ItemRanker, load_item_ranker, pad_right
+
+
+@torch.no_grad()
+def completed(lm: LanguageModel, beginnings: list[str], ends: list[str], batch_size: int = 64) -> np.ndarray:
+    """Whether each token of each end is the most probable one after the text before it, (n,) bool."""
+    asked = [lm.tokenizer(text)["input_ids"] for text in beginnings]
+    wanted = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ends]
+    out = np.zeros(len(asked), bool)
+    for start in range(0, len(asked), batch_size):
+        rows = range(start, min(start + batch_size, len(asked)))
+        ids, mask = pad_right([asked[i] + wanted[i] for i in rows])
+        best = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1)
+        for row, i in enumerate(rows):
+            first, n = len(asked[i]), len(wanted[i])
+            out[i] = (best[row, first - 1 : first - 1 + n] == ids[row, first : first + n]).all()
+    return out
+
+
+def memorised(lm: LanguageModel, titles: list[str], header: str, seed: int) -> list[dict]:
+    """Rates of completion of real titles, of titles put together from two, and of the year of a title."""
+    split = [(words, (len(words) + 1) // 2) for words in map(str.split, titles) if len(words) > 1]
+    halves = [(words[:half], words[half:]) for words, half in split]
+    starts, ends = ([header + " ".join(a) for a, _ in halves], [" " + " ".join(b) + "\n" for _, b in halves])
+    mixed = [ends[i] for i in np.roll(np.random.default_rng(seed).permutation(len(ends)), 1)]
+    dated = [match.groups() for title in titles if (match := re.fullmatch(r"(.+ )(\(\d{4}\))", title))]
+    rates = {"second half of a title": completed(lm, starts, ends), "of another title": completed(lm, starts, mixed)}
+    if dated:
+        rates["year of a title"] = completed(lm, [header + name + "(" for name, _ in dated], [year[1:] for _, year in dated])
+    return [row("memorised: " + name, *mean_interval(hit.astype(float), seed=seed), len(hit)) for name, hit in rates.items()]
+
+
+def histories_probed(asked: Cases, seed: int) -> dict[str, list[list[int]]]:
+    """The histories as they are, shuffled, and shuffled but for the newest title."""
+    rng = np.random.default_rng(seed)
+    return {
+        "as they are": asked.histories,
+        "shuffled": [rng.permutation(history).tolist() for history in asked.histories],
+        "shuffled, newest in place": [[*rng.permutation(history[:-1]).tolist(), *history[-1:]] for history in asked.histories],
+    }
+
+
+def row(probe: str, value: float, low: float, high: float, n: int) -> dict:
+    return {"probe": probe, "value": value, "low": low, "high": high, "n": n}
+
+
+def probe_teacher(config, data, users: int) -> list[dict]:
+    """NDCG@10 under each change, and its paired difference to the histories as they are."""
+    folder = results_dir(config.profile) / "models" / "teacher"
+    if not folder.is_dir():
+        raise LwaError(f"{folder} does not exist: run `lwa reproduce --profile {config.profile} --only 02` first")
+    model, lm = load_item_ranker(folder)
+    every, cut, header = cases(data), config.evaluation, prompt_for(data.name).header
+    some = np.sort(np.random.default_rng(config.seed).permutation(len(every.targets))[:users])
+    asked = Cases(*([values[i] for i in some] for values in every[:2]), every.targets[some])
+    asked = asked._replace(histories=[history[-cut.history_titles :] for history in asked.histories])
+
+    def ndcg(histories, titles=data.titles) -> np.ndarray:
+        ranker = ItemRanker(model, lm.tokenizer, header, titles, cut.batch_size, cut.bf16)
+        return ndcg_at_k(ranks(ranker, asked._replace(histories=histories)), 10)
+
+    found = {name: ndcg(histories) for name, histories in histories_probed(asked, config.seed).items()}
+    found["numbers for titles"] = ndcg(asked.histories, [f"Film {n}" for n in range(len(data.titles))])
+    found["popularity"] = ndcg_at_k(ranks(Popularity().fit(data), asked), 10)
+    rows = [row("teacher, NDCG@10: " + name, *mean_interval(v, seed=config.seed), len(v)) for name, v in found.items()]
+    base = found.pop("as they are")
+    changes = {name: paired_difference(values, base, seed=config.seed) for name, values in found.items()}
+    return rows + [row("difference: " + name, *change, len(base)) for name, change in changes.items()]
+
+
+def main(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    data = load_data(config.data)
+    chosen = np.random.default_rng(config.seed).permutation(len(data.titles))[: options.titles]
+    titles = [data.titles[i] for i in chosen]
+    rows = memorised(load_teacher(config.teacher.model), titles, prompt_for(data.name).header, config.seed)
+    frame = pd.DataFrame(rows + probe_teacher(config, data, options.users))
+    with atomic_write(results_dir(options.profile) / "probes.csv") as path:
+        frame.to_csv(path, index=False)
+    print(frame.round(4).to_string(index=False))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--users", type=int, default=200)
+    parser.add_argument("--titles", type=int, default=600)
+    main(parser.parse_args())
