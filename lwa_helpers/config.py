@@ -56,11 +56,15 @@ class TeacherConfig(TuningConfig):
 
 
 class FisherConfig(Section):
-    """How many examples (user windows) the Fisher information is averaged over."""
+    """How many examples (user windows) the Fisher information is averaged over, and how many are left for what costs more.
+
+    loo_users: users for whom the catalogue is ranked once per left-out layer; 0 leaves that out.
+    """
 
     n_examples: PositiveInt
     sampled_examples: PositiveInt
     loo_examples: PositiveInt
+    loo_users: int = Field(ge=0)
     batch_size: PositiveInt
 
 

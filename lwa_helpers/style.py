@@ -104,6 +104,7 @@ LOOKS = {
     "angular_distance": Look("Angular distance", SKY, "^"),
     "magnitude": Look("Weight magnitude", GREY, "d"),
     "taylor": Look("Taylor", PURPLE, "v"),
+    "squared_batch_gradient": Look("Squared batch gradient", BLACK, "p"),
     "depth": Look("Depth alone", BLACK, "X"),
     # the two sides of tuning
     "before": Look("Before tuning", SKY, "o", "--"),

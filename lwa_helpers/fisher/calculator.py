@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from lwa_helpers.errors import LwaError
@@ -16,8 +22,18 @@ from lwa_helpers.fisher.collect import TraceCollector
 from lwa_helpers.fisher.convergence import SMALLEST, split_half_spearman
 from lwa_helpers.fisher.hooks import Taps, restored
 from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.progress import (
+    Found,
+    collect_sums,
+    forget,
+    load_progress,
+    merge,
+    ranks,
+    save_progress,
+    share_sums,
+)
 from lwa_helpers.fisher.result import FisherResult
-from lwa_helpers.fisher.sites import Site, find_sites
+from lwa_helpers.fisher.sites import Site, device_of, find_sites
 from lwa_helpers.models import decoder_layers
 
 Batch = dict[str, Tensor]
@@ -37,6 +53,11 @@ class FisherInformationCalculator:
     autocast: run the forward pass under torch.autocast with this type. seed: of the sampled labels.
     stop_at: end once the split-half Spearman of the layers' order reaches this value (0.95 is customary), and print the number
     of examples that it took.
+    checkpoint: a file that keeps what is done, every checkpoint_every batches, until the end; a run that finds it goes on there
+    and gives the identical result. It is refused when the model, the loss or the data have changed.
+
+    Several processes (torchrun, accelerate) share the batches of the dataset, which all of them are given whole; all return the
+    result of one process, to rounding. stop_at is then looked at after each turn of all processes.
     """
 
     estimator: Literal["empirical", "sampled"] = "empirical"
@@ -44,6 +65,8 @@ class FisherInformationCalculator:
     seed: int = 0
     autocast: torch.dtype | None = None
     stop_at: float | None = None
+    checkpoint: str | Path | None = None
+    checkpoint_every: int = 64
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -69,31 +92,46 @@ class FisherInformationCalculator:
         with restored(model), torch.enable_grad():
             model.requires_grad_(False)
             traces = self._read(model, dataset, loss, sites, collector)
-        return self._result(traces, collector)
+        if self.checkpoint is not None:
+            forget(self.checkpoint)
+        return self._result(traces, sites, collector)
 
     def _read(self, model, dataset, loss, sites: list[Site], collector: TraceCollector) -> np.ndarray:
-        device = next(model.parameters()).device
-        traces: list[np.ndarray] = []
-        next_check = SMALLEST
-        for index, batch in enumerate(tqdm(dataset, desc="Fisher", unit="batch", disable=not self.progress)):
-            batch = _on_device(batch, index, device)
-            if self.estimator == "sampled":
-                generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
-                with torch.no_grad(), self._precision(device):
-                    batch = loss.sample(model, batch, generator)
-            traces.append(self._one_batch(model, batch, loss, sites, collector, index))
-            n = sum(map(len, traces))
-            if self.stop_at is not None and n >= next_check:
-                next_check = CHECK_GROWTH * n
-                if self._converged(collector, np.concatenate(traces)):
+        """Traces (n, columns) of all rows, in the order of the dataset; batch i is the work of process i modulo their number."""
+        one_batch = partial(self._one_batch, model, loss, sites, collector)
+        rank, size = ranks()
+        batches = enumerate(tqdm(dataset, desc="Fisher", unit="batch", disable=not self.progress or rank > 0))
+        found = self._resume(batches, one_batch, collector)
+        seen, saved = sum(map(len, found.values())), len(found)
+        next_check = _check_after(seen)
+        while turn := list(islice(batches, size)):
+            index, batch = turn[min(rank, len(turn) - 1)]
+            spare = rank >= len(turn)  # nothing is left for this process, but a sharded model needs all of them in every pass
+            traces = one_batch(batch, index, spare)
+            found |= {} if spare else {index: traces}
+            seen += sum(_rows(batch, index) for index, batch in turn)
+            if self.checkpoint is not None and turn[-1][0] + 1 - saved >= self.checkpoint_every:
+                saved, found = turn[-1][0] + 1, merge(found)
+                self._keep(found, collector)
+            if self.stop_at is not None and seen >= next_check:
+                next_check, found = _check_after(seen), merge(found)
+                if self._converged(collector, np.concatenate(list(found.values()))):
                     break
-        if not traces:
+        found = merge(found)
+        if not found:
             raise LwaError("the dataset gave no batch: a generator can be read only once")
-        return np.concatenate(traces)
+        share_sums(collector.sums.values())
+        return np.concatenate(list(found.values()))
 
-    def _one_batch(self, model, batch: Batch, loss, sites, collector: TraceCollector, index: int) -> np.ndarray:
-        rows = len(next(iter(batch.values())))
-        device = next(model.parameters()).device
+    def _one_batch(self, model, loss, sites, collector: TraceCollector, batch: Batch, index: int, spare: bool = False) -> np.ndarray:
+        """Traces (rows, columns); a spare pass adds nothing to the diagonal."""
+        rows = _rows(batch, index)
+        device = device_of(model)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        if self.estimator == "sampled":
+            generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
+            with torch.no_grad(), self._precision(device):
+                batch = loss.sample(model, batch, generator)
         collector.start(rows, device)
         with Taps(model, sites, collector.receive, rows) as taps:
             with self._precision(device):
@@ -102,26 +140,45 @@ class FisherInformationCalculator:
                 raise LwaError(f"the loss gave shape {tuple(losses.shape)} for batch {index}; it must be ({rows},), one per row")
             if not losses.isfinite().all():
                 raise LwaError(f"the loss of batch {index} is not finite in row {int((~losses.isfinite()).nonzero()[0])}")
-            taps.backward(losses.sum())
+            taps.backward(losses.sum() * (not spare))
         return collector.finish().cpu().numpy()
+
+    def _resume(self, batches: Iterator, one_batch: Callable, collector: TraceCollector) -> Found:
+        """Read past the batches that the checkpoint holds, if there is one, and compute the last of them again as a check."""
+        if self.checkpoint is None or not Path(self.checkpoint).exists():
+            return {}
+        found, sums = load_progress(self.checkpoint, self._meaning(collector))
+        passed = deque(islice(batches, len(found)), maxlen=1)
+        again = one_batch(passed[0][1], passed[0][0], spare=False) if passed else None
+        kept = found[len(found) - 1]
+        if again is None or passed[0][0] != len(found) - 1 or again.shape != kept.shape or not np.allclose(again, kept, rtol=0.01):
+            raise LwaError(f"{self.checkpoint} holds the traces of another model, loss or dataset: delete it, or name another file")
+        for name, total in collector.sums.items():
+            total.copy_(sums[name] if ranks()[0] == 0 else torch.zeros_like(total))
+        return found
+
+    def _keep(self, found: Found, collector: TraceCollector) -> None:
+        collect_sums(collector.sums.values())
+        if ranks()[0] == 0:
+            save_progress(self.checkpoint, self._meaning(collector), found, collector.sums)
+
+    def _meaning(self, collector: TraceCollector) -> dict:
+        settings = {"estimator": self.estimator, "granularity": self.granularity, "seed": self.seed, "autocast": str(self.autocast)}
+        return settings | {"columns": [asdict(column) for column in collector.columns]}
 
     def _converged(self, collector: TraceCollector, traces: np.ndarray) -> bool:
         rho = split_half_spearman(FisherResult(traces, collector.columns, self.estimator, self.granularity).per_example)
         if rho < self.stop_at:
             return False
-        print(f"split-half Spearman {rho:.3f} >= {self.stop_at} after {len(traces)} examples")
+        if ranks()[0] == 0:
+            print(f"split-half Spearman {rho:.3f} >= {self.stop_at} after {len(traces)} examples")
         return True
 
-    def _result(self, traces: np.ndarray, collector: TraceCollector) -> FisherResult:
+    def _result(self, traces: np.ndarray, sites: list[Site], collector: TraceCollector) -> FisherResult:
         result = FisherResult(traces, collector.columns, self.estimator, self.granularity)
         if self.granularity == "parameter":
-            weighted = []
-            for site, sums in collector.square_sums.items():
-                means = {name: total / len(traces) for name, total in sums.items()}
-                parameters = dict(site.module.named_parameters(recurse=False))
-                weighted.append(sum(float((means[name].double() * p.detach().double() ** 2).sum()) for name, p in parameters.items()))
-                result.diagonal |= {f"{site.layer}.{site.name}.{name}": mean for name, mean in means.items()}
-            result.weighted = np.array(weighted)
+            result.diagonal = {path: total / len(traces) for path, total in collector.sums.items()}
+            result.weighted = np.array([_fisher_weight2(site, result.diagonal) for site in sites])
         return result
 
     def _precision(self, device: torch.device):
@@ -131,7 +188,28 @@ class FisherInformationCalculator:
         return torch.autocast(device.type, self.autocast)
 
 
-def _on_device(batch: Mapping[str, Tensor], index: int, device: torch.device) -> Batch:
+def _check_after(seen: int) -> float:
+    """The number of examples at which the stopping rule is looked at next; the same whether a run was interrupted or not."""
+    check = SMALLEST
+    while check <= seen:
+        check *= CHECK_GROWTH
+    return check
+
+
+def _fisher_weight2(site: Site, diagonal: dict[str, Tensor]) -> float:
+    """sum_j F_jj w_j^2 over a site's parameters."""
+    with align_module_device(site.module):  # brings back what accelerate has offloaded
+        parameters = site.module.named_parameters(recurse=False)
+        return sum(float((diagonal[site.path(name)].double() * _whole(p) ** 2).sum()) for name, p in parameters)
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    """A parameter in float64, gathered from all processes when it is sharded."""
+    values = parameter.detach()
+    return (values.full_tensor() if isinstance(values, DTensor) else values).double()
+
+
+def _rows(batch: Mapping[str, Tensor], index: int) -> int:
     if not isinstance(batch, Mapping) or not batch:
         raise LwaError(f"batch {index} is {type(batch).__name__}, not a dict of tensors")
-    return {name: value.to(device) for name, value in batch.items()}
+    return len(next(iter(batch.values())))

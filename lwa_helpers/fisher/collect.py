@@ -7,8 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lwa_helpers.fisher.kernels import direct_traces, gram_is_cheaper, gram_traces, part_traces, token_gram, wide
-from lwa_helpers.fisher.sites import Site, head_parts, linear_size, scale_input
+from lwa_helpers.fisher.kernels import (
+    by_triton,
+    direct_traces,
+    gram_is_cheaper,
+    part_traces,
+    token_gram,
+    triton_kernels,
+    wide,
+)
+from lwa_helpers.fisher.sites import Site, device_of, head_parts, linear_size, scale_input
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class Place:
 
 
 class TraceCollector:
-    """Per-row squared gradient norms at one granularity, batch by batch; at "parameter" also the diagonal's running sums."""
+    """Per-row squared gradient norms at one granularity, batch by batch; at "parameter" also `sums`: by parameter, its squared gradients
+    added up over all rows so far."""
 
     def __init__(self, sites: list[Site], layers: nn.ModuleList, granularity: str):
         self.columns: list[Column] = []
@@ -43,12 +52,11 @@ class TraceCollector:
         else:
             heads = {site: head_parts(site, layers[site.layer]) if granularity == "head" else None for site in sites}
             self._places = {site: self._place(site, heads[site]) for site in sites}
-        self.square_sums: dict[Site, dict[str, Tensor]] = {}
-        if granularity == "parameter":
-            self.square_sums = {
-                site: {name: torch.zeros_like(wide(p.detach())) for name, p in site.module.named_parameters(recurse=False)}
-                for site in sites
-            }
+        self.sums: dict[str, Tensor] = {}
+        for site in sites if granularity == "parameter" else ():
+            for name, p in site.module.named_parameters(recurse=False):
+                dtype = torch.promote_types(p.dtype, torch.float32)
+                self.sums[site.path(name)] = torch.zeros(p.shape, dtype=dtype, device=device_of(site.module))
 
     def _place(self, site: Site, heads: tuple[str, int] | None) -> Place:
         """Append the columns of a site."""
@@ -90,21 +98,28 @@ class TraceCollector:
         """A parameter whose gradient is the sum over tokens of `terms` (B, ..., d), in n_parts equal slices."""
         squares = wide(terms).flatten(1, -2).sum(1).square()
         self._add(column, squares.double().unflatten(1, (n_parts, -1)).sum(2))
-        if site in self.square_sums:
-            self.square_sums[site][name] += squares.sum(0)
+        if self.sums:
+            self.sums[site.path(name)] += squares.sum(0)
 
     def _linear(self, site: Site, place: Place, a: Tensor, b: Tensor) -> Tensor:
         """Traces (B, n_parts) of a weight matrix from a (B, T, d_in), b (B, T, d_out)."""
-        d_in, d_out = linear_size(site)
-        if place.side == "output":
-            return part_traces(self._gram_of_input(a, b.dtype), b, place.n_parts)
+        sums, on_gpu = self.sums.get(site.path("weight")), by_triton(b)
+        known = self._input_gram is not None and _same(self._input_gram[0], a)
+        if place.side or (sums is None and gram_is_cheaper(a.shape[1], *linear_size(site), known or on_gpu)):
+            return self._ghost(place, a, b, on_gpu)
+        left, right = (b, a.to(b.dtype)) if site.kind == "linear" else (a.to(b.dtype), b)
+        if on_gpu and sums is not None:
+            return triton_kernels().square_sums(left, right, sums).unsqueeze(1)
+        return direct_traces(left, right, sums).unsqueeze(1)
+
+    def _ghost(self, place: Place, a: Tensor, b: Tensor, on_gpu: bool) -> Tensor:
+        """The token-Gram form, (B, n_parts); the slices are those of the input or of the output."""
+        if on_gpu:
+            whole, sliced = (b, a.to(b.dtype)) if place.side == "input" else (a.to(b.dtype), b)
+            return triton_kernels().ghost_traces(whole, sliced, place.n_parts)
         if place.side == "input":
             return part_traces(token_gram(b), a.to(b.dtype), place.n_parts)
-        known = self._input_gram is not None and _same(self._input_gram[0], a)
-        if site not in self.square_sums and gram_is_cheaper(a.shape[1], d_in, d_out, known):
-            return gram_traces(self._gram_of_input(a, b.dtype), token_gram(b)).unsqueeze(1)
-        left, right = (b, a.to(b.dtype)) if site.kind == "linear" else (a.to(b.dtype), b)
-        return direct_traces(left, right, self.square_sums.get(site, {}).get("weight")).unsqueeze(1)
+        return part_traces(self._gram_of_input(a, b.dtype), b, place.n_parts)
 
     def _gram_of_input(self, a: Tensor, dtype: torch.dtype) -> Tensor:
         """Gram of a, in the precision of the matrix product that read it; query, key and value share one, gate and up too."""

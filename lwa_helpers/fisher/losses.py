@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwa_helpers.errors import LwaError
@@ -43,23 +44,23 @@ next_token_nll.sample = _sample
 class _TokenNLL(torch.autograd.Function):
     """-log softmax(logits)[label]: logits (P, V), labels (P,) -> (P,), float32 or better.
 
-    Keeps the logits as they are and one number per position, not their log-softmax.
+    Keeps the logits as they are, not their log-softmax.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
-        log_sums = torch.cat([wide(part).logsumexp(-1) for part in logits.split(CHUNK)])
-        ctx.save_for_backward(logits, labels, log_sums)
-        return log_sums - wide(logits.gather(1, labels[:, None]).squeeze(1))
+        ctx.save_for_backward(logits, labels)
+        parts = zip(logits.split(CHUNK), labels.split(CHUNK))
+        return torch.cat([F.cross_entropy(wide(part), target, reduction="none") for part, target in parts])
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        logits, labels, log_sums = ctx.saved_tensors
+        logits, labels = ctx.saved_tensors
         out = torch.empty_like(logits)
-        for part, target, total, scale, into in zip(*(t.split(CHUNK) for t in (logits, labels, log_sums, gradient, out))):
-            residual = (wide(part) - total[:, None]).exp_()
+        for part, target, scale, into in zip(*(t.split(CHUNK) for t in (logits, labels, gradient, out))):
+            residual = wide(part).softmax(-1)
             residual[torch.arange(len(target), device=target.device), target] -= 1
-            into.copy_(residual.mul_(scale[:, None]))
+            torch.mul(residual, scale[:, None], out=into)
         return out, None
 
 
@@ -93,13 +94,17 @@ def _logits_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor) -> Tens
 
 
 def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
-    """Model arguments: positions count real tokens only, so that left padding changes nothing."""
+    """Model arguments: positions count real tokens only, so that left padding changes nothing.
+
+    Padding on the right needs no mask: a causal model's real tokens never look at it, and attention without a mask is faster.
+    """
     accepted = inspect.signature(model.forward).parameters
     inputs: dict[str, Tensor | bool] = {"input_ids": batch["input_ids"]}
     if "use_cache" in accepted:
         inputs["use_cache"] = False
-    if "attention_mask" in batch:
-        inputs["attention_mask"] = batch["attention_mask"]
-        if "position_ids" in accepted:
-            inputs["position_ids"] = (batch["attention_mask"].long().cumsum(1) - 1).clamp_min(0)
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    on_the_right = bool((mask[:, 1:] <= mask[:, :-1]).all())
+    inputs["attention_mask"] = torch.ones_like(mask) if on_the_right else mask
+    if "position_ids" in accepted and not on_the_right:
+        inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
     return inputs

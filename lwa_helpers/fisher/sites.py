@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from lwa_helpers.errors import LwaError
@@ -33,6 +33,10 @@ class Site:
     @property
     def label(self) -> str:
         return f"layer {self.layer}: {self.name} ({type(self.module).__name__})"
+
+    def path(self, parameter: str) -> str:
+        """The name of one of its parameters in a result's diagonal."""
+        return f"{self.layer}.{self.name}.{parameter}"
 
     @property
     def n_parameters(self) -> int:
@@ -77,12 +81,11 @@ def _scale_unit(module: nn.Module) -> float | None:
     if not set(shapes) <= {"weight", "bias"} or len(size) != 1 or shapes.get("bias", size) != size:
         return None
     generator = torch.Generator().manual_seed(0)
-    device = module.weight.device
+    device = device_of(module)
     x, weight, bias = (torch.randn(*s, generator=generator).to(device) for s in ((2, 3, *size), size, size))
     try:
         at_zero, at_one = (scale_input(module, x, unit) for unit in (0.0, 1.0))
-        both = {"weight": weight, "bias": bias} if "bias" in shapes else {"weight": weight}
-        y = functional_call(module, both, (x,))
+        y = _output(module, x, weight, bias if "bias" in shapes else None)
     except (TypeError, RuntimeError):  # its forward takes something other than one activation
         return None
     slope = at_one - at_zero
@@ -93,14 +96,18 @@ def _scale_unit(module: nn.Module) -> float | None:
     return 0.0 if torch.allclose(at_zero, slope, rtol=1e-4, atol=1e-4) else None
 
 
-@torch.no_grad()
 def scale_input(module: nn.Module, x: Tensor, unit: float) -> Tensor:
     """Return x_hat (shape of x): the module's output with every weight `unit` and bias 0."""
     weight = torch.full(module.weight.shape, unit, dtype=x.dtype, device=x.device)
-    values = {"weight": weight}
-    if getattr(module, "bias", None) is not None:
-        values["bias"] = torch.zeros_like(weight)
-    return functional_call(module, values, (x,))
+    return _output(module, x, weight, None if getattr(module, "bias", None) is None else torch.zeros_like(weight))
+
+
+@torch.no_grad()
+def _output(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the module's class computes with these parameters, past any hook or wrapper of the module itself."""
+    other = copy.copy(module)
+    other._parameters = {name: {"weight": weight, "bias": bias}[name] for name in module._parameters}
+    return type(module).forward(other, x)
 
 
 def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
@@ -137,3 +144,9 @@ def linear_size(site: Site) -> tuple[int, int]:
     """(d_in, d_out) of a linear site."""
     rows, columns = site.module.weight.shape
     return (columns, rows) if site.kind == "linear" else (rows, columns)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: where its first parameter lies, or where accelerate brings it when it is offloaded."""
+    device = next(module.parameters()).device
+    return torch.device(module._hf_hook.execution_device) if device.type == "meta" else device

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fisher_models import FAMILIES, batch, build, layers_of
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-from lwa_helpers.fisher import FisherInformationCalculator
+from lwa_helpers.fisher import FisherInformationCalculator, kernels
 
 
 def per_example_gradients(model, rows):
@@ -108,17 +108,17 @@ def test_long_rows_take_the_direct_form_and_short_rows_the_gram(monkeypatch):
     from lwa_helpers.fisher import collect
 
     used = []
-    for name in ("direct_traces", "gram_traces"):
+    for name in ("direct_traces", "part_traces"):
         real = getattr(collect, name)
         monkeypatch.setattr(collect, name, lambda *args, real=real, name=name: used.append(name) or real(*args))
     model = build("llama").double()
-    for length, form in ((5, "gram_traces"), (120, "direct_traces")):
+    for length, form in ((5, "part_traces"), (120, "direct_traces")):
         used.clear()
         rows = batch(lengths=(length,))
         result = FisherInformationCalculator().calculate(model, [rows])
         np.testing.assert_allclose(result.per_example, brute_traces(per_example_gradients(model, rows)), rtol=1e-9)
         assert form in used
-    assert "gram_traces" not in used
+    assert "part_traces" not in used
 
 
 def test_row_without_label_counts_as_an_example_of_zero_gradient():
@@ -176,3 +176,12 @@ def test_bfloat16_autocast_and_weights_stay_close_to_float32():
     half = FisherInformationCalculator().calculate(model.bfloat16(), [rows])
     assert half.traces.dtype == np.float64
     np.testing.assert_allclose(half.per_layer, exact, rtol=0.05)
+
+
+def test_sums_of_bfloat16_products_add_little_error():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(4, 110, 96, generator=generator).bfloat16()
+    b = torch.randn(4, 110, 48, generator=generator).mul(0.01).bfloat16()
+    exact = (b.double().mT @ a.double()).square().sum((1, 2))
+    torch.testing.assert_close(kernels.part_traces(kernels.token_gram(a), b, 1)[:, 0], exact, rtol=2e-3, atol=0)
+    torch.testing.assert_close(kernels.direct_traces(b, a), exact, rtol=2e-3, atol=0)

@@ -1,0 +1,99 @@
+"""Runs over several processes, runs that are killed and go on, and models of which only a part is in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from fisher_models import batch, build
+from fisher_ranks import N_BATCHES, dataset
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher import FisherInformationCalculator, FisherResult, next_token_nll
+
+
+def assert_equal(one: FisherResult, other: FisherResult, rtol: float = 0.0) -> None:
+    np.testing.assert_allclose(one.traces, other.traces, rtol=rtol)
+    np.testing.assert_allclose(one.weighted, other.weighted, rtol=rtol)
+    assert one.columns == other.columns and one.diagonal.keys() == other.diagonal.keys()
+    for name, value in one.diagonal.items():
+        torch.testing.assert_close(value, other.diagonal[name], rtol=rtol, atol=0)
+
+
+def test_two_processes_equal_one(tmp_path):
+    script = Path(__file__).with_name("fisher_ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for name, estimator in (("whole", "empirical"), ("sharded", "sampled")):
+        alone = FisherInformationCalculator(estimator, "parameter").calculate(build("llama").double(), dataset())
+        for rank in range(2):
+            assert_equal(FisherResult.load(tmp_path / f"{name}{rank}"), alone, rtol=1e-12)
+    assert not (tmp_path / "progress").exists()
+
+
+def test_processes_without_a_group_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LwaError, match="2 processes without a process group"):
+        FisherInformationCalculator().calculate(build("llama"), dataset())
+
+
+def killed(batches, after):
+    """The dataset up to a batch at which the process is interrupted."""
+    for index, rows in enumerate(batches):
+        if index == after:
+            raise KeyboardInterrupt
+        yield rows
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_killed_run_goes_on_with_the_identical_result(tmp_path, after):
+    model, file = build("qwen3"), tmp_path / "progress.safetensors"
+    whole = FisherInformationCalculator("sampled", "parameter").calculate(model, dataset())
+    calculator = FisherInformationCalculator("sampled", "parameter", checkpoint=file, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        calculator.calculate(model, killed(dataset(), after))
+    kept = after // 2 * 2
+    assert file.exists() == (kept > 0)
+    passes = []
+
+    def counted(model, rows):
+        passes.append(len(rows["labels"]))
+        return next_token_nll(model, rows)
+
+    counted.sample = next_token_nll.sample
+    assert_equal(calculator.calculate(model, dataset(), loss=counted), whole)
+    assert len(passes) == N_BATCHES - kept + (kept > 0)
+    assert not file.exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    model, file = build("llama"), tmp_path / "progress.safetensors"
+    calculator = FisherInformationCalculator(checkpoint=file, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        calculator.calculate(model, killed(dataset(), 2))
+    with pytest.raises(LwaError, match="another model, loss or dataset"):
+        calculator.calculate(build("llama", seed=1), dataset())
+    with pytest.raises(LwaError, match="another model, loss or dataset"):
+        calculator.calculate(model, dataset(), loss=lambda model, rows: 2 * next_token_nll(model, rows))
+    with pytest.raises(LwaError, match="another model, loss or dataset"):
+        calculator.calculate(model, [batch(lengths=(6,), seed=7)] * 5)
+    with pytest.raises(LwaError, match="another model, loss or dataset"):
+        calculator.calculate(model, [next(dataset())])
+    with pytest.raises(LwaError, match="checkpoint of another calculation"):
+        FisherInformationCalculator(granularity="module", checkpoint=file).calculate(model, dataset())
+    assert file.exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_offloaded_weights_are_read_where_accelerate_keeps_them(family):
+    model = build(family).double()
+    whole = FisherInformationCalculator(granularity="parameter").calculate(model, dataset())
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert next(model.model.layers[0].parameters()).device.type == "meta"
+    assert_equal(FisherInformationCalculator(granularity="parameter").calculate(model, dataset()), whole, rtol=1e-12)
