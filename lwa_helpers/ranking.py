@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from lwa_helpers.data.windows import Window, collate
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import LanguageModel, backbone, load_teacher
+from lwa_helpers.vocabulary import check_covered
 
 HEAD_FILE = "item_head.safetensors"
 ITEMS_FILE = "items.json"
@@ -76,6 +77,10 @@ class ItemRankingModel(nn.Module):
         loss = next_items_loss(logits, item_labels, self.next_items) if at.any() else None
         hidden = tuple(state[at] for state in out.hidden_states) if output_hidden_states else None
         return RankingOutput(loss, logits, hidden)
+
+    def gradient_checkpointing_enable(self, **options) -> None:
+        """Compute activations again in the backward pass; Trainer calls it when its arguments say so."""
+        self.causal_lm.gradient_checkpointing_enable(**options)
 
     def last_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Final hidden states, (B, T, d)."""
@@ -217,6 +222,7 @@ class TitleRanker:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str]):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.header, self.titles = header, list(titles)
+        check_covered(tokenizer, (title + "\n" for title in self.titles))
         self.tokens = [tokenizer(title + "\n", add_special_tokens=False)["input_ids"] for title in self.titles]
 
     def prompt(self, history: Sequence[int]) -> list[int]:
