@@ -79,7 +79,7 @@ def distil(
     start: ItemRankingModel, signals: TeacherSignals, windows: Sequence[Window], fisher: FisherResult, strategy: str,
     section: Section, pad_id: int, seed: int, logs: Path | None = None,
 ) -> DistillationTrainer:
-    """Train the student `start` in place on the section's budget and return the trainer; the seed sets the order of the data."""
+    """Train the student `start` in place on the section's budget; the seed sets the order of the data. Returns the trainer."""
     torch.manual_seed(seed)
     loader = window_loader(windows, section.tokens_per_batch, pad_id, seed)
     whole = section.model_copy(update={"epochs": max(1.0, section.epochs)})
@@ -96,7 +96,8 @@ def checkpoint_folder(
     start: ItemRankingModel, signals: TeacherSignals, fisher: FisherResult, strategy: str, section: Section, seed: int
 ) -> Path:
     """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
-    key = [weights_hash(start), str(signals.directory), fisher.per_layer.tolist(), strategy, section.model_dump(mode="json"), seed]
+    key = [weights_hash(start), str(signals.directory), fisher.per_layer.tolist(), strategy, seed]
+    key.append(section.model_dump(mode="json"))
     return paths.CACHE / "checkpoints" / paths.sha256_of_text(json.dumps(key))[:32]
 
 
@@ -141,7 +142,7 @@ def run_arm(
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray, seen: Sequence[Sequence[int]], k: int = 10) -> pd.DataFrame:
-    """How alike two models rank, per user: `overlap`, the share of top-k items in common, and Kendall's `tau` over the catalogue.
+    """How alike two models rank each user's items: `overlap`, the share of the top k in common, and Kendall's `tau` over all.
 
     student, teacher: scores (B, N); seen: items left out of each user's top k.
     """

@@ -109,7 +109,7 @@ class DistillationConfig(TuningConfig):
     def _steps_lead_to_the_student(cls, steps: list[int], info: ValidationInfo) -> list[int]:
         n_layers = info.data.get("n_layers")
         if steps and (steps[-1] != n_layers or sorted(set(steps), reverse=True) != steps):
-            raise ValueError(f"steps must fall and end with n_layers = {n_layers}, for example [{2 * (n_layers or 8)}, {n_layers}]")
+            raise ValueError(f"steps must fall and end with n_layers = {n_layers}")
         return steps
 
 

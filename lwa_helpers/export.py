@@ -25,7 +25,8 @@ def export_gguf(lm: LanguageModel, directory: str | Path, dtype: Literal["f32", 
     """Write model.gguf and Modelfile into `directory` and return the path of the first; the item head is not part of it.
 
     Matrices are stored as `dtype`, vectors as f32. transformers' GGUF reader and llama.cpp give the logits of `lm` (to the
-    precision of the dtype) and its tokens. Raises LwaError for an architecture, position scaling or tokenizer that is not known.
+    precision of the dtype) and its tokens. Raises LwaError for an architecture, a scaling of positions or a tokenizer that
+    is not known.
     """
     if dtype not in FILE_TYPES:
         raise LwaError(f"dtype {dtype!r}: choose one of {', '.join(FILE_TYPES)}")
@@ -56,7 +57,7 @@ def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
     if config.model_type == "llama" and (config.attention_bias or config.mlp_bias):
         raise LwaError(f"model {lm.name!r} is a llama with biases, which GGUF readers leave out")
     if rope["rope_type"] != "default":
-        raise LwaError(f"model {lm.name!r} scales its positions ({rope['rope_type']}): GGUF export knows plain rotary positions")
+        raise LwaError(f"model {lm.name!r} scales its positions ({rope['rope_type']}): GGUF export knows plain rotary ones")
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_name(lm.name)
     writer.add_file_type(FILE_TYPES[dtype])
@@ -98,7 +99,7 @@ def _add_tokenizer(writer: GGUFWriter, lm: LanguageModel) -> None:
 
 
 def _pre_tokenizer(name: str, spec: dict) -> str:
-    """llama.cpp's name for the rule that cuts a text into words: "gpt-2" is a ByteLevel pre-tokenizer with its own expression."""
+    """llama.cpp's name for the rule that cuts a text into words: "gpt-2" is a ByteLevel pre-tokenizer as it comes."""
     pre = spec["pre_tokenizer"] or {}
     plain = pre.get("type") == "ByteLevel" and pre["use_regex"] and not pre["add_prefix_space"]
     if spec["model"]["type"] != "BPE" or spec["normalizer"] or not plain:
@@ -122,5 +123,5 @@ def _tensors(lm: LanguageModel):
 
 
 def _interleaved(tensor: Tensor, heads: int) -> Tensor:
-    """Reorder the rows of each head from halves to pairs, as llama.cpp turns pairs of neighbours. (heads * d, …) in and out."""
+    """Reorder each head's rows from halves to pairs: llama.cpp rotates pairs of neighbours. (heads * d, …) in and out."""
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)

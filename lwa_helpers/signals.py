@@ -115,7 +115,8 @@ class TeacherSignals:
         device, n_items = next(teacher.parameters()).device, len(teacher.head.bias)
         k = top_k if top_k and top_k < n_items else None
         starts = _starts(batches)
-        shapes = {"logits": (starts[-1], k + 1 if k else n_items), "hidden": (starts[-1], len(layers), teacher.config.hidden_size)}
+        positions, width = starts[-1], teacher.config.hidden_size
+        shapes = {"logits": (positions, k + 1 if k else n_items), "hidden": (positions, len(layers), width)}
         with paths.atomic_write(directory) as folder, _arrays(folder, shapes, k) as arrays:
             at = 0
             for batch in batches:
@@ -178,7 +179,7 @@ def batches_hash(batches: Batches) -> str:
 
 
 def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path) -> TeacherSignals:
-    """Write the signals of several teachers as one: item probabilities are the weighted mean of theirs, states those of the first.
+    """Write several teachers' signals as one: item probabilities are the weighted mean of theirs, states the first one's.
 
     The teachers may read the windows with other tokenizers: a position is a target, which all share. weights: one per
     teacher, for example its NDCG on the validation part, scaled to sum 1. Raises LwaError for signals of other windows,
@@ -195,7 +196,7 @@ def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory:
     with paths.atomic_write(directory) as folder, _arrays(folder, {"logits": first.logits.shape}, None) as arrays:
         for start in range(0, len(first.logits), ROWS):
             rows = slice(start, start + ROWS)
-            parts = [torch.from_numpy(s.logits[rows]).float().softmax(-1) * float(w) for s, w in zip(signals, share)]
+            parts = [torch.from_numpy(np.array(s.logits[rows])).float().softmax(-1) * w for s, w in zip(signals, share.tolist())]
             arrays["logits"][rows] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
         for name in ("hidden.npy", "starts.npy", "meta.json"):
             shutil.copyfile(first.directory / name, folder / name)

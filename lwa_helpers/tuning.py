@@ -60,7 +60,8 @@ def training_arguments(
     steps = max(1, round(config.epochs * steps_per_epoch))
     saving = {"save_strategy": "no", "output_dir": str(TRAINER_OUTPUT)}
     if config.save_steps and checkpoints:
-        saving = {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 1, "output_dir": str(checkpoints)}
+        saving = {"save_strategy": "steps", "output_dir": str(checkpoints)}
+        saving |= {"save_steps": config.save_steps, "save_total_limit": 1}
     return TrainingArguments(
         **saving, max_steps=steps, learning_rate=config.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=round(config.warmup_ratio * steps), weight_decay=config.weight_decay, bf16=config.bf16, seed=seed,

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_lm import TITLES, language_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
+from lwa_helpers import load_movielens
+from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
 from lwa_helpers.export import export_gguf
-from lwa_helpers.models import load_teacher
+from lwa_helpers.models import LanguageModel, load_teacher
 from lwa_helpers.ranking import TitleRanker
 from lwa_helpers.vocabulary import trim_vocabulary
 
@@ -40,10 +42,10 @@ def test_transformers_reads_the_same_model(kind, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     for text in [*TEXTS, "Zorblax 42 ☃\n", "<end> a"]:
-        ids = lm.tokenizer(text)["input_ids"]
-        assert tokenizer(text)["input_ids"] == ids
+        ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
+        assert tokenizer(text)["input_ids"] == ids[0].tolist()
         with torch.no_grad():
-            torch.testing.assert_close(again(torch.tensor([ids])).logits, lm.model(torch.tensor([ids])).logits, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(again(ids).logits, lm.model(ids).logits, rtol=1e-4, atol=1e-5)
     assert (tmp_path / "Modelfile").read_text().startswith("FROM ./model.gguf\n")
 
 
@@ -57,15 +59,40 @@ def test_a_trimmed_student_in_half_precision_ranks_alike(tmp_path):
     assert (got.argsort() == want.argsort()).all()
 
 
-def test_llama_cpp_reads_the_same_model(tmp_path):
-    llama = pytest.importorskip("xllamacpp", reason="install the extra `gguf` to compare with llama.cpp")
-    lm = trim_vocabulary(moved(language_model(hidden=64)), TEXTS)
+@pytest.fixture(scope="module")
+def movielens_lm():
+    """A tiny random Llama with SmolLM2's tokenizer, cut to MovieLens."""
+    file = embedded_file("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+    )
+    full = LanguageModel("tiny", moved(language_model(config=config)).model, tokenizer, "0" * 64)
+    return trim_vocabulary(full, [f"{title}\n" for title in load_movielens().titles])
+
+
+def test_the_real_cut_tokenizer_survives(movielens_lm, tmp_path):
+    """Every title has the same tokens; special tokens, chat template and logits are kept."""
+    lm = movielens_lm
+    again = load_teacher(export_gguf(lm, tmp_path, "f32"))
+    texts = [f"{title}\n" for title in load_movielens().titles] + ["<|im_start|>user\nHi 1984!<|im_end|>\n"]
+    assert again.tokenizer(texts)["input_ids"] == lm.tokenizer(texts)["input_ids"]
+    assert again.tokenizer.eos_token_id == lm.tokenizer.eos_token_id and again.tokenizer.chat_template == lm.tokenizer.chat_template
+    ids = torch.tensor([lm.tokenizer(texts[7])["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, lm.model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_llama_cpp_reads_the_same_model(movielens_lm, tmp_path):
+    llama = pytest.importorskip("xllamacpp", reason="compares with llama.cpp: pip install 'layerwise-adapter[llamacpp]'")
+    lm = movielens_lm
     size = lm.model.config.vocab_size
     settings = llama.CommonParams()
     settings.model.path = str(export_gguf(lm, tmp_path, "f32"))
     settings.n_ctx, settings.n_parallel, settings.warmup, settings.cpuparams.n_threads = 256, 1, False, 1
     server = llama.Server(settings)
-    for text in ("Seen:\nToy Story\n", "Été à Paris (1995)", "日本"):
+    for text in ("Toy Story (1995)\nHeat (1995)\n", "Été à Paris 12", "日本"):
         ids = lm.tokenizer(text)["input_ids"]
         ask = {"n_predict": 1, "n_probs": size, "temperature": 0, "post_sampling_probs": False}
         for prompt in (text, ids):

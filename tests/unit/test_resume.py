@@ -80,7 +80,8 @@ def test_a_run_goes_on_from_its_own_checkpoints_only(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     lm = language_model()
     data, fisher = windows(lm), result([1.0, 2, 3, 4])
-    signals = TeacherSignals.compute(item_model(lm), window_loader(data, 60, 0, 0, shuffle=False), [2, 4], tmp_path / "s", False)
+    ordered = window_loader(data, 60, 0, 0, shuffle=False)
+    signals = TeacherSignals.compute(item_model(lm), ordered, [2, 4], tmp_path / "s", False)
     student = item_model(language_model(layers=2), seed=1)
     first = checkpoint_folder(student, signals, fisher, "linear", SECTION, 0)
     others = [

@@ -76,8 +76,9 @@ def test_a_run_that_fails_leaves_nothing_and_old_signals_go(cache, monkeypatch):
 def test_signals_are_mapped_from_disk_in_half_precision(tmp_path):
     lm = language_model()
     signals = TeacherSignals.compute(item_model(lm), ordered(lm), [2, 4], tmp_path / "s", bf16=False, top_k=3)
-    for array, shape in ((signals.logits, (5, 4)), (signals.hidden, (5, 2, 32)), (signals.items, (5, 3))):
-        assert isinstance(array, np.memmap) and array.shape == shape and array.dtype == ("i4" if array is signals.items else "f2")
+    expected = ((signals.logits, (5, 4), "f2"), (signals.hidden, (5, 2, 32), "f2"), (signals.items, (5, 3), "i4"))
+    for array, shape, kind in expected:
+        assert isinstance(array, np.memmap) and array.shape == shape and array.dtype == kind
     with pytest.raises(LwaError, match="at least one window"):
         TeacherSignals.compute(item_model(lm), [], [2], tmp_path / "t", bf16=False)
 
