@@ -24,7 +24,7 @@ from lwa_helpers.ranking import ItemRankingModel
 from lwa_helpers.signals import TeacherSignals, weights_hash
 from lwa_helpers.student import build_student
 from lwa_helpers.task import RankingTask
-from lwa_helpers.tuning import training_arguments, window_loader
+from lwa_helpers.tuning import train_or_go_on, training_arguments, window_loader
 from lwa_helpers.warmup import fit_head
 
 Section = AblationConfig | DistillationConfig
@@ -88,7 +88,7 @@ def distil(
         signals, start, fisher, strategy, section.loss, training_arguments(whole, len(loader), seed, checkpoints=folder),
         loader=loader, head_learning_rate=section.head_learning_rate, logs=logs,
     )
-    trainer.train()
+    train_or_go_on(trainer, folder) if folder else trainer.train()
     return trainer
 
 

@@ -159,9 +159,10 @@ class DistillationTrainer(RankingTrainer):
         if self.projections is None:
             return super().train(**kwargs)
         self.model.projections = self.projections
-        done = super().train(**kwargs)
-        del self.model.projections  # the student is saved without them
-        return done
+        try:
+            return super().train(**kwargs)
+        finally:
+            del self.model.projections  # the student is saved without them
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         student = through(model, self.accelerator.unwrap_model(model), self.student_signals, inputs)

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import SaveStrategy
 
 from lwa_helpers.config import TuningConfig
 from lwa_helpers.data.windows import LengthBatches, Window, collate
@@ -55,7 +54,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Translate a section of the settings; the learning rate falls as a cosine after a linear warm-up.
 
-    checkpoints: a folder that belongs to this run alone, used where config.save_steps is set: see RankingTrainer.train.
+    checkpoints: a folder that belongs to this run alone, used where config.save_steps is set: see train_or_go_on.
     """
     steps = max(1, round(config.epochs * steps_per_epoch))
     saving = {"save_strategy": "no", "output_dir": str(TRAINER_OUTPUT)}
@@ -89,19 +88,6 @@ class RankingTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Train; where the arguments save checkpoints, go on from the last whole one, and delete them when all is done.
-
-        On one CPU process the weights are then, bit for bit, those of a run that was never interrupted.
-        """
-        saving, folder = self.args.save_strategy != SaveStrategy.NO, Path(self.args.output_dir)
-        if saving and resume_from_checkpoint is None:
-            resume_from_checkpoint = last_checkpoint(folder)
-        done = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if saving and self.is_world_process_zero():
-            remove(folder)
-        return done
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write each tied tensor once: a safetensors file takes no shared memory."""
         if state_dict is None and not isinstance(self.model, PreTrainedModel):
@@ -115,6 +101,16 @@ class RankingTrainer(Trainer):
         inputs = {key: value for key, value in inputs.items() if key != "window"}
         outputs = model(**inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+def train_or_go_on(trainer: Trainer, checkpoints: Path) -> None:
+    """Train from the last whole checkpoint in the folder that the run writes to, and delete the folder when all is done.
+
+    On one CPU process the weights are, bit for bit, those of a run that was never interrupted.
+    """
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if trainer.is_world_process_zero():
+        remove(checkpoints)
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from lwa_helpers import DistillationTrainer
 from lwa_helpers.config import LossConfig, load_config
-from lwa_helpers.tuning import training_arguments, window_loader
+from lwa_helpers.tuning import train_or_go_on, training_arguments, window_loader
 
 
 class Kill(TrainerCallback):
@@ -46,7 +46,7 @@ def train(out: Path, folder: Path | None = None, kill: int = -1, accumulate: int
         item_model(lm), student, strategy="linear", loss=LossConfig(alpha=0.5, temperature=1.0, beta=1.0), args=arguments,
         loader=loader, callbacks=[Kill(kill)],
     )
-    trainer.train()
+    train_or_go_on(trainer, folder) if folder else trainer.train()
     if trainer.is_world_process_zero():
         state = {name: value for name, value in student.state_dict().items() if "lm_head" not in name}
         save_file(state | {"processes": torch.tensor(trainer.accelerator.num_processes)}, out)

@@ -6,7 +6,7 @@ import torch
 from tiny_lm import TITLES, language_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
-from lwa_helpers import load_movielens
+from lwa_helpers import load_movielens, paths
 from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
 from lwa_helpers.export import export_gguf
@@ -24,6 +24,12 @@ CONFIGS = {
     "qwen2": {"config": Qwen2Config(**SMALL, tie_word_embeddings=True)},
     "qwen3": {"config": Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=False)},
 }
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """Files that load_teacher converts go with the test."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path.with_name(tmp_path.name + "-cache"))
 
 
 def moved(lm):

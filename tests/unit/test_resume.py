@@ -13,7 +13,7 @@ from lwa_helpers import DistillationTrainer, paths
 from lwa_helpers.arms import checkpoint_folder, distil
 from lwa_helpers.config import load_config
 from lwa_helpers.signals import TeacherSignals
-from lwa_helpers.tuning import last_checkpoint, training_arguments, window_loader
+from lwa_helpers.tuning import last_checkpoint, train_or_go_on, training_arguments, window_loader
 
 SECTION = load_config("smoke").ablation.model_copy(
     update={"epochs": 3.0, "tokens_per_batch": 40, "save_steps": 2, "bf16": False, "learning_rate": 1e-2}
@@ -54,11 +54,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, tied, stop):
     trainer(whole, teacher, data, None).train()
     with pytest.raises(KeyboardInterrupt):
         torch.manual_seed(1)
-        trainer(copy.deepcopy(cut), teacher, data, tmp_path / "run", [Stop(stop)]).train()
+        train_or_go_on(trainer(copy.deepcopy(cut), teacher, data, tmp_path / "run", [Stop(stop)]), tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{stop // 2 * 2}")
     torch.manual_seed(2)
     again = trainer(cut, teacher, data, tmp_path / "run")
-    again.train()
+    train_or_go_on(again, tmp_path / "run")
     want, got = weights(whole), weights(cut)
     assert want.keys() == got.keys() and not any("projections" in name for name in got)
     assert all(torch.equal(want[name], got[name]) for name in want)
