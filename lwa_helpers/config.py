@@ -7,7 +7,16 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from lwa_helpers.errors import LwaError
 
@@ -44,6 +53,8 @@ class TuningConfig(Section):
     weight_decay: float = Field(ge=0)
     warmup_ratio: float = Field(ge=0, lt=1)
     bf16: bool
+    gradient_checkpointing: bool = False
+    save_steps: PositiveInt | None = None
 
 
 class TeacherConfig(TuningConfig):
@@ -69,11 +80,13 @@ class FisherConfig(Section):
 
 
 class LossConfig(Section):
-    """(1 - alpha) CE + alpha tau^2 KL + beta * sum_s w_s d(h_s, map(h_t))."""
+    """(1 - alpha) CE + alpha tau^2 KL + beta * mean over matched layers of w_s d(h_s, map(h_t))."""
 
     alpha: float = Field(ge=0, le=1)
     temperature: PositiveFloat
     beta: float = Field(ge=0)
+    top_k: PositiveInt | None = None
+    match: Literal["all", "no_last", "no_last_two", "last", "lower", "middle", "upper"] = "all"
 
 
 class AblationConfig(TuningConfig):
@@ -92,9 +105,18 @@ class DistillationConfig(TuningConfig):
     n_layers: PositiveInt
     selection: str
     strategy: str
+    steps: list[PositiveInt] = Field(default=[])
     loss: LossConfig
     timing_users: PositiveInt
     timing_rounds: PositiveInt
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_lead_to_the_student(cls, steps: list[int], info: ValidationInfo) -> list[int]:
+        n_layers = info.data.get("n_layers")
+        if steps and (steps[-1] != n_layers or sorted(set(steps), reverse=True) != steps):
+            raise ValueError(f"steps must fall and end with n_layers = {n_layers}")
+        return steps
 
 
 class ComparisonConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ from lwa_helpers.fisher import FisherResult
 from lwa_helpers.models import LanguageModel, backbone, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking import ItemRankingModel
-from lwa_helpers.signals import TeacherSignals
-from lwa_helpers.tuning import RankingTrainer
+from lwa_helpers.signals import TeacherSignals, TopLogits, with_rest
+from lwa_helpers.tuning import UNEVEN, RankingTrainer
 from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
 
 NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all
@@ -53,23 +53,66 @@ def layer_map(n_student: int, n_teacher: int) -> list[int]:
     return [round(layer * n_teacher / n_student) for layer in range(1, n_student + 1)]
 
 
+def matched_layers(n_layers: int, match: str) -> np.ndarray:
+    """Return which of the student's layers are matched, (n_layers,) bool.
+
+    all; no_last, no_last_two: without the last one or two; last: it alone; lower, upper: the half next to the input or the
+    output; middle: without the first and last quarter. Raises LwaError when none is left, or for an unknown word.
+    """
+    depth = (np.arange(n_layers) + 0.5) / n_layers
+    places = np.arange(n_layers, 0, -1)  # 1 for the last layer
+    chosen = {
+        "all": places > 0, "no_last": places > 1, "no_last_two": places > 2, "last": places == 1,
+        "lower": depth < 0.5, "upper": depth >= 0.5, "middle": abs(depth - 0.5) <= 0.25,
+    }
+    if match not in chosen:
+        raise LwaError(f"match {match!r}: choose one of {', '.join(chosen)}")
+    if not chosen[match].any():
+        raise LwaError(f"match {match!r} leaves none of the student's {n_layers} layers to be matched")
+    return chosen[match]
+
+
+def through(wrapped: nn.Module, model: nn.Module, function: Callable, *args):
+    """Return function(model, *args), computed inside the forward pass of `wrapped`, which may be `model` in a wrapper.
+
+    DistributedDataParallel and FSDP gather gradients only for what happens inside their forward pass.
+    """
+    if wrapped is model:
+        return function(model, *args)
+    forward = model.forward
+
+    def redirected(*inputs):
+        model.forward = forward
+        return function(model, *inputs)
+
+    model.forward = redirected
+    return wrapped(*args)
+
+
 def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean of 1 - cos(h_s, h_t) over positions, a scalar: free of each layer's scale. Inputs (P, d)."""
     return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1).mean()
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), mean over positions, a scalar. Inputs (P, C)."""
+def kl_divergence(student: Tensor, teacher: Tensor | TopLogits, temperature: float) -> Tensor:
+    """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), mean over positions, a scalar. Inputs (P, C).
+
+    A teacher's TopLogits, taken at that temperature, has k + 1 classes: its k items, and all others as one.
+    """
     log_s = F.log_softmax(student.float() / temperature, dim=-1)
-    log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+    if isinstance(teacher, TopLogits):
+        log_s, log_t = with_rest(log_s, teacher.items), teacher.log_p
+    else:
+        log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
 class DistillationTrainer(RankingTrainer):
-    """transformers.Trainer whose loss is (1-alpha) CE + alpha tau^2 KL(teacher || student) + beta sum_s w_s d(h_s, map(h_t)) / S.
+    """transformers.Trainer whose loss is (1-alpha) CE + alpha tau^2 KL(teacher || student) + beta mean_s w_s d(h_s, map(h_t)).
 
-    `strategy` turns Fisher scores into w (mean 1); "none" leaves the hidden-state term out, "labels" the
-    teacher altogether. d is 1 - cosine similarity.
+    The mean is over the student layers that loss.match names; `strategy` turns Fisher scores into w (mean 1); "none" leaves
+    the hidden-state term out, "labels" the teacher altogether. d is 1 - cosine similarity. Where widths differ, the
+    student's states pass through learned projections, which are part of the student while it trains.
     """
 
     def __init__(
@@ -87,18 +130,23 @@ class DistillationTrainer(RankingTrainer):
         if strategy == LABELS:
             self.loss_config = self.loss_config.model_copy(update={"alpha": 0.0, "beta": 0.0})
         self.n_layers = len(decoder_layers(student))
-        self.weights = layer_weights(fisher_weights, strategy, self.n_layers)
+        self.weights = layer_weights(fisher_weights, strategy, self.n_layers, self.loss_config.match)
         self.teacher, self.parts = teacher, []
         n_teacher = teacher.n_layers if isinstance(teacher, TeacherSignals) else len(decoder_layers(teacher))
         self.map = layer_map(self.n_layers, n_teacher)
         width = student.config.hidden_size, teacher.config.hidden_size
-        self.projections = None if width[0] == width[1] else nn.ModuleList(nn.Linear(*width) for _ in self.map)
-        extra = list(self.projections.parameters()) if self.projections else []
-        super().__init__(student, args or default_arguments(), extra=extra, **trainer)
-        if self.projections:
-            self.projections.to(self.args.device)
+        self.projections = None
+        if width[0] != width[1]:
+            self.projections = nn.ModuleDict({str(place): nn.Linear(*width) for place in range(self.n_layers)})
+            student.projections = self.projections
+        super().__init__(student, args or default_arguments(), **trainer)
         if isinstance(teacher, nn.Module):
             teacher.to(self.args.device).eval()
+        elif teacher.top_k and teacher.temperature != self.loss_config.temperature:
+            raise LwaError(
+                f"these teacher signals were cut to {teacher.top_k} items at temperature {teacher.temperature}, the loss has "
+                f"{self.loss_config.temperature}: compute them again at that temperature, or with top_k=None"
+            )
 
     def train(self, train_loader: Iterable[dict[str, Tensor]] | None = None, num_epochs: float | None = None, **kwargs):
         """Train on `train_loader`, if given, for `num_epochs`, if given; returns what Trainer.train returns."""
@@ -108,10 +156,16 @@ class DistillationTrainer(RankingTrainer):
             raise LwaError("DistillationTrainer has no data: pass train(train_loader) a DataLoader of batches")
         if num_epochs is not None:
             self.args.max_steps, self.args.num_train_epochs = -1, num_epochs
-        return super().train(**kwargs)
+        if self.projections is None:
+            return super().train(**kwargs)
+        self.model.projections = self.projections
+        try:
+            return super().train(**kwargs)
+        finally:
+            del self.model.projections  # the student is saved without them
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        student = signals(self.accelerator.unwrap_model(model), inputs)
+        student = through(model, self.accelerator.unwrap_model(model), self.student_signals, inputs)
         teacher_logits, teacher_hidden = self.teacher_signals(inputs)
         config = self.loss_config
         parts = {"ce": student.loss}
@@ -124,18 +178,23 @@ class DistillationTrainer(RankingTrainer):
             self.parts.append({name: value.detach() for name, value in parts.items()})
         return (total, {"logits": student.logits}) if return_outputs else total
 
+    def student_signals(self, student: nn.Module, inputs: dict[str, Tensor]) -> Signals:
+        """Return the student's signals, its states brought to the teacher's width."""
+        out = signals(student, inputs)
+        if self.projections is not None:
+            out.hidden = [self.projections[str(place)](state) for place, state in enumerate(out.hidden)]
+        return out
+
     @torch.no_grad()
-    def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the teacher's logits (P, C) and its states at the mapped layers, S tensors (P, d)."""
+    def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Tensor | TopLogits, list[Tensor]]:
+        """Return the teacher's logits (P, C), or its TopLogits, and its states at the mapped layers, S tensors (P, d)."""
         if isinstance(self.teacher, TeacherSignals):
             return self.teacher.lookup(inputs["window"], self.args.device)
         out = signals(self.teacher, inputs)
         return out.logits, [out.hidden[layer - 1] for layer in self.map]
 
     def hidden_term(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        """Return the weighted mean over matched layers of the distance between states."""
-        if self.projections:
-            student = [project(state) for project, state in zip(self.projections, student, strict=True)]
+        """Return the mean over the student's layers of weight times distance; a layer that is not matched has weight 0."""
         distances = torch.stack([hidden_distance(s, t) for s, t in zip(student, teacher, strict=True)])
         return (distances * torch.as_tensor(self.weights, dtype=distances.dtype, device=distances.device)).mean()
 
@@ -147,10 +206,13 @@ class DistillationTrainer(RankingTrainer):
         super().log(logs, *args, **kwargs)
 
 
-def layer_weights(fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int) -> np.ndarray | None:
-    """Return the (n_layers,) weights with mean 1, or None for "none" and "labels"; an array is taken as it is, scaled.
+def layer_weights(
+    fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int, match: str = "all"
+) -> np.ndarray | None:
+    """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".
 
-    Raises LwaError when the number of weights is not n_layers.
+    An array is taken as it is, scaled. The mean over all layers of weight times distance is then the mean over the matched
+    ones. Raises LwaError when the number of weights is not n_layers.
     """
     if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
         return None
@@ -161,12 +223,12 @@ def layer_weights(fisher: FisherResult | np.ndarray | None, strategy: str | Laye
         weights = mean_one(chosen.calculate_layer_weights(fisher, n_layers))
     if weights.shape != (n_layers,):
         raise LwaError(f"{len(weights)} layer weights for a student of {n_layers} layers: they must be as many")
-    return weights
+    return mean_one(weights * matched_layers(n_layers, match))
 
 
 def default_arguments() -> TrainingArguments:
     """Settings for a bare DistillationTrainer(...).train(loader)."""
     return TrainingArguments(
         output_dir=str(TRAINER_OUTPUT), learning_rate=1e-4, save_strategy="no", report_to="none", remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), logging_steps=10,
+        use_cpu=not torch.cuda.is_available(), logging_steps=10, accelerator_config=UNEVEN,
     )

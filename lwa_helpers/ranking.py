@@ -84,6 +84,10 @@ class ItemRankingModel(nn.Module):
         hidden = tuple(state[at] for state in out.hidden_states) if output_hidden_states else None
         return RankingOutput(loss, logits, hidden)
 
+    def gradient_checkpointing_enable(self, **options) -> None:
+        """Compute activations again in the backward pass; Trainer calls it when its arguments say so."""
+        self.causal_lm.gradient_checkpointing_enable(**options)
+
     def last_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Final hidden states, (B, T, d)."""
         return backbone(self.causal_lm)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

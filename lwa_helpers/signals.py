@@ -2,56 +2,202 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor
+import transformers
+from numpy.lib.format import open_memmap
+from torch import Tensor, nn
 
+from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import decoder_layers
 from lwa_helpers.ranking import ItemRankingModel
 
+Batches = Iterable[dict[str, Tensor]]
+READ = ("input_ids", "attention_mask", "item_labels")
+KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
+ROWS = 1024  # positions fused at a time
+SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
+FORMAT = 1  # raise it when what is stored, or how it is computed, changes
+
+
+@dataclass
+class TopLogits:
+    """The k most likely items of each position and how likely they are: items (P, k); log_p (P, k+1), the last column the
+    log of the mass of all other items."""
+
+    items: Tensor
+    log_p: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int, temperature: float) -> TopLogits:
+        """Cut softmax(logits / temperature), logits (P, N), to its k < N largest."""
+        log_p = (logits.float() / temperature).log_softmax(-1)
+        top = log_p.topk(k, dim=-1)
+        return cls(top.indices, with_rest(log_p, top.indices))
+
+
+def with_rest(log_p: Tensor, items: Tensor) -> Tensor:
+    """Return log p of `items` (P, k), then the log of the mass of all others, (P, k+1); log_p (P, N)."""
+    rest = log_p.scatter(1, items, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([log_p.gather(1, items), rest], 1)
+
 
 class TeacherSignals:
-    """A teacher's item logits (P, N) and states at mapped layers (P, S, d) in float16 on disk, found by window index."""
+    """A teacher's item logits (P, N), or its k most likely items, and its states at mapped layers (P, S, d), found by window.
 
-    def __init__(self, directory: Path, n_layers: int, starts: np.ndarray):
-        self.logits = np.load(directory / "logits.npy", mmap_mode="r")
-        self.hidden = np.load(directory / "hidden.npy", mmap_mode="r")
-        self.n_layers, self.starts = n_layers, starts
+    Arrays of float16 on disk, memory-mapped; positions stand in the order of the windows.
+    """
+
+    def __init__(self, directory: Path):
+        """directory: what `compute` or `fuse` wrote."""
+        self.directory = Path(directory)
+        meta = json.loads((self.directory / "meta.json").read_text(encoding="utf-8"))
+        self.n_layers, self.top_k, self.temperature = meta["n_layers"], meta["top_k"], meta["temperature"]
+        self.logits = np.load(self.directory / "logits.npy", mmap_mode="r")
+        self.items = np.load(self.directory / "items.npy", mmap_mode="r") if self.top_k else None
+        self.hidden = np.load(self.directory / "hidden.npy", mmap_mode="r")
+        self.starts = np.load(self.directory / "starts.npy")
         self.config = SimpleNamespace(hidden_size=self.hidden.shape[-1])
 
-    def lookup(self, windows: Tensor, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-        """Return logits (P, N) and S states (P, d) of the positions of these windows (B,), row after row."""
+    def lookup(self, windows: Tensor, device: torch.device) -> tuple[Tensor | TopLogits, list[Tensor]]:
+        """Return logits (P, N) or TopLogits, and S states (P, d), of the positions of these windows (B,), row after row."""
         rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in windows.tolist()])
-        logits = torch.from_numpy(self.logits[rows]).to(device)
+        logits: Tensor | TopLogits = torch.from_numpy(self.logits[rows]).to(device)
+        if self.items is not None:
+            logits = TopLogits(torch.from_numpy(self.items[rows]).long().to(device), logits.float().log_softmax(-1))
         return logits, list(torch.from_numpy(self.hidden[rows]).to(device).unbind(1))
+
+    @classmethod
+    def cached(
+        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], bf16: bool, top_k: int | None = None,
+        temperature: float = 1.0,
+    ) -> TeacherSignals:
+        """Return the signals from the cache folder, where `compute` puts them if they are not there yet.
+
+        The key holds whatever the signals depend on: the teacher's weights and settings, the batches, the arguments, the
+        device and the versions of torch and transformers.
+        """
+        device = next(teacher.parameters()).device.type
+        key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches), layers, bf16, top_k]
+        key += [temperature if top_k else None, device, torch.__version__, transformers.__version__]
+        directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
+        if not directory.is_dir():
+            cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
+        os.utime(directory)
+        for old in sorted(directory.parent.iterdir(), key=lambda path: -path.stat().st_mtime)[KEPT:]:
+            paths.remove(old)
+        return cls(directory)
 
     @classmethod
     @torch.no_grad()
     def compute(
-        cls, teacher: ItemRankingModel, batches: Iterable[dict[str, Tensor]], layers: list[int], directory: Path, bf16: bool
+        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], directory: Path, bf16: bool,
+        top_k: int | None = None, temperature: float = 1.0,
     ) -> TeacherSignals:
         """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its signals in `directory`.
 
-        layers: the teacher layers (1 … L) that student layers are matched to. Raises LwaError for windows out of order.
+        layers: the teacher layers (1 … L) that student layers are matched to. top_k: keep only the k most likely items at
+        `temperature`; None, or as many as there are, keeps all logits. `batches` is read twice.
+        Raises LwaError for windows out of order.
         """
         teacher.eval()
-        device = next(teacher.parameters()).device
-        logits, hidden, counts = [], [], []
-        for batch in batches:
-            if batch["window"].tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
-                raise LwaError("teacher signals need the windows in order: make the loader with shuffle=False")
-            counts += (batch["item_labels"] != -100).sum(1).tolist()
-            inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask", "item_labels")}
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                out = teacher(**inputs, output_hidden_states=True)
-            logits.append(out.logits.half().cpu().numpy())
-            hidden.append(torch.stack([out.hidden[layer] for layer in layers], 1).half().cpu().numpy())
-        directory.mkdir(parents=True, exist_ok=True)
-        np.save(directory / "logits.npy", np.concatenate(logits))
-        np.save(directory / "hidden.npy", np.concatenate(hidden))
-        return cls(directory, len(decoder_layers(teacher)), np.concatenate([[0], np.cumsum(counts)]))
+        device, n_items = next(teacher.parameters()).device, len(teacher.head.bias)
+        k = top_k if top_k and top_k < n_items else None
+        starts = _starts(batches)
+        positions, width = starts[-1], teacher.config.hidden_size
+        shapes = {"logits": (positions, k + 1 if k else n_items), "hidden": (positions, len(layers), width)}
+        with paths.atomic_write(directory) as folder, _arrays(folder, shapes, k) as arrays:
+            at = 0
+            for batch in batches:
+                inputs = {key: batch[key].to(device) for key in READ}
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                    out = teacher(**inputs, output_hidden_states=True)
+                rows = slice(at, at := at + len(out.logits))
+                said = TopLogits.of(out.logits, k, temperature) if k else None
+                arrays["logits"][rows] = (said.log_p if said else out.logits).half().cpu().numpy()
+                arrays["hidden"][rows] = torch.stack([out.hidden[layer] for layer in layers], 1).half().cpu().numpy()
+                if said:
+                    arrays["items"][rows] = said.items.cpu().numpy()
+            np.save(folder / "starts.npy", starts)
+            meta = {"n_layers": len(decoder_layers(teacher)), "top_k": k, "temperature": temperature}
+            (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        return cls(directory)
+
+
+def _starts(batches: Batches) -> np.ndarray:
+    """First position of every window, and the number of positions: (windows + 1,). Raises LwaError for windows out of order."""
+    counts: list[int] = []
+    for batch in batches:
+        if batch["window"].tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
+            raise LwaError("teacher signals need the windows in order: make the loader with shuffle=False")
+        counts += (batch["item_labels"] != -100).sum(1).tolist()
+    if not counts:
+        raise LwaError("teacher signals need at least one window: the loader gave no batch (a generator can be read only once)")
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+@contextmanager
+def _arrays(folder: Path, shapes: dict[str, tuple[int, ...]], k: int | None) -> Iterator[dict[str, np.memmap]]:
+    """Files of a signals folder, mapped for writing: float16 of the given shapes, and items (P, k) int32 where k is set."""
+    folder.mkdir(parents=True)
+    arrays = {name: open_memmap(folder / f"{name}.npy", "w+", np.float16, shape) for name, shape in shapes.items()}
+    if k:
+        arrays["items"] = open_memmap(folder / "items.npy", "w+", np.int32, (shapes["logits"][0], k))
+    yield arrays
+    for array in arrays.values():
+        array.flush()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and values of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def batches_hash(batches: Batches) -> str:
+    """SHA-256 over what a ranking model reads of every batch, padding included."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name in READ:
+            digest.update(f"{name} {tuple(batch[name].shape)}\n".encode())
+            digest.update(batch[name].contiguous().numpy())
+    return digest.hexdigest()
+
+
+def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path) -> TeacherSignals:
+    """Write several teachers' signals as one: item probabilities are the weighted mean of theirs, states the first one's.
+
+    The teachers may read the windows with other tokenizers: a position is a target, which all share. weights: one per
+    teacher, for example its NDCG on the validation part, scaled to sum 1. Raises LwaError for signals of other windows,
+    other catalogues or cut to top_k, and for weights that do not fit.
+    """
+    first, share = signals[0], np.asarray(weights, dtype=np.float32)
+    if share.shape != (len(signals),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
+        raise LwaError(f"weights {list(weights)}: give {len(signals)} finite numbers >= 0, not all zero")
+    if any(s.items is not None for s in signals):
+        raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
+    if any(s.logits.shape != first.logits.shape or (s.starts != first.starts).any() for s in signals):
+        raise LwaError("the signals to be fused must be of the same windows and the same catalogue")
+    share /= share.sum()
+    with paths.atomic_write(directory) as folder, _arrays(folder, {"logits": first.logits.shape}, None) as arrays:
+        for start in range(0, len(first.logits), ROWS):
+            rows = slice(start, start + ROWS)
+            parts = [torch.from_numpy(np.array(s.logits[rows])).float().softmax(-1) * w for s, w in zip(signals, share.tolist())]
+            arrays["logits"][rows] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
+        for name in ("hidden.npy", "starts.npy", "meta.json"):
+            shutil.copyfile(first.directory / name, folder / name)
+    return TeacherSignals(directory)

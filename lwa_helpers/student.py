@@ -1,28 +1,36 @@
-"""Build a student from a teacher's own decoder layers, with the vocabulary cut to what the texts need."""
+"""Build a student from a teacher's own decoder layers: which of them to keep, and the copy that holds only these."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer
-from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.initialization import no_init_weights
+from torch import nn
 
 from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher import FisherResult, next_token_nll
+from lwa_helpers.importance import Loss, leave_one_layer_out
 from lwa_helpers.models import LanguageModel, decoder_layers
+from lwa_helpers.vocabulary import filled, trim_vocabulary
 
-SELECTIONS = ("first", "last", "first_last", "uniform", "drop_block")
+SCORED = {
+    "top_fisher": "a FisherResult of the teacher",
+    "block_influence": "importance.block_influence(teacher, batches)",
+    "greedy": "student.greedy_scores(teacher, batches)",
+}
+SELECTIONS = ("first", "last", "first_last", "uniform", "drop_block", "random", *SCORED)
 
 
-def select_layers(teacher_layers: int, n_layers: int, selection: str | Sequence[int]) -> list[int]:
+def select_layers(
+    teacher_layers: int, n_layers: int, selection: str | Sequence[int], scores: FisherResult | Sequence[float] | None = None,
+    seed: int = 0,
+) -> list[int]:
     """Return the indices, rising, of the teacher layers that the student keeps.
 
     first: the n lowest; last: the n highest; first_last: half from each end; drop_block: the n-1 lowest and the last;
-    uniform: evenly spaced, both ends kept; or the indices themselves. Raises LwaError for anything else.
+    uniform: evenly spaced, both ends kept; random: drawn with the seed; top_fisher, block_influence, greedy: the n highest
+    of `scores` (L,), of equal ones the lower layer; or the indices themselves. Raises LwaError for anything else.
     """
     if not isinstance(n_layers, int) or not 1 <= n_layers <= teacher_layers:
         raise LwaError(f"n_layers = {n_layers!r}: the teacher has {teacher_layers} layers, choose 1 to {teacher_layers}")
@@ -43,18 +51,60 @@ def select_layers(teacher_layers: int, n_layers: int, selection: str | Sequence[
             return everything[: n_layers - 1] + everything[-1:]
         case "uniform":
             return sorted(np.linspace(0, teacher_layers - 1, n_layers).round().astype(int).tolist())
+        case "random":
+            return sorted(np.random.default_rng(seed).choice(teacher_layers, n_layers, replace=False).tolist())
+        case "top_fisher" | "block_influence" | "greedy":
+            values = _layer_scores(selection, scores, teacher_layers)
+            return sorted(np.argsort(-values, kind="stable")[:n_layers].tolist())
     raise LwaError(f"unknown selection {selection!r}: one of {', '.join(SELECTIONS)}, or a list of layer indices")
 
 
+def _layer_scores(selection: str, scores: FisherResult | Sequence[float] | None, n_layers: int) -> np.ndarray:
+    """Scores (L,) for a selection that needs them; Fisher information is taken for top_fisher alone."""
+    fisher = isinstance(scores, FisherResult)
+    if scores is None or (fisher and selection != "top_fisher"):
+        raise LwaError(f"selection {selection!r} needs scores, one per teacher layer: pass scores={SCORED[selection]}")
+    values = np.asarray(scores.per_layer if fisher else scores, dtype=np.float64)
+    if values.shape != (n_layers,) or not np.isfinite(values).all():
+        raise LwaError(f"selection {selection!r}: scores of shape {values.shape} given, {n_layers} finite ones are needed")
+    return values
+
+
+def greedy_scores(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll, n_layers: int = 1) -> np.ndarray:
+    """Return each layer's place, 0, 1, …, in the order of dropping whichever layer raises the mean loss least, (L,).
+
+    After each drop all remaining layers are measured again (SLEB, Song et al. 2024, arXiv:2402.09025). The last `n_layers`
+    share the highest place. The n highest scores are the greedy choice of n layers, for every n from n_layers up.
+    """
+    batches, pruned = list(batches), copy.deepcopy(model)
+    left = list(range(len(decoder_layers(pruned))))
+    scores = np.full(len(left), float(len(left) - n_layers))
+    for place in range(len(left) - n_layers):
+        worst = int(leave_one_layer_out(pruned, batches, loss).argmin())
+        scores[left.pop(worst)] = place
+        _drop_layer(pruned, worst)
+    return scores
+
+
+def _drop_layer(model: nn.Module, index: int) -> None:
+    """Take one decoder layer out of a model, in place."""
+    del decoder_layers(model)[index]
+    config = model.config
+    config.num_hidden_layers -= 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = [kind for place, kind in enumerate(config.layer_types) if place != index]
+
+
 def build_student(
-    teacher: LanguageModel, n_layers: int = 8, selection: str | Sequence[int] = "uniform", texts: Iterable[str] | None = None
+    teacher: LanguageModel, n_layers: int = 8, selection: str | Sequence[int] = "uniform", texts: Iterable[str] | None = None,
+    scores: FisherResult | Sequence[float] | None = None, seed: int = 0,
 ) -> LanguageModel:
     """Return a student of `n_layers` of the teacher's own layers; the teacher is left as it is.
 
-    With `texts`, the vocabulary keeps the tokens that these texts need, the byte or character alphabet and the special
-    tokens; tokenisation of the texts and the logits of the kept tokens stay the same.
+    With `texts`, the vocabulary is cut to what they need: see trim_vocabulary. `scores` and `seed` are for the selections
+    that need them: see select_layers.
     """
-    kept = select_layers(len(decoder_layers(teacher.model)), n_layers, selection)
+    kept = select_layers(len(decoder_layers(teacher.model)), n_layers, selection, scores, seed)
     student = LanguageModel(f"{teacher.name}-{n_layers}L", _with_layers(teacher.model, kept), teacher.tokenizer, teacher.sha256)
     return student if texts is None else trim_vocabulary(student, texts)
 
@@ -74,95 +124,4 @@ def _with_layers(model, kept: list[int]):
                 continue
             name = f"{path}{kept.index(int(index))}.{rest}"
         state[name] = value
-    return _filled(type(model), config, state, model)
-
-
-def _filled(model_class, config, state: dict[str, torch.Tensor], original):
-    """Build a model of `config` holding copies of `state`, with the original's dtype, device and generation settings."""
-    with no_init_weights():
-        student = model_class._from_config(config, dtype=original.dtype).to(original.device)
-    student.load_state_dict(state, strict=True)
-    student.tie_weights()
-    student.generation_config = copy.deepcopy(original.generation_config)
-    return student.train(original.training)
-
-
-def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
-    """Return a copy of the model whose vocabulary is what the texts need, old order kept.
-
-    A text of `texts` gets the same tokens as before (renumbered) because each merge that its tokens are made of is kept.
-    Raises LwaError for a tokenizer that is not BPE.
-    """
-    spec = json.loads(lm.tokenizer.backend_tokenizer.to_str())
-    if spec["model"]["type"] != "BPE":
-        raise LwaError(f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}")
-    old_ids = kept_tokens(lm.tokenizer, spec, texts)
-    return LanguageModel(f"{lm.name}-{len(old_ids)}V", _with_rows(lm.model, old_ids), _renumbered(lm.tokenizer, spec, old_ids), lm.sha256)
-
-
-def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[str]) -> list[int]:
-    """Return the old ids to keep, rising: special tokens, alphabet, the texts' tokens, and the parts these are merged from."""
-    vocabulary = spec["model"]["vocab"]
-    parts: dict[str, set[str]] = {}
-    for left, right in map(_pair, spec["model"]["merges"]):
-        parts.setdefault(left + right, set()).update((left, right))
-    names = {index: token for token, index in vocabulary.items()}
-    kept = {token["id"] for token in spec["added_tokens"] if token["special"]}
-    bytes_ = [token for token in vocabulary if len(token) == 6 and token.startswith("<0x")]
-    waiting = bytes_ or [token for token in vocabulary if len(token) == 1]
-    waiting += [names[i] for i in {i for row in tokenizer(list(texts))["input_ids"] for i in row} if i in names]
-    while waiting:
-        token = waiting.pop()
-        if vocabulary[token] not in kept:
-            kept.add(vocabulary[token])
-            waiting.extend(parts.get(token, ()))
-    return sorted(kept)
-
-
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """A merge rule as its two parts, whichever way the file writes it."""
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
-
-
-def _renumbered(tokenizer: PreTrainedTokenizerBase, spec: dict, old_ids: list[int]) -> PreTrainedTokenizerFast:
-    """Rebuild the tokenizer on the kept ids."""
-    new_id = {old: new for new, old in enumerate(old_ids)}
-    model = spec["model"]
-    model["vocab"] = {token: new_id[old] for token, old in model["vocab"].items() if old in new_id}
-    model["merges"] = [list(p) for p in map(_pair, model["merges"]) if {*p, "".join(p)} <= model["vocab"].keys()]
-    spec["added_tokens"] = [token | {"id": new_id[token["id"]]} for token in spec["added_tokens"] if token["id"] in new_id]
-    for token in ((spec.get("post_processor") or {}).get("special_tokens") or {}).values():
-        token["ids"] = [new_id[old] for old in token["ids"]]
-    rebuilt = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side, **tokenizer.special_tokens_map,
-    )
-    rebuilt.chat_template = getattr(tokenizer, "chat_template", None)
-    return rebuilt
-
-
-def _with_rows(model, old_ids: list[int]):
-    """Copy a causal LM with only these rows of its embedding and head."""
-    config = copy.deepcopy(model.config)
-    rows = model.get_input_embeddings().weight.shape[0]
-    config.vocab_size = len(old_ids)
-    new_id = {old: new for new, old in enumerate(old_ids)}
-    generation = copy.deepcopy(model.generation_config) or GenerationConfig()
-    for holder in (config, generation):
-        for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(holder, field, _mapped(getattr(holder, field, None), new_id))
-    heads = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    cut = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in heads and p.shape[0] == rows}
-    index = torch.tensor(old_ids, device=model.device)
-    state = {name: value[index] if name in cut else value for name, value in model.state_dict().items()}
-    trimmed = _filled(type(model), config, state, model)
-    trimmed.generation_config = generation
-    return trimmed
-
-
-def _mapped(value: int | list[int] | None, new_id: dict[int, int]):
-    """Renumber a token id, or a list of them; an id that was cut becomes None."""
-    if isinstance(value, list):
-        return [new_id[old] for old in value if old in new_id] or None
-    return new_id.get(value)
+    return filled(type(model), config, state, model)

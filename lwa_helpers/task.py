@@ -18,6 +18,7 @@ from lwa_helpers.evaluation import Cases, cases, rank_of_target
 from lwa_helpers.models import LanguageModel
 from lwa_helpers.ranking import ItemHead, ItemRankingModel, rank_catalogue, title_vectors
 from lwa_helpers.tuning import window_loader
+from lwa_helpers.vocabulary import check_covered
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class RankingTask:
     evaluation: EvaluationConfig
     seed: int
     part: Literal["valid", "test"] = "test"
+
+    def __post_init__(self):
+        check_covered(self.lm.tokenizer, self.texts())
 
     @cached_property
     def prompt(self) -> Prompt:

@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import backbone
 from lwa_helpers.trie import TitleTrie, pieces
+from lwa_helpers.vocabulary import check_covered
 
 LAYERS = {"full_attention", "sliding_attention"}
 NO_TITLES = np.empty(0, dtype=np.int64), TitleTrie([])
@@ -111,6 +112,7 @@ class TitleRanker:
         self.header, self.titles = header, list(titles)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         texts = [title + "\n" for title in self.titles]
+        check_covered(tokenizer, texts)
         self.tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
     @cached_property

@@ -136,6 +136,20 @@ class SoftmaxFisher(LayerwiseDistillation):
         return mean_one(np.exp((log_f - log_f.max()) / self.temperature))
 
 
+class FisherAhead(LayerwiseDistillation):
+    """w_s proportional to the Fisher trace of slice s and all slices above it: what stands or falls with the state after s.
+
+    A wrong state is read by every later layer, so it costs as much as the information that these and its own layers hold.
+    Because lower layers hold most of the trace the weights fall with depth, and the last state, which cross-entropy and KL
+    judge already, counts least.
+    """
+
+    name = "fisher_ahead"
+
+    def calculate_layer_weights(self, fisher_scores, n_layers):
+        return mean_one(np.cumsum(fisher_at_depths(fisher_scores, n_layers, self.name)[::-1])[::-1])
+
+
 class InverseFisher(LayerwiseDistillation):
     """w_s proportional to 1 / F_s, the control that turns the claim around."""
 

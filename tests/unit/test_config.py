@@ -35,6 +35,9 @@ def test_overrides_reach_nested_fields_and_leave_the_profile_alone():
     ({"data.k_core": 2.5}, "data.k_core"),
     ({"nowhere.x": 1}, "no section 'nowhere'"),
     ({"ablation.strategies": ["uniform"]}, "ablation.strategies"),
+    ({"distillation.steps": [15, 6]}, "end with n_layers = 8"),
+    ({"distillation.steps": [15, 15, 8]}, "steps must fall"),
+    ({"ablation.loss.match": "some"}, "ablation.loss.match"),
 ])
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(LwaError, match=message):

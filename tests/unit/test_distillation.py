@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lwa_helpers import DistillationTrainer, build_student
 from lwa_helpers.config import LossConfig
-from lwa_helpers.distillation import signals
+from lwa_helpers.distillation import matched_layers, signals
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import ItemHead, ItemRankingModel
 from lwa_helpers.signals import TeacherSignals
@@ -55,6 +55,32 @@ def test_loss_is_the_formula(pair):
     assert got.item() == pytest.approx(want.item(), rel=1e-5)
 
 
+def test_the_hidden_term_is_a_mean_over_the_layers_that_are_matched():
+    """Layers 1 and 2 of three, weights 1 and 3: (1 d_1 + 3 d_2) / 4, whatever layer 3 says."""
+    student = item_model(language_model(layers=3), seed=1)
+    loss = LossConfig(alpha=0.0, temperature=1.0, beta=1.0, match="no_last")
+    trainer = DistillationTrainer(item_model(language_model()), student, np.array([1.0, 3, 5]), loss=loss)
+    a, b = torch.eye(4)[:1], torch.eye(4)[1:2]
+    got = trainer.hidden_term([a, a, a], [a, b, a + b])
+    assert got.item() == pytest.approx((1 * 0 + 3 * 1) / 4)
+
+
+@pytest.mark.parametrize(("match", "n_layers", "expected"), [
+    ("all", 3, [1, 1, 1]), ("no_last", 3, [1, 1, 0]), ("no_last_two", 4, [1, 1, 0, 0]), ("last", 3, [0, 0, 1]),
+    ("lower", 4, [1, 1, 0, 0]), ("upper", 4, [0, 0, 1, 1]), ("middle", 8, [0, 0, 1, 1, 1, 1, 0, 0]),
+    ("lower", 3, [1, 0, 0]), ("upper", 3, [0, 1, 1]), ("middle", 3, [0, 1, 0]), ("middle", 1, [1]),
+])
+def test_matched_layers(match, n_layers, expected):
+    assert matched_layers(n_layers, match).tolist() == [bool(x) for x in expected]
+
+
+def test_a_match_that_leaves_nothing_is_named():
+    with pytest.raises(LwaError, match="leaves none of the student's 2 layers"):
+        matched_layers(2, "no_last_two")
+    with pytest.raises(LwaError, match="choose one of all"):
+        matched_layers(2, "some")
+
+
 def test_a_perfect_student_has_no_distance(pair):
     teacher, _, lm = pair
     batch = next(iter(window_loader(windows(lm), 999, 0, 0, shuffle=False)))
@@ -66,13 +92,13 @@ def test_cached_signals_equal_the_teachers(pair, tmp_path):
     teacher, student, lm = pair
     data = windows(lm)
     ordered = window_loader(data, 40, 0, 0, shuffle=False)
-    cache = TeacherSignals.compute(teacher, ordered, [2, 4], tmp_path, bf16=False)
+    cache = TeacherSignals.compute(teacher, ordered, [2, 4], tmp_path / "signals", bf16=False)
     live = DistillationTrainer(teacher, student, strategy="uniform", loss=LOSS)
     cached = DistillationTrainer(cache, student, strategy="uniform", loss=LOSS)
     for batch in window_loader(data, 60, 0, seed=3):
         assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=2e-3)
     with pytest.raises(LwaError, match="in order"):
-        TeacherSignals.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path, bf16=False)
+        TeacherSignals.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path / "other", bf16=False)
 
 
 def test_plain_causal_lms_of_other_widths_train():
@@ -91,6 +117,7 @@ def test_plain_causal_lms_of_other_widths_train():
     before = {name: p.clone() for name, p in teacher.model.named_parameters()}
     trainer.train(loader, num_epochs=8)
     assert trainer.compute_loss(student.model, next(iter(loader))).item() < first - 0.05
+    assert not any("projections" in name for name in student.model.state_dict())
     assert trainer.state.global_step == 24
     assert all(torch.equal(p, before[name]) for name, p in teacher.model.named_parameters())
 

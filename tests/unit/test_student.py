@@ -1,17 +1,19 @@
-"""Students hold the teacher's own layers; a cut vocabulary changes neither tokens nor logits of what is kept."""
+"""Students hold the teacher's own layers, those that a selection names."""
 
 import copy
-import json
 
+import numpy as np
 import pytest
 import torch
+from test_weighting import result
 from tiny_lm import TITLES, language_model
 from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config
 
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher import next_token_nll
 from lwa_helpers.models import decoder_layers, load_teacher
-from lwa_helpers.student import kept_tokens, select_layers, trim_vocabulary
+from lwa_helpers.student import greedy_scores, select_layers
 
 TEXTS = [f"{title}\n" for title in TITLES[:5]]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -41,6 +43,53 @@ def test_bad_selections_are_named(n_layers, selection, message):
         select_layers(10, n_layers, selection)
 
 
+def test_selections_by_score_keep_the_highest_and_of_equal_ones_the_lower():
+    scores = [3.0, 9, 1, 3, 8, 0, 3]
+    for selection in ("top_fisher", "block_influence", "greedy"):
+        assert select_layers(7, 3, selection, scores) == [0, 1, 4]
+        assert select_layers(7, 4, selection, np.array(scores)) == [0, 1, 3, 4]
+    assert select_layers(7, 3, "top_fisher", result(scores)) == [0, 1, 4]
+
+
+def test_random_selections_follow_the_seed():
+    drawn = [select_layers(30, 8, "random", seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(len(set(kept)) == 8 and kept == sorted(kept) and set(kept) <= set(range(30)) for kept in drawn)
+
+
+@pytest.mark.parametrize(("selection", "scores", "message"), [
+    ("top_fisher", None, "needs scores.*FisherResult"), ("greedy", None, "greedy_scores"),
+    ("block_influence", result([1.0] * 10), "needs scores.*block_influence"), ("top_fisher", [1.0, 2], "10 finite"),
+    ("greedy", [float("nan")] * 10, "10 finite"),
+])
+def test_missing_or_wrong_scores_are_named(selection, scores, message):
+    with pytest.raises(LwaError, match=message):
+        select_layers(10, 4, selection, scores)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_greedy_drops_what_a_student_without_it_misses_least(kind):
+    """Independent oracle: every smaller student is built and its loss measured."""
+    teacher = language_model(layers=6, config=CONFIGS[kind])
+    with torch.no_grad():
+        for layer in decoder_layers(teacher.model):
+            for parameter in layer.parameters():
+                parameter *= 3  # so that layers differ in what they do
+    ids = torch.randint(0, 300, (3, 9), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": rows, "attention_mask": torch.ones_like(rows), "labels": rows} for rows in ids.split(2)]
+    left = list(range(6))
+    while len(left) > 2:
+        losses = []
+        for layer in left:
+            smaller = build_student(teacher, len(left) - 1, [other for other in left if other != layer]).model
+            losses.append(sum(next_token_nll(smaller, batch).sum().item() for batch in batches))
+        left.pop(int(np.argmin(losses)))
+        scores = greedy_scores(teacher.model, iter(batches), n_layers=len(left))
+        assert select_layers(6, len(left), "greedy", scores) == left
+    assert len(decoder_layers(teacher.model)) == 6 == teacher.model.config.num_hidden_layers
+    assert sorted(scores) == [0, 1, 2, 3, 4, 4]
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_student_is_the_teacher_without_the_other_layers(kind):
     """Independent oracle: the teacher itself with its list of layers shortened in place."""
@@ -65,21 +114,6 @@ def test_a_student_is_the_teacher_without_the_other_layers(kind):
             oracle.config.layer_types = [oracle.config.layer_types[i] for i in (0, 2, 5)]
         torch.testing.assert_close(got, oracle(ids, use_cache=False).logits, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_cut_vocabulary_keeps_tokens_and_logits(tied):
-    teacher = language_model(tie_word_embeddings=tied)
-    cut = trim_vocabulary(teacher, TEXTS)
-    old = kept_tokens(teacher.tokenizer, json.loads(teacher.tokenizer.backend_tokenizer.to_str()), TEXTS)
-    assert len(old) == cut.model.config.vocab_size < teacher.model.config.vocab_size
-    for text in TEXTS:
-        before, after = teacher.tokenizer(text)["input_ids"], cut.tokenizer(text)["input_ids"]
-        assert [old[i] for i in after] == before and cut.tokenizer.decode(after) == text
-        with torch.no_grad():
-            full, small = teacher.model(torch.tensor([before])).logits, cut.model(torch.tensor([after])).logits
-        torch.testing.assert_close(full[..., old], small, rtol=0, atol=1e-6)
-    assert cut.tokenizer.eos_token == "<end>" and cut.model.config.eos_token_id == cut.tokenizer.eos_token_id
 
 
 def test_a_saved_student_loads_as_a_plain_checkpoint(tmp_path):

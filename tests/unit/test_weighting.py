@@ -44,11 +44,26 @@ def test_fisher_is_averaged_over_equal_slices_of_the_teacher():
     np.testing.assert_allclose(get_strategy("inverse_fisher").calculate_layer_weights(result([1, 3]), 2), [1.5, 0.5])
 
 
+def test_strategies_on_fisher_traces_by_hand():
+    fisher = result([1, 4, 2, 9])
+    for name, expected in {
+        "fisher_x_depth": [1, 8, 6, 36], "softmax_fisher": [1, 2, np.sqrt(2), 3], "fisher_ahead": [16, 15, 11, 9],
+    }.items():
+        weights = get_strategy(name).calculate_layer_weights(fisher, 4)
+        np.testing.assert_allclose(weights, np.array(expected) / np.mean(expected))
+    np.testing.assert_allclose(get_strategy("fisher_ahead").calculate_layer_weights(fisher, 2), np.array([8, 5.5]) / 6.75)
+
+
 def test_shuffled_weights_are_the_fisher_weights_in_another_order():
     fisher = result(np.arange(1.0, 9.0))
     plain = get_strategy("fisher").calculate_layer_weights(fisher, 8)
     shuffled = get_strategy("shuffled_fisher").calculate_layer_weights(fisher, 8)
     assert sorted(shuffled) == pytest.approx(sorted(plain)) and not np.allclose(shuffled, plain)
+
+
+def test_layers_that_are_not_matched_have_no_weight():
+    np.testing.assert_allclose(layer_weights(None, "linear", 4, "no_last"), np.array([1, 2, 3, 0]) * 4 / 6)
+    np.testing.assert_allclose(layer_weights(None, "uniform", 4, "last"), [0, 0, 0, 4])
 
 
 def test_a_subclass_is_found_by_its_name(monkeypatch):
@@ -70,6 +85,8 @@ def test_bad_input_is_named():
         layer_weights(None, "fisher", 4)
     with pytest.raises(LwaError, match="3 layer weights for a student of 4"):
         layer_weights(np.ones(3), "fisher", 4)
+    with pytest.raises(LwaError, match="3 layer weights for a student of 1"):
+        layer_weights(np.ones(3), "fisher", 1, "no_last")
     with pytest.raises(LwaError, match="finite"):
         layer_weights(np.array([1.0, -1, 1, 1]), "fisher", 4)
     with pytest.raises(LwaError, match="`name`"):

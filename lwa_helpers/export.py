@@ -1,0 +1,127 @@
+"""Write a model as a GGUF file with a Modelfile beside it, for llama.cpp and `ollama create`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import gguf
+import numpy as np
+from gguf import GGUFWriter, TokenType
+from torch import Tensor
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.models import LanguageModel
+from lwa_helpers.paths import atomic_write
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+GGUF_FILE = "model.gguf"
+MODELFILE = f"FROM ./{GGUF_FILE}\nTEMPLATE \"{{{{ .Prompt }}}}\"\nPARAMETER temperature 0\n"  # prompts are sent as they are
+FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
+
+
+def export_gguf(lm: LanguageModel, directory: str | Path, dtype: Literal["f32", "f16"] = "f16") -> Path:
+    """Write model.gguf and Modelfile into `directory` and return the path of the first; the item head is not part of it.
+
+    Matrices are stored as `dtype`, vectors as f32. transformers' GGUF reader and llama.cpp give the logits of `lm` (to the
+    precision of the dtype) and its tokens. Raises LwaError for an architecture, a scaling of positions or a tokenizer that
+    is not known.
+    """
+    if dtype not in FILE_TYPES:
+        raise LwaError(f"dtype {dtype!r}: choose one of {', '.join(FILE_TYPES)}")
+    config = lm.model.config
+    if config.model_type not in ARCHITECTURES:
+        raise LwaError(f"model {lm.name!r} is a {config.model_type}: GGUF export knows {', '.join(ARCHITECTURES)}")
+    path = Path(directory) / GGUF_FILE
+    with atomic_write(path) as temporary:
+        writer = GGUFWriter(temporary, config.model_type)
+        _add_config(writer, lm, dtype)
+        _add_tokenizer(writer, lm)
+        for name, tensor in _tensors(lm):
+            stored = np.float16 if dtype == "f16" and tensor.ndim > 1 else np.float32
+            writer.add_tensor(name, tensor.detach().cpu().float().numpy().astype(stored))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    with atomic_write(path.with_name("Modelfile")) as temporary:
+        temporary.write_text(MODELFILE, encoding="utf-8")
+    return path
+
+
+def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
+    """The model's shape under llama.cpp's names."""
+    config = lm.model.config
+    rope = config.rope_parameters
+    if config.model_type == "llama" and (config.attention_bias or config.mlp_bias):
+        raise LwaError(f"model {lm.name!r} is a llama with biases, which GGUF readers leave out")
+    if rope["rope_type"] != "default":
+        raise LwaError(f"model {lm.name!r} scales its positions ({rope['rope_type']}): GGUF export knows plain rotary ones")
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_name(lm.name)
+    writer.add_file_type(FILE_TYPES[dtype])
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_tokenizer(writer: GGUFWriter, lm: LanguageModel) -> None:
+    """Vocabulary, merges and special tokens; rows of the embedding that no token names are marked as unused."""
+    spec, size = json.loads(lm.tokenizer.backend_tokenizer.to_str()), lm.model.config.vocab_size
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    types = [TokenType.UNUSED] * size
+    for token, index in spec["model"]["vocab"].items():
+        tokens[index], types[index] = token, TokenType.NORMAL
+    for token in spec["added_tokens"]:
+        tokens[token["id"]] = token["content"]
+        types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pre_tokenizer(lm.name, spec))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]])
+    for kind in ("bos", "eos", "unk", "pad"):
+        if (index := getattr(lm.tokenizer, f"{kind}_token_id")) is not None:
+            getattr(writer, f"add_{kind}_token_id")(index)
+    writer.add_add_bos_token(lm.tokenizer("")["input_ids"] == [lm.tokenizer.bos_token_id])
+    if lm.tokenizer.chat_template:
+        writer.add_chat_template(lm.tokenizer.chat_template)
+
+
+def _pre_tokenizer(name: str, spec: dict) -> str:
+    """llama.cpp's name for the rule that cuts a text into words: "gpt-2" is a ByteLevel pre-tokenizer as it comes."""
+    pre = spec["pre_tokenizer"] or {}
+    plain = pre.get("type") == "ByteLevel" and pre["use_regex"] and not pre["add_prefix_space"]
+    if spec["model"]["type"] != "BPE" or spec["normalizer"] or not plain:
+        raise LwaError(f"model {name!r}: GGUF export needs a byte-level BPE tokenizer that cuts words as GPT-2 does")
+    return "gpt-2"
+
+
+def _tensors(lm: LanguageModel):
+    """Yield (name in the file, tensor) of every parameter; a tied head is left out, which tells the reader to tie it."""
+    config = lm.model.config
+    architecture = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == config.model_type)
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    for name, tensor in lm.model.state_dict().items():
+        if config.tie_word_embeddings and name == "lm_head.weight":
+            continue
+        if config.model_type == "llama" and ".q_proj." in name:
+            tensor = _interleaved(tensor, config.num_attention_heads)
+        if config.model_type == "llama" and ".k_proj." in name:
+            tensor = _interleaved(tensor, config.num_key_value_heads)
+        yield names.get_name(name, try_suffixes=(".weight", ".bias")), tensor
+
+
+def _interleaved(tensor: Tensor, heads: int) -> Tensor:
+    """Reorder each head's rows from halves to pairs: llama.cpp rotates pairs of neighbours. (heads * d, …) in and out."""
+    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)

@@ -1,0 +1,133 @@
+"""Cut a model's vocabulary to what given texts need: rows of embedding and head, and a tokenizer of the kept tokens."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
+
+from lwa_helpers.errors import LwaError
+from lwa_helpers.models import LanguageModel
+
+WORDS = "words_kept"  # in a cut tokenizer's settings: the words whose tokens are the original's
+
+
+def filled(model_class, config, state: dict[str, torch.Tensor], original):
+    """Build a model of `config` holding copies of `state`, with the original's dtype, device and generation settings."""
+    with no_init_weights():
+        student = model_class._from_config(config, dtype=original.dtype).to(original.device)
+    student.load_state_dict(state, strict=True)
+    student.tie_weights()
+    student.generation_config = copy.deepcopy(original.generation_config)
+    return student.train(original.training)
+
+
+def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
+    """Return a copy of the model whose vocabulary is what the texts need, old order kept; logits of kept tokens are the same.
+
+    A text of `texts` gets the same tokens as before (renumbered) because each merge that its tokens are made of is kept. The
+    byte or character alphabet and the special tokens stay, so any text can be read and written exactly, but one with another
+    word may be cut into smaller tokens than before, on which the model is worse: check_covered refuses it.
+    Raises LwaError for a tokenizer that is not BPE.
+    """
+    texts = list(texts)
+    spec = json.loads(lm.tokenizer.backend_tokenizer.to_str())
+    if spec["model"]["type"] != "BPE":
+        raise LwaError(f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}")
+    old_ids = kept_tokens(lm.tokenizer, spec, texts)
+    tokenizer = _renumbered(lm.tokenizer, spec, old_ids)
+    tokenizer.init_kwargs[WORDS] = sorted({word for text in texts for word in words(lm.tokenizer, text)})
+    return LanguageModel(f"{lm.name}-{len(old_ids)}V", _with_rows(lm.model, old_ids), tokenizer, lm.sha256)
+
+
+def words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """Return the pieces that a BPE tokenizer cuts a text into before it merges: no token crosses their borders."""
+    raw = tokenizer.backend_tokenizer
+    text = raw.normalizer.normalize_str(text) if raw.normalizer else text
+    return [word for word, _ in raw.pre_tokenizer.pre_tokenize_str(text)] if raw.pre_tokenizer else [text]
+
+
+def check_covered(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> None:
+    """Raise LwaError naming the first text with a word that a cut vocabulary was not made for; others hold every text."""
+    if WORDS not in tokenizer.init_kwargs:
+        return
+    kept = set(tokenizer.init_kwargs[WORDS])
+    for text in texts:
+        if new := [word for word in words(tokenizer, text) if word not in kept]:
+            raise LwaError(
+                f"the text {text!r} is outside the model's cut vocabulary ({new[0]!r} was not in the texts it was cut to): "
+                "use the model with an uncut vocabulary, or cut it again with this text among them"
+            )
+
+
+def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[str]) -> list[int]:
+    """Return the old ids to keep, rising: special tokens, alphabet, the texts' tokens, and the parts these are merged from."""
+    vocabulary = spec["model"]["vocab"]
+    parts: dict[str, set[str]] = {}
+    for left, right in map(_pair, spec["model"]["merges"]):
+        parts.setdefault(left + right, set()).update((left, right))
+    names = {index: token for token, index in vocabulary.items()}
+    kept = {token["id"] for token in spec["added_tokens"] if token["special"]}
+    bytes_ = [token for token in vocabulary if len(token) == 6 and token.startswith("<0x")]
+    waiting = bytes_ or [token for token in vocabulary if len(token) == 1]
+    waiting += [names[i] for i in {i for row in tokenizer(list(texts))["input_ids"] for i in row} if i in names]
+    while waiting:
+        token = waiting.pop()
+        if vocabulary[token] not in kept:
+            kept.add(vocabulary[token])
+            waiting.extend(parts.get(token, ()))
+    return sorted(kept)
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    """A merge rule as its two parts, whichever way the file writes it."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _renumbered(tokenizer: PreTrainedTokenizerBase, spec: dict, old_ids: list[int]) -> PreTrainedTokenizerFast:
+    """Rebuild the tokenizer on the kept ids."""
+    new_id = {old: new for new, old in enumerate(old_ids)}
+    model = spec["model"]
+    model["vocab"] = {token: new_id[old] for token, old in model["vocab"].items() if old in new_id}
+    model["merges"] = [list(p) for p in map(_pair, model["merges"]) if {*p, "".join(p)} <= model["vocab"].keys()]
+    spec["added_tokens"] = [token | {"id": new_id[token["id"]]} for token in spec["added_tokens"] if token["id"] in new_id]
+    for token in ((spec.get("post_processor") or {}).get("special_tokens") or {}).values():
+        token["ids"] = [new_id[old] for old in token["ids"]]
+    rebuilt = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side, **tokenizer.special_tokens_map,
+    )
+    rebuilt.chat_template = getattr(tokenizer, "chat_template", None)
+    return rebuilt
+
+
+def _with_rows(model, old_ids: list[int]):
+    """Copy a causal LM with only these rows of its embedding and head."""
+    config = copy.deepcopy(model.config)
+    rows = model.get_input_embeddings().weight.shape[0]
+    config.vocab_size = len(old_ids)
+    new_id = {old: new for new, old in enumerate(old_ids)}
+    generation = copy.deepcopy(model.generation_config) or GenerationConfig()
+    for holder in (config, generation):
+        for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(holder, field, _mapped(getattr(holder, field, None), new_id))
+    heads = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    cut = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in heads and p.shape[0] == rows}
+    index = torch.tensor(old_ids, device=model.device)
+    state = {name: value[index] if name in cut else value for name, value in model.state_dict().items()}
+    trimmed = filled(type(model), config, state, model)
+    trimmed.generation_config = generation
+    return trimmed
+
+
+def _mapped(value: int | list[int] | None, new_id: dict[int, int]):
+    """Renumber a token id, or a list of them; an id that was cut becomes None."""
+    if isinstance(value, list):
+        return [new_id[old] for old in value if old in new_id] or None
+    return new_id.get(value)

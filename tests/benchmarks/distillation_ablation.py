@@ -1,0 +1,257 @@
+"""The ablation: which layers a student keeps, what it is taught by, and how small it can be, all on one recovery budget.
+
+    python tests/benchmarks/distillation_ablation.py [--profile quick] [--only arms,selection] [--seeds 0 1 2 3 4] [--report]
+
+It needs the tuned teacher and the Fisher information of `lwa reproduce --profile PROFILE --only 02`. A finished student is
+a row of results/benchmarks/distillation_ablation.csv, its ranks lie beside it; a student that has its row is not trained
+again, so the run can be stopped and started; another teacher, or another setting of the students, has rows of its own.
+--report trains nothing: it prints, for each experiment, every arm against the first one, paired by user and seed.
+
+    selection  the layers kept, before and after recovery        frontier  30 … 2 layers
+    arms       labels only, KL only, and each weighting          steps     one big cut, or two
+    match      which layers' states are matched                  fusion    several teachers (--with DIRECTORY …)
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lwa_helpers import paths
+from lwa_helpers.arms import agreement, arm_windows, distil, distilled_student, fitted_student, teacher_signals
+from lwa_helpers.config import DistillationConfig, ExperimentConfig, load_config
+from lwa_helpers.data import load_data
+from lwa_helpers.distillation import LABELS, NO_HIDDEN
+from lwa_helpers.efficiency import n_parameters
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import difference_over_seeds, ndcg_at_k, paired_difference, ratio_of_means
+from lwa_helpers.fisher import FisherResult
+from lwa_helpers.importance import block_influence
+from lwa_helpers.models import decoder_layers
+from lwa_helpers.ranking import ItemRankingModel, item_row_nll, load_item_ranker
+from lwa_helpers.signals import TeacherSignals, fuse, weights_hash
+from lwa_helpers.student import greedy_scores
+from lwa_helpers.task import RankingTask
+from lwa_helpers.tuning import window_loader
+
+FOLDER = paths.RESULTS / "benchmarks" / "distillation_ablation"
+STRATEGIES = (
+    NO_HIDDEN, LABELS, "uniform", "linear", "exponential", "schedule", "fisher", "fisher_x_depth", "softmax_fisher",
+    "fisher_ahead", "inverse_fisher", "shuffled_fisher",
+)
+SELECTED = ("first", "last", "first_last", "drop_block", "uniform", "top_fisher", "block_influence", "greedy")
+MATCHED = ("all", "no_last", "no_last_two", "last", "lower", "middle", "upper")
+SHOWN = ["layers", "ndcg_before", "ndcg", "kept", "overlap", "tau", "seconds"]
+KEYS = dict.fromkeys(("teacher", "settings", "part"), str)
+DEPTHS = (30, 20, 15, 12, 8, 6, 4, 2)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student: what differs from the profile's distillation section."""
+
+    experiment: str
+    name: str
+    changes: dict = field(default_factory=dict, hash=False)
+    draw: int = 0  # of a random selection
+    weights: tuple[float, ...] = ()  # of several teachers
+
+
+def arms(experiment: str, section: DistillationConfig, n_teacher: int) -> list[Arm]:
+    """The arms of an experiment that needs one teacher; the first is what the others are compared with."""
+    match experiment:
+        case "arms":
+            return [Arm(experiment, name, {"strategy": name}) for name in STRATEGIES]
+        case "selection":
+            drawn = [Arm(experiment, f"random {draw}", {"selection": "random"}, draw) for draw in range(3)]
+            return [Arm(experiment, name, {"selection": name}) for name in SELECTED] + drawn
+        case "match":
+            losses = [section.loss.model_copy(update={"match": name}) for name in MATCHED]
+            return [Arm(experiment, loss.match, {"loss": loss, "strategy": "uniform"}) for loss in losses]
+        case "frontier":
+            return [Arm(experiment, f"{depth} layers", {"n_layers": depth}) for depth in DEPTHS if depth <= n_teacher]
+        case "steps":
+            steps = [round((n_teacher * section.n_layers) ** 0.5), section.n_layers]
+            two = Arm(experiment, f"by way of {steps[0]} layers", {"steps": steps})
+            return [Arm(experiment, "one step"), two]
+    raise LwaError(f"unknown experiment {experiment!r}: choose arms, selection, match, frontier, steps or fusion")
+
+
+class Rows:
+    """The finished students of one teacher under one set of settings, kept on disk."""
+
+    def __init__(self, teacher: str, settings: str, part: str):
+        self.path, self.fixed = FOLDER.with_suffix(".csv"), {"teacher": teacher, "settings": settings, "part": part}
+        self.folder = FOLDER / f"{teacher}-{settings}" / part
+
+    def read(self) -> pd.DataFrame:
+        """The rows of this teacher and these settings."""
+        every = pd.read_csv(self.path, dtype=KEYS) if self.path.exists() else pd.DataFrame(columns=["experiment", *KEYS])
+        return every[(every[list(self.fixed)] == list(self.fixed.values())).all(axis=1)]
+
+    def ranks(self, experiment: str, arm: str, seed: int) -> Path:
+        return self.folder / f"{experiment} {arm} {seed}.npy"
+
+    def has(self, arm: Arm, seed: int) -> bool:
+        rows = self.read()
+        return self.ranks(arm.experiment, arm.name, seed).exists() and bool(
+            ((rows.experiment == arm.experiment) & (rows.arm == arm.name) & (rows.seed == seed)).any()
+        )
+
+    def add(self, row: dict, ranks: np.ndarray) -> None:
+        target = self.ranks(row["experiment"], row["arm"], row["seed"])
+        with paths.atomic_write(target) as temporary:
+            np.save(temporary, ranks)
+        every = pd.read_csv(self.path, dtype=KEYS) if self.path.exists() else pd.DataFrame()
+        with paths.atomic_write(self.path) as temporary:
+            pd.concat([every, pd.DataFrame([self.fixed | row])], ignore_index=True).to_csv(temporary, index=False)
+        print(pd.Series(row).drop(["kept_low", "kept_high"]).to_dict(), flush=True)
+
+
+class Ablation:
+    """One teacher, its task, and everything that students share."""
+
+    def __init__(self, config: ExperimentConfig, part: str, epochs: float | None):
+        self.config, run = config, paths.results_dir(config.profile)
+        if not (run / "models" / "teacher").is_dir():
+            raise LwaError(f"{run}/models/teacher does not exist: run lwa reproduce --profile {config.profile} --only 02 first")
+        self.teacher, self.lm = load_item_ranker(run / "models" / "teacher")
+        self.fisher = FisherResult.load(run / "fisher" / "teacher.safetensors")
+        self.section = config.distillation.model_copy(update={"epochs": epochs} if epochs else {})
+        self.task = RankingTask(load_data(config.data), self.lm, config.data, config.evaluation, config.seed, part)
+        self.windows = arm_windows(self.task.train_windows(self.section), self.section, config.seed)
+        settings = [each.model_dump(mode="json") for each in (self.section, config.data, config.evaluation)]
+        self.rows = Rows(weights_hash(self.teacher)[:12], paths.sha256_of_text(json.dumps(settings))[:12], part)
+        self.start = lru_cache(maxsize=1)(self._start)
+
+    @cached_property
+    def teacher_scores(self) -> np.ndarray:
+        return self.task.scores(self.teacher)
+
+    @cached_property
+    def teacher_ndcg(self) -> np.ndarray:
+        return ndcg_at_k(self.task.ranks(self.teacher, self.teacher_scores), 10)
+
+    def layer_scores(self, selection: str):
+        """What a selection chooses by, measured on training windows with the item loss."""
+        if selection not in ("block_influence", "greedy"):
+            return self.fisher
+        file = self.rows.folder / f"{selection}.json"
+        if not file.exists():
+            few = self.windows[:: max(1, len(self.windows) // self.config.fisher.loo_examples)]
+            batches = window_loader(few, self.section.tokens_per_batch, self.lm.pad_id, 0, shuffle=False)
+            measure = block_influence if selection == "block_influence" else greedy_scores
+            scores = measure(self.teacher, batches, item_row_nll)
+            with paths.atomic_write(file) as temporary:
+                temporary.write_text(json.dumps(scores.tolist()), encoding="utf-8")
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def _start(self, n_layers: int, selection: str, draw: int) -> tuple[ItemRankingModel, TeacherSignals, np.ndarray]:
+        """A student before recovery: its layers and a head fitted to them; the teacher's signals; the student's ranks."""
+        section = self.section.model_copy(update={"n_layers": n_layers, "selection": selection})
+        signals = teacher_signals(self.teacher, self.windows, section, self.lm, self.config.seed)
+        ordered = window_loader(self.windows, section.tokens_per_batch, self.lm.pad_id, self.config.seed, shuffle=False)
+        scores = self.layer_scores(selection)
+        student = fitted_student(self.teacher, signals, self.lm, section, self.config.teacher, ordered, draw, scores)
+        return student, signals, self.task.ranks(student)
+
+    def run(self, arm: Arm, seed: int, signals: TeacherSignals | None = None) -> None:
+        """Train one student and write its row."""
+        section, before = self.section.model_copy(update=arm.changes), np.array([])
+        if section.steps:
+            began = time.perf_counter()
+            student, trainer = distilled_student(
+                self.teacher, self.lm, section, self.config.teacher, self.windows, self.fisher, seed
+            )
+        else:
+            start, own, before = self.start(section.n_layers, section.selection, arm.draw)
+            student, began = copy.deepcopy(start), time.perf_counter()
+            signals = signals or own
+            trainer = distil(student, signals, self.windows, self.fisher, section.strategy, section, self.lm.pad_id, seed)
+        seconds, scores = time.perf_counter() - began, self.task.scores(student)
+        ranks = self.task.ranks(student, scores)
+        ndcg, alike = ndcg_at_k(ranks, 10), agreement(scores, self.teacher_scores, self.task.asked.histories).mean()
+        kept = ratio_of_means(ndcg, self.teacher_ndcg, seed=self.config.seed)
+        self.rows.add({
+            "profile": self.config.profile, "experiment": arm.experiment, "arm": arm.name, "seed": seed,
+            "layers": len(decoder_layers(student)), "parameters": n_parameters(student),
+            "ndcg_teacher": self.teacher_ndcg.mean(), "ndcg_before": ndcg_at_k(before, 10).mean() if len(before) else np.nan,
+            "ndcg": ndcg.mean(), "kept": kept.estimate, "kept_low": kept.low, "kept_high": kept.high, "overlap": alike.overlap,
+            "tau": alike.tau, "epochs": self.section.epochs, "steps": trainer.state.global_step, "windows": len(self.windows),
+            "tokens": sum(len(window.input_ids) for window in self.windows), "seconds": seconds,
+        }, ranks)
+
+    def fusion(self, others: list[Path], seeds: list[int]) -> None:
+        """The student of the first teacher's layers, taught by each teacher and by all, weighted by their validation NDCG."""
+        with tempfile.TemporaryDirectory() as folder:
+            parts, quality = [self.start(self.section.n_layers, self.section.selection, 0)[1]], []
+            for place, directory in enumerate([None, *others]):
+                model, lm = load_item_ranker(directory) if directory else (self.teacher, self.lm)
+                cut, evaluation, seed = self.config.data, self.config.evaluation, self.config.seed
+                task = RankingTask(self.task.data, lm, cut, evaluation, seed, "valid")
+                quality.append(ndcg_at_k(task.ranks(model), 10).mean())
+                if place:
+                    windows = arm_windows(task.train_windows(self.section), self.section, seed)
+                    parts.append(teacher_signals(model, windows, self.section, lm, seed))
+            alone = [tuple(float(i == j) for i in range(len(parts))) for j in range(len(parts))]
+            for name, weights in [("fused", tuple(quality)), *((f"teacher {j} alone", w) for j, w in enumerate(alone))]:
+                signals = fuse(parts, weights, Path(folder) / name)
+                for seed in seeds:
+                    arm = Arm("fusion", name, weights=weights)
+                    if not self.rows.has(arm, seed):
+                        self.run(arm, seed, signals)
+
+
+def report(rows: Rows, seed: int) -> None:
+    """Print each experiment: quality, agreement and cost by arm, and the difference to the first arm with its interval."""
+    for experiment, part in rows.read().groupby("experiment", sort=False):
+        names = list(dict.fromkeys(part.arm))
+        seeds = sorted(set.intersection(*(set(part[part.arm == name].seed) for name in names)))
+        tables = {n: np.stack([ndcg_at_k(np.load(rows.ranks(experiment, n, s)), 10) for s in seeds], 1) for n in names}
+        mean = part[part.seed.isin(seeds)].groupby("arm", sort=False)[SHOWN].mean()
+        first = tables[names[0]]
+        for name in names[1:]:
+            both = tables[name], first
+            d = difference_over_seeds(*both) if len(seeds) > 1 else paired_difference(*(t.mean(1) for t in both), seed=seed)
+            mean.loc[name, ["to first", "low", "high"]] = d[:3]
+            mean.loc[name, "says"] = "better" if d.low > 0 else "worse" if d.high < 0 else "no difference shown"
+        print(f"\n{experiment}: {len(first)} users, seeds {seeds}\n{mean.round(4).to_string()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--only", default="arms,selection,match,frontier,steps", help="experiments, in this order")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=float, help="recovery budget in passes over the windows (default: the profile's)")
+    parser.add_argument("--part", choices=("valid", "test"), default="test")
+    parser.add_argument("--with", dest="others", type=Path, nargs="+", default=[], help="further tuned teachers, for fusion")
+    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    from lwa_helpers.cli import _overrides
+
+    ablation = Ablation(load_config(arguments.profile, _overrides(arguments.set)), arguments.part, arguments.epochs)
+    if not arguments.report:
+        for experiment in arguments.only.split(","):
+            if experiment == "fusion":
+                ablation.fusion(arguments.others, arguments.seeds)
+                continue
+            for arm in arms(experiment, ablation.section, len(decoder_layers(ablation.teacher))):
+                for seed in arguments.seeds:
+                    if not ablation.rows.has(arm, seed):
+                        ablation.run(arm, seed)
+    report(ablation.rows, ablation.config.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Tokens a second of the student's distillation step with cached signals and with a live teacher, and both models' inference.
+
+    python tests/benchmarks/distillation_speed.py [--profile quick] [--rounds 5] [--bf16]
+
+Needs `lwa reproduce --profile PROFILE --only 02`. The ways take turns in one process, so that a busy machine disturbs all
+alike; rows are added to results/benchmarks/distillation_speed.csv. Goals on two cores: a step >= 3 times as fast with
+cached signals, inference >= 4 times as fast with 8 of 30 layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import pandas as pd
+import torch
+
+from lwa_helpers import paths
+from lwa_helpers.arms import arm_windows, student_ranker, teacher_signals
+from lwa_helpers.config import load_config
+from lwa_helpers.data import load_data
+from lwa_helpers.distillation import DistillationTrainer
+from lwa_helpers.efficiency import speed_ratio, time_side_by_side, weight_bytes
+from lwa_helpers.ranking import load_item_ranker, rank_catalogue
+from lwa_helpers.task import RankingTask
+from lwa_helpers.tuning import training_arguments, window_loader
+
+STEPS = 4
+
+
+def stepper(trainer: DistillationTrainer, batches: list[dict[str, torch.Tensor]]):
+    """A function that takes one optimiser step on each batch; Trainer has prepared model and optimiser."""
+    trainer.create_optimizer()
+
+    def steps() -> None:
+        trainer.model.train()
+        for batch in batches:
+            trainer.training_step(trainer.model, dict(batch))
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+
+    return steps
+
+
+def main(profile: str, rounds: int, bf16: bool) -> None:
+    config = load_config(profile)
+    section = config.distillation.model_copy(update={"bf16": bf16, "epochs": 0.05})
+    teacher, lm = load_item_ranker(paths.results_dir(profile) / "models" / "teacher")
+    task = RankingTask(load_data(config.data), lm, config.data, config.evaluation, config.seed)
+    windows = arm_windows(task.train_windows(section), section, config.seed)
+    signals = teacher_signals(teacher, windows, section, lm, config.seed)
+    loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0)
+    batches = [batch for batch, _ in zip(loader, range(STEPS))]
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    ways = {}
+    for name, source in {"cached signals": signals, "live teacher": teacher}.items():
+        student = student_ranker(teacher, lm, section)
+        arguments = training_arguments(section, STEPS, 0)
+        trainer = DistillationTrainer(source, student, None, "uniform", section.loss, arguments, loader=loader)
+        ways[name] = stepper(trainer, batches)
+    training = time_side_by_side(ways, rounds)
+    asked, size = task.asked_windows[: section.timing_users], config.evaluation.batch_size
+    models = {"teacher": teacher, "student": student_ranker(teacher, lm, section)}
+    calls = {name: lambda m=m: rank_catalogue(m, asked, size, bf16) for name, m in models.items()}
+    inference = time_side_by_side(calls, rounds)
+    frame = pd.concat([
+        training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
+        inference.assign(what="inference", rate=len(asked) / inference.seconds, unit="users/s"),
+    ]).assign(profile=profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
+    target = paths.RESULTS / "benchmarks" / "distillation_speed.csv"
+    earlier = pd.read_csv(target) if target.exists() else pd.DataFrame()
+    with paths.atomic_write(target) as temporary:
+        pd.concat([earlier, frame], ignore_index=True).to_csv(temporary, index=False)
+    print(frame.groupby(["what", "name", "unit"]).rate.median().round(1).to_string())
+    pairs = (("step", training, "live teacher", "cached signals"), ("inference", inference, "teacher", "student"))
+    for what, times, slow, fast in pairs:
+        ratio = speed_ratio(times, slow, fast)
+        print(f"{what}: {fast} {ratio.median():.2f} times as fast as {slow} ({ratio.min():.2f} to {ratio.max():.2f})")
+    held = {name: weight_bytes(model) for name, model in models.items()}
+    print(f"memory of weights: {100 * (1 - held['student'] / held['teacher']):.0f} % less ({held['student'] / 2**20:.0f} MiB)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true")
+    given = parser.parse_args()
+    main(given.profile, given.rounds, given.bf16)

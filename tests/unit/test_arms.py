@@ -1,0 +1,90 @@
+"""Students from start to finish: schedules of several depths on one budget, and how alike two models rank."""
+
+import numpy as np
+import pytest
+from test_distillation import item_model, windows
+from test_weighting import result
+from tiny_lm import language_model
+
+from lwa_helpers import arms, paths
+from lwa_helpers.arms import agreement, distilled_student, teacher_signals
+from lwa_helpers.config import load_config
+from lwa_helpers.errors import LwaError
+from lwa_helpers.models import decoder_layers
+
+CONFIG = load_config("smoke")
+
+
+def section(**changes):
+    own = {"n_layers": 2, "tokens_per_batch": 60, "bf16": False, "strategy": "fisher"}
+    return CONFIG.distillation.model_copy(update=own | changes)
+
+
+@pytest.fixture
+def taught(monkeypatch, tmp_path):
+    """(student's layers, teacher's layers, windows, epochs) of every distillation."""
+    seen, distil = [], arms.distil
+
+    def recording(start, signals, data, fisher, strategy, own, *args):
+        seen.append((len(decoder_layers(start)), signals.n_layers, data, own.epochs))
+        return distil(start, signals, data, fisher, strategy, own, *args)
+
+    monkeypatch.setattr(arms, "distil", recording)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    return seen
+
+
+def made(steps, epochs):
+    lm = language_model()
+    data = windows(lm) * 2
+    student, trainer = distilled_student(
+        item_model(lm), lm, section(steps=steps, epochs=epochs), CONFIG.teacher, data, result([4.0, 3, 2, 1]), seed=0
+    )
+    return student, trainer, data
+
+
+def test_one_step_has_the_whole_budget(taught):
+    student, trainer, data = made([], 0.5)
+    assert taught == [(2, 4, data, 0.5)] and trainer.model is student
+    assert trainer.state.global_step == len(trainer.loader)
+
+
+def test_a_short_budget_is_shared_by_windows(taught):
+    student, _, data = made([3, 2], 1.0)
+    (first, second) = taught
+    assert first[:2] == (3, 4) and second[:2] == (2, 3) and len(decoder_layers(student)) == 2
+    assert first[2] == data[::2] and second[2] == data[1::2] and first[3] == second[3] == 1.0
+
+
+def test_a_long_budget_is_shared_by_epochs(taught):
+    data = made([3, 2], 4.0)[2]
+    assert [step[2:] for step in taught] == [(data, 2.0)] * 2
+
+
+def test_a_selection_by_fisher_takes_the_scores(taught):
+    lm = language_model()
+    teacher, fisher = item_model(lm), result([1.0, 9, 2, 8])
+    own = section(selection="top_fisher", epochs=1.0)
+    student, _ = distilled_student(teacher, lm, own, CONFIG.teacher, windows(lm), fisher, seed=0)
+    start = arms.student_ranker(teacher, lm, own, fisher)
+    assert len(decoder_layers(student)) == len(decoder_layers(start)) == 2
+    for place, layer in enumerate((1, 3)):
+        kept, theirs = (decoder_layers(m)[i].state_dict() for m, i in ((start, place), (teacher, layer)))
+        assert all((kept[name] == theirs[name]).all() for name in kept)
+    with pytest.raises(LwaError, match="needs scores"):
+        arms.student_ranker(teacher, lm, own)
+
+
+def test_signals_of_a_section_are_cut_as_its_loss_says(taught):
+    lm = language_model()
+    loss = CONFIG.distillation.loss.model_copy(update={"top_k": 3, "temperature": 2.0})
+    signals = teacher_signals(item_model(lm), windows(lm), section(loss=loss), lm, 0)
+    assert signals.logits.shape[1] == 4 and signals.temperature == 2.0 and signals.hidden.shape[1] == 2
+
+
+def test_agreement_by_hand():
+    teacher = np.array([[4.0, 3, 2, 1], [4, 3, 2, 1], [4, 3, 2, 1]])
+    student = np.array([[4.0, 3, 1, 2], [1, 2, 3, 4], [1, 4, 3, 2]])
+    alike = agreement(student, teacher, [[], [], [0]], k=2)
+    np.testing.assert_allclose(alike.overlap, [1, 0, 1])
+    np.testing.assert_allclose(alike.tau, [4 / 6, -1, 0])
