@@ -31,10 +31,7 @@ from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
 from lwa_helpers.warmup import fit_head
 
 TEACHERS = [{"epochs": 0.1, "learning_rate": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4)] + [{"epochs": 0.2, "learning_rate": 1e-4}]
-STUDENTS = [
-    {"epochs": 0.7, "alpha": alpha, "beta": beta, "learning_rate": rate}
-    for alpha, beta, rate in [(0.9, 1.0, 3e-4), (0.5, 1.0, 3e-4), (0.9, 0.0, 3e-4), (0.9, 1.0, 1e-4)]
-]
+STUDENTS = [{"alpha": alpha} for alpha in (0.9, 0.5)]
 HISTORIES = (8, 12, 24)
 
 
@@ -110,9 +107,8 @@ def distil(task: RankingTask, config: ExperimentConfig, teacher, rows: Rows) -> 
             student = copy.deepcopy(start)
             torch.manual_seed(config.seed)
             loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, config.seed)
-            loss = section.loss.model_copy(update={"alpha": setting["alpha"], "beta": setting["beta"]})
-            one_pass = section.model_copy(update={"epochs": 1.0, "learning_rate": setting["learning_rate"]})
-            arguments = training_arguments(one_pass, len(loader), config.seed)
+            loss = section.loss.model_copy(update=setting)
+            arguments = training_arguments(section.model_copy(update={"epochs": 1.0}), len(loader), config.seed)
             DistillationTrainer(
                 signals, student, None, "uniform", loss, arguments, loader=loader,
                 head_learning_rate=section.head_learning_rate,
