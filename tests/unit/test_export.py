@@ -11,7 +11,7 @@ from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
 from lwa_helpers.export import export_gguf
 from lwa_helpers.models import LanguageModel, load_teacher
-from lwa_helpers.ranking import TitleRanker
+from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.vocabulary import trim_vocabulary
 
 TEXTS = [f"{title}\n" for title in TITLES] + ["Seen:\n"]

@@ -9,7 +9,7 @@ from tiny_lm import TITLES, language_model
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import load_teacher
-from lwa_helpers.ranking import TitleRanker
+from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.vocabulary import check_covered, kept_tokens, trim_vocabulary
 
 TEXTS = [f"{title}\n" for title in TITLES[:5]]
