@@ -48,6 +48,8 @@ def by_score(score: Callable[[Sequence[str], str], float]) -> Answer:
     """An answer that orders the candidates by score(history, title), or names the best with p(label) = softmax of the scores."""
 
     def answer(messages: Messages, schema: dict[str, Any]) -> Any:
+        if not messages[-1]["content"].startswith("{"):
+            return "Hello."
         asked = json.loads(messages[-1]["content"])
         ranked = sorted(asked["candidates"], key=lambda c: -score(asked["history"], c["title"]))
         if "best" not in schema.get("properties", {}):
@@ -77,8 +79,11 @@ def written_by(model: Any) -> Answer:
     """The greedy answer of a real model (lwa_helpers.models.LanguageModel) among the texts that the schema allows."""
     import torch
 
+    tokenizer = model.tokenizer
+    pieces = [tokenizer.decode(i) for i in range(len(tokenizer))]
+
     def answer(messages: Messages, schema: dict[str, Any]) -> list[Token]:
-        tokenizer, grammar = model.tokenizer, regex.compile(pattern_of(schema))
+        grammar = regex.compile(pattern_of(schema))
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids, past, text, tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"], None, "", []
         while not grammar.fullmatch(text):
@@ -86,10 +91,10 @@ def written_by(model: Any) -> Answer:
                 out = model.model(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True)
             past, log_p = out.past_key_values, out.logits[0, -1].double().log_softmax(-1)
             order = log_p.argsort(descending=True).tolist()
-            chosen = next(i for i in order if (piece := tokenizer.decode(i)) and grammar.fullmatch(text + piece, partial=True))
-            top = tuple((tokenizer.decode(i), log_p[i].item()) for i in order[:20])
-            tokens.append(Token(tokenizer.decode(chosen), log_p[chosen].item(), top))
-            ids, text = [chosen], text + tokens[-1].text
+            chosen = next(i for i in order if pieces[i] and grammar.fullmatch(text + pieces[i], partial=True))
+            top = tuple((pieces[i], log_p[i].item()) for i in order[:20])
+            tokens.append(Token(pieces[chosen], log_p[chosen].item(), top))
+            ids, text = [chosen], text + pieces[chosen]
         return tokens
 
     return answer

@@ -82,7 +82,7 @@ class LocalTeacher:
         n = len(candidates)
         prompt = self._prompt(ranking_messages(history, candidates))
         start = time.perf_counter()
-        text, first, tokens = self._continue(prompt, 5 * n + 16)
+        text, first, tokens = self._continue(prompt, 4 * n + 16)
         seconds = time.perf_counter() - start
         try:
             order, counts = parse_ranking(ANSWER_OPENING + text.split("]")[0] + "]}", n)

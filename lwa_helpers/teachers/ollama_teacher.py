@@ -43,9 +43,10 @@ class OllamaTeacher:
 
     mode "written": the model writes the candidates' numbers, best first. mode "labels": it names the best candidate's label,
     and each candidate scores its label's log-probability; LwaError where the server gives none or there are more than 20.
-    mode "auto": labels where they are offered and at least half are reported, and the model does not think first; else
-    written. Each reply's `mode` says which it was. host: else OLLAMA_HOST, else this machine. think: None turns thinking off, or to "low" for gpt-oss, which cannot
-    stop; thinking text is never read as an answer. Temperature 0; an unreadable answer is asked for again at
+    mode "auto": labels where they are offered, at least half are reported and the model does not think first; else written.
+    Each reply's `mode` says which it was.
+    host: else OLLAMA_HOST, else this machine. think: None turns thinking off, or to "low" for gpt-oss, which cannot stop;
+    thinking text is never read as an answer. Temperature 0; a written answer that cannot be read is asked for again at
     temperature 0.3 and another seed. timeout_s, retries, backoff_s: see Connection. concurrency: questions in flight.
     cache: folder of the answers given so far, by (digest, prompt, options); None keeps none.
     """

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import ollama
 import pytest
-import torch
 from ollama_server import OllamaServer, Served, by_score, written_by
 from scipy.special import log_softmax
 
@@ -169,7 +168,7 @@ def smollm2():
     return load_teacher("smollm2-135m")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def real(smollm2):
     with OllamaServer({"smollm2:135m": Served(written_by(smollm2))}, version="0.12.11") as running:
         yield running
@@ -177,6 +176,8 @@ def real(smollm2):
 
 def test_labels_of_a_real_model(smollm2, real):
     """Oracle: one forward pass over the chat, its answer opened up to the label."""
+    import torch
+
     answers = asking(real, "smollm2:135m", mode="labels").rank([HISTORY], [CANDIDATES])
     messages = label_messages(HISTORY, CANDIDATES)
     said = ollama.Client(real.url).chat("smollm2:135m", messages, format=label_schema(3)).message.content

@@ -170,7 +170,7 @@ def test_many_users_are_scored_together_by_titles(root, tmp_path, monkeypatch):
 
 
 def test_progress_is_shown_when_asked_for(recommender, capsys):
-    recommender.recommend_many(["ann", "bob"], CATEGORY, 1)
+    recommender.recommend_many(["ann", "cid"], CATEGORY, 1)
     assert "2/2" in capsys.readouterr().err
     recommender.recommend("ann", CATEGORY, 1)
     assert capsys.readouterr().err == ""
