@@ -117,13 +117,13 @@ def sampling_case(n_items=300, places=5):
 def test_the_sampled_denominator_is_unbiased():
     head, hidden, future = sampling_case()
     own = head(hidden).gather(1, future.clamp_min(0))
-    for row in range(len(future)):
+    for row in range(3):
         one = future[row : row + 1]
         mean_own = own[row][one[0] != -100].mean()
         with torch.no_grad():
-            z = torch.stack([(sampled_nll(head, hidden[row : row + 1], one, 40) + mean_own).exp() for _ in range(1000)])
+            z = torch.stack([(sampled_nll(head, hidden[row : row + 1], one, 40) + mean_own).exp() for _ in range(600)])
         want = head(hidden[row]).exp().sum()
-        assert abs(z.mean() - want) < 4 * z.std() / 1000**0.5 and z.std() > 0
+        assert abs(z.mean() - want) < 4 * z.std() / 600**0.5 and z.std() > 0
 
 
 def test_sampled_loss_and_gradient_approach_the_full_ones():
