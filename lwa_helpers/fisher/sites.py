@@ -149,4 +149,5 @@ def linear_size(site: Site) -> tuple[int, int]:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: where its first parameter lies, or where accelerate brings it when it is offloaded."""
     device = next(module.parameters()).device
-    return torch.device(module._hf_hook.execution_device) if device.type == "meta" else device
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules()) if device.type == "meta" else ()
+    return next((torch.device(hook.execution_device) for hook in hooks if getattr(hook, "execution_device", None) is not None), device)

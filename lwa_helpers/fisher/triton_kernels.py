@@ -14,6 +14,11 @@ from torch import Tensor
 TILE = 64
 
 
+def _readable(x: Tensor) -> Tensor:
+    """Triton's interpreter has no bfloat16 products; float32 holds every bfloat16 number as it is."""
+    return x.float() if triton.knobs.runtime.interpret else x
+
+
 @triton.jit
 def _tile(base, row, n_rows, column, n_columns, row_stride, column_stride):
     """Load rows x columns of a matrix, zero outside of it."""
@@ -49,6 +54,7 @@ def _ghost(a, b, out, tokens, p, q, a_row, a_token, a_column, b_row, b_token, b_
 
 def ghost_traces(a: Tensor, b: Tensor, n_parts: int = 1) -> Tensor:
     """|| sum_t b_t a_t^T ||_F^2 of each row and of each of n_parts equal slices of b: (B, n_parts) float64."""
+    a, b = _readable(a), _readable(b)
     rows, tokens, p = a.shape
     n_tiles = triton.cdiv(tokens, TILE)
     out = torch.zeros(rows, n_parts, n_tiles**2, dtype=torch.float64, device=a.device)
@@ -85,6 +91,7 @@ def _squares(
 
 def square_sums(b: Tensor, a: Tensor, sums: Tensor) -> Tensor:
     """Add to sums (q, p), float32, contiguous, the squared entries of each row's sum_t b_t a_t^T; return the traces (B,) float64."""
+    a, b = _readable(a), _readable(b)
     rows, tokens, q = b.shape
     p = a.shape[2]
     grid = (triton.cdiv(q, TILE), triton.cdiv(p, TILE))

@@ -1,15 +1,11 @@
-"""The Triton kernels against per-row gradients formed in float64; on the CPU in Triton's interpreter, without a GPU."""
+"""The Triton kernels against per-row gradients formed in float64; on the CPU in Triton's interpreter (see conftest)."""
 
 from __future__ import annotations
-
-import os
 
 import numpy as np
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 pytest.importorskip("triton")
 
 from fisher_models import batch, build
