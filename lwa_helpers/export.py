@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,6 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.models import LanguageModel
 from lwa_helpers.paths import atomic_write
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 GGUF_FILE = "model.gguf"
 MODELFILE = f"FROM ./{GGUF_FILE}\nTEMPLATE \"{{{{ .Prompt }}}}\"\nPARAMETER temperature 0\n"  # prompts are sent as they are
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
@@ -25,17 +25,17 @@ def export_gguf(lm: LanguageModel, directory: str | Path, dtype: Literal["f32", 
     """Write model.gguf and Modelfile into `directory` and return the path of the first; the item head is not part of it.
 
     Matrices are stored as `dtype`, vectors as f32. transformers' GGUF reader and llama.cpp give the logits of `lm` (to the
-    precision of the dtype) and its tokens. Raises LwaError for an architecture, a scaling of positions or a tokenizer that
-    is not known.
+    precision of the dtype) and its tokens. Raises LwaError for what is no Llama (as SmolLM2 is), scales its positions, or has
+    another kind of tokenizer.
     """
     if dtype not in FILE_TYPES:
         raise LwaError(f"dtype {dtype!r}: choose one of {', '.join(FILE_TYPES)}")
     config = lm.model.config
-    if config.model_type not in ARCHITECTURES:
-        raise LwaError(f"model {lm.name!r} is a {config.model_type}: GGUF export knows {', '.join(ARCHITECTURES)}")
+    if config.model_type != "llama":
+        raise LwaError(f"model {lm.name!r} is a {config.model_type}: GGUF export knows llama, the architecture of SmolLM2")
     path = Path(directory) / GGUF_FILE
     with atomic_write(path) as temporary:
-        writer = GGUFWriter(temporary, config.model_type)
+        writer = GGUFWriter(temporary, "llama")
         _add_config(writer, lm, dtype)
         _add_tokenizer(writer, lm)
         for name, tensor in _tensors(lm):
@@ -54,11 +54,11 @@ def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
     """The model's shape under llama.cpp's names."""
     config = lm.model.config
     rope = config.rope_parameters
-    if config.model_type == "llama" and (config.attention_bias or config.mlp_bias):
+    if config.attention_bias or config.mlp_bias:
         raise LwaError(f"model {lm.name!r} is a llama with biases, which GGUF readers leave out")
     if rope["rope_type"] != "default":
         raise LwaError(f"model {lm.name!r} scales its positions ({rope['rope_type']}): GGUF export knows plain rotary ones")
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = config.head_dim or config.hidden_size // config.num_attention_heads
     writer.add_name(lm.name)
     writer.add_file_type(FILE_TYPES[dtype])
     writer.add_block_count(config.num_hidden_layers)
@@ -107,19 +107,18 @@ def _pre_tokenizer(name: str, spec: dict) -> str:
     return "gpt-2"
 
 
-def _tensors(lm: LanguageModel):
+def _tensors(lm: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in the file, tensor) of every parameter; a tied head is left out, which tells the reader to tie it."""
     config = lm.model.config
-    architecture = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == config.model_type)
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in lm.model.state_dict().items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
-        if config.model_type == "llama" and ".q_proj." in name:
+        if ".q_proj." in name:
             tensor = _interleaved(tensor, config.num_attention_heads)
-        if config.model_type == "llama" and ".k_proj." in name:
+        if ".k_proj." in name:
             tensor = _interleaved(tensor, config.num_key_value_heads)
-        yield names.get_name(name, try_suffixes=(".weight", ".bias")), tensor
+        yield names.get_name(name, try_suffixes=(".weight",)), tensor
 
 
 def _interleaved(tensor: Tensor, heads: int) -> Tensor:

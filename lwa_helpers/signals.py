@@ -115,7 +115,7 @@ class TeacherSignals:
         device, n_items = next(teacher.parameters()).device, len(teacher.head.bias)
         k = top_k if top_k and top_k < n_items else None
         starts = _starts(batches)
-        positions, width = starts[-1], teacher.config.hidden_size
+        positions, width = int(starts[-1]), teacher.config.hidden_size
         shapes = {"logits": (positions, k + 1 if k else n_items), "hidden": (positions, len(layers), width)}
         with paths.atomic_write(directory) as folder, _arrays(folder, shapes, k) as arrays:
             at = 0

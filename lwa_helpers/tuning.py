@@ -89,9 +89,9 @@ class RankingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write each tied tensor once: a safetensors file takes no shared memory."""
+        """Give each tied tensor memory of its own: a safetensors file takes none that is shared."""
         if state_dict is None and not isinstance(self.model, PreTrainedModel):
-            state_dict = dict({value.data_ptr(): (name, value) for name, value in self.model.state_dict().items()}.values())
+            state_dict = {name: value.clone() for name, value in self.model.state_dict().items()}
         super()._save(output_dir, state_dict)
 
     def get_train_dataloader(self) -> DataLoader:

@@ -24,21 +24,7 @@ from lwa_helpers.ranking import load_item_ranker, rank_catalogue
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import training_arguments, window_loader
 
-STEPS = 4
-
-
-def stepper(trainer: DistillationTrainer, batches: list[dict[str, torch.Tensor]]):
-    """A function that takes one optimiser step on each batch; Trainer has prepared model and optimiser."""
-    trainer.create_optimizer()
-
-    def steps() -> None:
-        trainer.model.train()
-        for batch in batches:
-            trainer.training_step(trainer.model, dict(batch))
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
-
-    return steps
+STEPS = 4  # of each timed run of the trainer
 
 
 def main(profile: str, rounds: int, bf16: bool) -> None:
@@ -49,14 +35,12 @@ def main(profile: str, rounds: int, bf16: bool) -> None:
     windows = arm_windows(task.train_windows(section), section, config.seed)
     signals = teacher_signals(teacher, windows, section, lm, config.seed)
     loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0)
-    batches = [batch for batch, _ in zip(loader, range(STEPS))]
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in zip(loader, range(STEPS)))
     ways = {}
     for name, source in {"cached signals": signals, "live teacher": teacher}.items():
         student = student_ranker(teacher, lm, section)
-        arguments = training_arguments(section, STEPS, 0)
-        trainer = DistillationTrainer(source, student, None, "uniform", section.loss, arguments, loader=loader)
-        ways[name] = stepper(trainer, batches)
+        arguments = training_arguments(section.model_copy(update={"epochs": 1.0}), STEPS, 0)
+        ways[name] = DistillationTrainer(source, student, None, "uniform", section.loss, arguments, loader=loader).train
     training = time_side_by_side(ways, rounds)
     asked, size = task.asked_windows[: section.timing_users], config.evaluation.batch_size
     models = {"teacher": teacher, "student": student_ranker(teacher, lm, section)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_lm import TITLES, language_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from lwa_helpers import load_movielens, paths
 from lwa_helpers.embedded import embedded_file
@@ -15,14 +15,13 @@ from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.vocabulary import trim_vocabulary
 
 TEXTS = [f"{title}\n" for title in TITLES] + ["Seen:\n"]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 48, "vocab_size": 345, "rms_norm_eps": 1e-5}
 CONFIGS = {
-    "llama, tied": {"tie_word_embeddings": True},
-    "llama, its own head": {"tie_word_embeddings": False},
-    "llama, wide heads": {"head_dim": 16},
-    "qwen2": {"config": Qwen2Config(**SMALL, tie_word_embeddings=True)},
-    "qwen3": {"config": Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=False)},
+    "tied": {"tie_word_embeddings": True},
+    "its own head": {"tie_word_embeddings": False},
+    "wide heads": {"head_dim": 16, "rms_norm_eps": 1e-5},
+    "unused rows": {"config": LlamaConfig(
+        vocab_size=345, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, rope_theta=5e4
+    )},
 }
 
 
@@ -33,7 +32,7 @@ def cache(monkeypatch, tmp_path):
 
 
 def moved(lm):
-    """The model with norms and biases that are not what a reader would fill in."""
+    """The model with norms that are not what a reader would fill in."""
     with torch.no_grad():
         for parameter in lm.model.parameters():
             if parameter.ndim == 1:

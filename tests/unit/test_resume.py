@@ -51,6 +51,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, tied, stop):
     data = windows(lm) * 3
     whole = item_model(language_model(layers=2, tie_word_embeddings=tied), seed=1)
     cut, teacher = copy.deepcopy(whole), item_model(lm)
+    torch.manual_seed(1)
     trainer(whole, teacher, data, None).train()
     with pytest.raises(KeyboardInterrupt):
         torch.manual_seed(1)
