@@ -71,6 +71,7 @@ LOOKS = {
     "fisher": Look("Fisher", VERMILION, "s", "-"),
     "fisher_x_depth": Look("Fisher × depth", ORANGE, "P", "--"),
     "softmax_fisher": Look("Softmax Fisher", BLUE, "h", "-."),
+    "fisher_ahead": Look("Fisher ahead", GREEN, "<", "-"),
     "inverse_fisher": Look("Inverse Fisher", VERMILION, "X", ":"),
     "shuffled_fisher": Look("Shuffled Fisher", GREY, "*", "--"),
     "none": Look("No hidden term", GREY, "d", "-"),
