@@ -33,7 +33,7 @@ def test_two_processes_equal_one(tmp_path):
     for name, estimator in (("whole", "empirical"), ("sharded", "sampled")):
         alone = FisherInformationCalculator(estimator, "parameter").calculate(build("llama").double(), dataset())
         for rank in range(2):
-            assert_equal(FisherResult.load(tmp_path / f"{name}{rank}"), alone, rtol=1e-12)
+            assert_equal(FisherResult.load(tmp_path / f"{name}{rank}"), alone, rtol=1e-10)  # sums in another order
     assert not (tmp_path / "progress").exists()
 
 
