@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lwa_helpers.arms import arm_windows, fitted_student
+from lwa_helpers.arms import arm_windows, distil, fitted_student, teacher_signals
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.data import load_data
-from lwa_helpers.distillation import DistillationTrainer, layer_map
 from lwa_helpers.evaluation import Popularity, mean_interval, ndcg_at_k, ranks
-from lwa_helpers.models import decoder_layers, load_teacher
+from lwa_helpers.models import load_teacher
 from lwa_helpers.paths import results_dir
-from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.student import trim_vocabulary
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
@@ -68,7 +65,7 @@ def choose(config: ExperimentConfig, rows: Rows) -> None:
             asked = config.evaluation.model_copy(update={"history_titles": titles})
             reading = RankingTask(data, task.lm, config.data, asked, config.seed, part="valid")
             rows.add("history", titles, ndcg_at_k(reading.ranks(teacher), 10))
-    distil(task, config, teacher, rows)
+    compare_students(task, config, teacher, rows)
 
 
 def tuned_teacher(task: RankingTask, config: ExperimentConfig, rows: Rows):
@@ -92,28 +89,19 @@ def tuned_teacher(task: RankingTask, config: ExperimentConfig, rows: Rows):
     return tuned
 
 
-def distil(task: RankingTask, config: ExperimentConfig, teacher, rows: Rows) -> None:
+def compare_students(task: RankingTask, config: ExperimentConfig, teacher, rows: Rows) -> None:
     """A student for each of STUDENTS, all from the same start."""
     section = config.distillation
     windows = arm_windows(task.train_windows(section), section, config.seed)
+    signals = teacher_signals(teacher, windows, section, task.lm, config.seed)
     ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, config.seed, shuffle=False)
-    layers = layer_map(section.n_layers, len(decoder_layers(teacher)))
-    with tempfile.TemporaryDirectory() as folder:
-        signals = TeacherSignals.compute(teacher, ordered, layers, Path(folder), section.bf16)
-        start = fitted_student(teacher, signals, task.lm, section, config.teacher, ordered, config.seed)
-        for setting in STUDENTS:
-            if rows.has("student", setting):
-                continue
-            student = copy.deepcopy(start)
-            torch.manual_seed(config.seed)
-            loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, config.seed)
-            loss = section.loss.model_copy(update=setting)
-            arguments = training_arguments(section.model_copy(update={"epochs": 1.0}), len(loader), config.seed)
-            DistillationTrainer(
-                signals, student, None, "uniform", loss, arguments, loader=loader,
-                head_learning_rate=section.head_learning_rate,
-            ).train()
-            rows.add("student", setting, ndcg_at_k(task.ranks(student), 10))
+    start = fitted_student(teacher, signals, task.lm, section, config.teacher, ordered, config.seed)
+    for setting in STUDENTS:
+        if rows.has("student", setting):
+            continue
+        student, tried = copy.deepcopy(start), section.model_copy(update={"loss": section.loss.model_copy(update=setting)})
+        distil(student, signals, windows, None, "uniform", tried, task.lm.pad_id, config.seed)
+        rows.add("student", setting, ndcg_at_k(task.ranks(student), 10))
 
 
 if __name__ == "__main__":
