@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from row_file import RowFile
 
 from lwa_helpers.arms import arm_windows, distil, fitted_student, teacher_signals
 from lwa_helpers.config import ExperimentConfig, load_config
@@ -36,19 +37,16 @@ class Rows:
     """The finished settings, kept on disk."""
 
     def __init__(self, path: Path, seed: int):
-        self.path, self.seed = path, seed
-        self.frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["system", "setting"])
+        self.file, self.seed = RowFile(path, system=str, setting=str), seed
 
     def has(self, system: str, setting: object) -> bool:
-        return bool(((self.frame.system == system) & (self.frame.setting == str(setting))).any())
+        return self.file.has(system=system, setting=str(setting))
 
     def add(self, system: str, setting: object, ndcg: np.ndarray) -> None:
         mean = mean_interval(ndcg, seed=self.seed)
         row = {"system": system, "setting": str(setting), "ndcg": mean.estimate, "low": mean.low, "high": mean.high}
-        self.frame = pd.concat([self.frame, pd.DataFrame([row])], ignore_index=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.frame.to_csv(self.path, index=False)
-        print(self.frame.tail(1).round(4).to_string(header=False, index=False), flush=True)
+        self.file.add(pd.DataFrame([row]))
+        print(pd.DataFrame([row]).round(4).to_string(header=False, index=False), flush=True)
 
 
 def choose(config: ExperimentConfig, rows: Rows) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from row_file import RowFile
 
 from lwa_helpers import paths
 from lwa_helpers.arms import agreement, arm_windows, distil, distilled_student, fitted_student, teacher_signals
@@ -51,7 +52,6 @@ STRATEGIES = (
 SELECTED = ("first", "last", "first_last", "drop_block", "uniform", "top_fisher", "block_influence", "greedy")
 MATCHED = ("all", "no_last", "no_last_two", "last", "lower", "middle", "upper")
 SHOWN = ["layers", "ndcg_before", "ndcg", "kept", "overlap", "tau", "seconds"]
-KEYS = dict.fromkeys(("teacher", "settings", "part"), str)
 DEPTHS = (30, 20, 15, 12, 8, 6, 4, 2)
 
 
@@ -90,30 +90,29 @@ class Rows:
     """The finished students of one teacher under one set of settings, kept on disk."""
 
     def __init__(self, teacher: str, settings: str, part: str):
-        self.path, self.fixed = FOLDER.with_suffix(".csv"), {"teacher": teacher, "settings": settings, "part": part}
+        self.fixed = {"teacher": teacher, "settings": settings, "part": part}
+        self.file = RowFile(
+            FOLDER.with_suffix(".csv"), teacher=str, settings=str, part=str, experiment=str, arm=str, seed=int
+        )
         self.folder = FOLDER / f"{teacher}-{settings}" / part
 
     def read(self) -> pd.DataFrame:
         """The rows of this teacher and these settings."""
-        every = pd.read_csv(self.path, dtype=KEYS) if self.path.exists() else pd.DataFrame(columns=["experiment", *KEYS])
+        every = self.file.read()
         return every[(every[list(self.fixed)] == list(self.fixed.values())).all(axis=1)]
 
     def ranks(self, experiment: str, arm: str, seed: int) -> Path:
         return self.folder / f"{experiment} {arm} {seed}.npy"
 
     def has(self, arm: Arm, seed: int) -> bool:
-        rows = self.read()
-        return self.ranks(arm.experiment, arm.name, seed).exists() and bool(
-            ((rows.experiment == arm.experiment) & (rows.arm == arm.name) & (rows.seed == seed)).any()
-        )
+        row = self.file.has(**self.fixed, experiment=arm.experiment, arm=arm.name, seed=seed)
+        return row and self.ranks(arm.experiment, arm.name, seed).exists()
 
     def add(self, row: dict, ranks: np.ndarray) -> None:
         target = self.ranks(row["experiment"], row["arm"], row["seed"])
         with paths.atomic_write(target) as temporary:
             np.save(temporary, ranks)
-        every = pd.read_csv(self.path, dtype=KEYS) if self.path.exists() else pd.DataFrame()
-        with paths.atomic_write(self.path) as temporary:
-            pd.concat([every, pd.DataFrame([self.fixed | row])], ignore_index=True).to_csv(temporary, index=False)
+        self.file.add(pd.DataFrame([self.fixed | row]))
         print(pd.Series(row).drop(["kept_low", "kept_high"]).to_dict(), flush=True)
 
 

@@ -13,6 +13,7 @@ import argparse
 
 import pandas as pd
 import torch
+from row_file import RowFile
 
 from lwa_helpers import paths
 from lwa_helpers.arms import arm_windows, student_ranker, teacher_signals
@@ -50,10 +51,7 @@ def main(profile: str, rounds: int, bf16: bool) -> None:
         training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
         inference.assign(what="inference", rate=len(asked) / inference.seconds, unit="users/s"),
     ]).assign(profile=profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
-    target = paths.RESULTS / "benchmarks" / "distillation_speed.csv"
-    earlier = pd.read_csv(target) if target.exists() else pd.DataFrame()
-    with paths.atomic_write(target) as temporary:
-        pd.concat([earlier, frame], ignore_index=True).to_csv(temporary, index=False)
+    RowFile(paths.RESULTS / "benchmarks" / "distillation_speed.csv").add(frame)
     print(frame.groupby(["what", "name", "unit"]).rate.median().round(1).to_string())
     pairs = (("step", training, "live teacher", "cached signals"), ("inference", inference, "teacher", "student"))
     for what, times, slow, fast in pairs:

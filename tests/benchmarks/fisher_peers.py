@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lwa_helpers.fisher import FisherInformationCalculator
 from lwa_helpers.models import load_teacher
-from lwa_helpers.paths import RESULTS
+from lwa_helpers.paths import RESULTS, atomic_write
 
 PROBES = 4  # random vectors of a stochastic trace
 Batches = list[Tensor]
@@ -331,8 +331,8 @@ def compare(options: argparse.Namespace) -> None:
     frame.insert(4, "time_ratio", frame["seconds"] / frame["seconds"][0])
     frame.insert(6, "memory_ratio", frame["peak_mib"] / frame["peak_mib"][0])
     target = RESULTS / "benchmarks" / "fisher_peers.csv"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(target, index=False)
+    with atomic_write(target) as temporary:
+        frame.to_csv(temporary, index=False)
     with pd.option_context("display.width", 250, "display.max_colwidth", 90, "display.max_columns", None):
         print(frame.round(3).to_string(index=False))
 

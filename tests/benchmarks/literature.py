@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from row_file import RowFile
 
 from lwa_helpers.arms import fitted_student
 from lwa_helpers.config import ExperimentConfig, load_config
@@ -44,7 +45,7 @@ from lwa_helpers.evaluation import (
     tune,
 )
 from lwa_helpers.models import decoder_layers, load_teacher
-from lwa_helpers.paths import RESULTS, atomic_write
+from lwa_helpers.paths import RESULTS
 from lwa_helpers.ranking import ItemRanker, ItemRankingModel, load_item_ranker
 from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.student import trim_vocabulary
@@ -67,12 +68,14 @@ class Table:
     """Finished rows and the test ranks of finished systems, kept on disk."""
 
     def __init__(self, folder: Path):
-        self.folder, self.path = folder, folder.with_suffix(".csv")
-        self.frame = pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=["system", "part", "epoch"])
+        self.folder, self.file = folder, RowFile(folder.with_suffix(".csv"), system=str, part=str, epoch=int)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        return self.file.read()
 
     def has(self, system: str, part: str, epoch: int = 0) -> bool:
-        rows = self.frame
-        return bool(((rows.system == system) & (rows.part == part) & (rows.epoch == epoch)).any())
+        return self.file.has(system=system, part=part, epoch=epoch)
 
     def add(self, system: str, part: str, rank: np.ndarray, rank_all: np.ndarray, epoch: int = 0, **facts) -> None:
         mean = mean_interval(ndcg_at_k(rank, 10), seed=0)
@@ -83,10 +86,8 @@ class Table:
         if part == "test":
             self.folder.mkdir(parents=True, exist_ok=True)
             np.save(self.folder / f"{system}.npy", rank)
-        self.frame = pd.concat([self.frame, pd.DataFrame([row])], ignore_index=True)
-        with atomic_write(self.path) as path:
-            self.frame.to_csv(path, index=False)
-        print(self.frame.tail(1).round(4).to_string(index=False), flush=True)
+        self.file.add(pd.DataFrame([row]))
+        print(pd.DataFrame([row]).round(4).to_string(index=False), flush=True)
 
 
 def both_ranks(system, asked: Cases, batch_size: int = 256) -> np.ndarray:
