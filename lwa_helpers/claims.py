@@ -22,10 +22,9 @@ def claims_table(manifest: dict[str, Any]) -> str:
     values = {name: str(number["text"]).replace("$-$", "−").replace("\\", "") for name, number in manifest["numbers"].items()}
     values |= {name: verdict["outcome"] for name, verdict in manifest["verdicts"].items()}
     profile = manifest["profile"]
-    seed = next(iter(manifest["notebooks"].values()))["seed"]
     dirty = " with uncommitted changes" if manifest["dirty"] else ""
     commits = ", ".join(f"`{commit[:10]}`" for commit in manifest["commit"].split(", "))
-    origin = f"`{profile}` profile, seed {seed}, {manifest['device']}, commit {commits}{dirty}"
+    origin = f"`{profile}` profile, seed {manifest['seed']}, {manifest['device']}, commit {commits}{dirty}"
     rows = [
         f"Measured: {origin}. Brackets hold 95 % intervals.",
         "",

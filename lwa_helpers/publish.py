@@ -38,9 +38,9 @@ def merge(results: Path, names: list[str]) -> None:
 
 
 def _origin(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Profile, commit, uncommitted changes and device of some records; several commits or devices are all named."""
+    """Profile, seed, commit, uncommitted changes and device of some records; where they differ all are named."""
     several = {
-        key: ", ".join(sorted({str(record[key]) for record in records})) for key in ("profile", "commit", "device")
+        key: ", ".join(sorted({str(record[key]) for record in records})) for key in ("profile", "seed", "commit", "device")
     }
     return several | {"dirty": any(record["dirty"] for record in records)}
 

@@ -61,7 +61,7 @@ def test_outputs_and_records_of_a_run(project: Path) -> None:
     assert f"\\newcommand{{\\LargestSquare}}{{{(TITLES - 1) ** 2:,}}}\n" in macros
     assert "\\newcommand{\\Total}" in macros and "\\newcommand{\\HOneVerdict}{supported}" in macros
     assert "\\newcommand{\\LwaProfile}{smoke}" in macros
-    assert all(f"% {key}: " in macros for key in ("profile", "commit", "dirty", "device"))
+    assert all(f"% {key}: " in macros for key in ("profile", "seed", "commit", "dirty", "device"))
     assert 'profile = "smoke"' in (results / "notebooks/02_second.ipynb").read_text().replace("\\", "")
     assert (results / "figures/squares.pdf").read_bytes().startswith(b"%PDF")
     record = manifest.load(results, "02_second")
