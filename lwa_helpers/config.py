@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -143,6 +143,8 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt
     bf16: bool
     sasrec_epochs: PositiveInt
+    sasrec_dropouts: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=1)
+    sasrec_learning_rates: list[PositiveFloat] = Field(min_length=1)
 
 
 class ExperimentConfig(Section):

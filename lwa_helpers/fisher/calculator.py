@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.collect import TraceCollector
 from lwa_helpers.fisher.convergence import SMALLEST, split_half_spearman
-from lwa_helpers.fisher.hooks import Taps, restored
+from lwa_helpers.fisher.hooks import Float32Attention, Taps, restored
 from lwa_helpers.fisher.losses import next_token_nll
 from lwa_helpers.fisher.progress import (
     Found,
@@ -133,7 +133,7 @@ class FisherInformationCalculator:
             with torch.no_grad(), self._precision(device):
                 batch = loss.sample(model, batch, generator)
         collector.start(rows, device)
-        with Taps(model, sites, collector.receive, rows) as taps:
+        with Taps(model, sites, collector.receive, rows) as taps, Float32Attention():
             with self._precision(device):
                 losses = loss(model, batch)
             if losses.shape != (rows,):

@@ -11,8 +11,8 @@ from lwa_helpers.fisher.kernels import (
     by_triton,
     direct_traces,
     gram_is_cheaper,
+    pair_gram,
     part_traces,
-    token_gram,
     triton_kernels,
     wide,
 )
@@ -76,7 +76,7 @@ class TraceCollector:
     def start(self, rows: int, device: torch.device) -> None:
         """Make room for a batch: `traces` (rows, columns), float64."""
         self.traces = torch.zeros(rows, len(self.columns), dtype=torch.float64, device=device)
-        self._input_gram: tuple[Tensor, Tensor] | None = None
+        self._input_gram: tuple[Tensor, list[Tensor]] | None = None
 
     def finish(self) -> Tensor:
         """Return the batch's traces and let go of the last module's working set."""
@@ -118,14 +118,14 @@ class TraceCollector:
             whole, sliced = (b, a.to(b.dtype)) if place.side == "input" else (a.to(b.dtype), b)
             return triton_kernels().ghost_traces(whole, sliced, place.n_parts)
         if place.side == "input":
-            return part_traces(token_gram(b), a.to(b.dtype), place.n_parts)
+            return part_traces(pair_gram(b), a.to(b.dtype), place.n_parts)
         return part_traces(self._gram_of_input(a, b.dtype), b, place.n_parts)
 
-    def _gram_of_input(self, a: Tensor, dtype: torch.dtype) -> Tensor:
+    def _gram_of_input(self, a: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Gram of a, in the precision of the matrix product that read it; query, key and value share one, gate and up too."""
         if self._input_gram is None or not _same(self._input_gram[0], a):
             self._input_gram = None
-            self._input_gram = (a, token_gram(a.to(dtype)))
+            self._input_gram = (a, pair_gram(a.to(dtype)))
         return self._input_gram[1]
 
     def _add(self, column: int, values: Tensor) -> None:

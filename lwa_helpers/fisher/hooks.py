@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher.kernels import wide
 from lwa_helpers.fisher.sites import Site
 from lwa_helpers.models import decoder_layers
 
@@ -29,6 +32,31 @@ def restored(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, (requires_grad, grad) in flags.items():
             parameter.requires_grad_(requires_grad).grad = grad
+
+
+class Float32Attention(TorchFunctionMode):
+    """Inside, attention that would run in bfloat16 on a CPU is computed in float32, and its result is bfloat16 again.
+
+    It is the more exact, and on rows of a hundred tokens its backward pass takes less than half the time.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or not _in_bfloat16(args[0]):
+            return func(*args, **kwargs)
+        args, kwargs = [_wide(x) for x in args], {name: _wide(x) for name, x in kwargs.items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*args, **kwargs).bfloat16()
+
+
+def _in_bfloat16(query: Tensor) -> bool:
+    """Whether attention of this query would run in bfloat16 on a CPU, by its own type or by autocast."""
+    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return query.device.type == "cpu" and (cast or query.dtype == torch.bfloat16)
+
+
+def _wide(x: object) -> object:
+    return wide(x) if isinstance(x, Tensor) else x
 
 
 class _Tap(torch.autograd.Function):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}  # one gradient block: half a MiB stays in a core's cache; 256 MiB on a GPU
+BAND = 32  # tokens whose products with all tokens up to them are taken at once, where half of a Gram is enough
 SQUARING_COST = 16  # squaring one gradient entry costs about as much as this many multiplications inside a matrix product
 
 
@@ -36,9 +37,24 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def token_gram(x: Tensor) -> Tensor:
-    """Inner products of all pairs of tokens: (..., T, d) -> (..., T, T), float32 or better."""
-    return wide(x @ x.mT)
+def token_gram(x: Tensor) -> list[Tensor]:
+    """Inner products of all pairs of tokens, (..., T, d) -> bands (..., t - s, t) of the lower triangle, float32 or better.
+
+    Bands of BAND tokens cost little more than half of the whole. In half precision and off the CPU there is one, the whole: a
+    call costs more there than what it saves.
+    """
+    tokens = x.shape[-2]
+    height = BAND if x.device.type == "cpu" and wide(x) is x else tokens
+    ends = [(start, min(start + height, tokens)) for start in range(0, tokens, height)]
+    return [wide(x[..., s:t, :] @ x[..., :t, :].mT) for s, t in ends]
+
+
+def pair_gram(x: Tensor) -> list[Tensor]:
+    """token_gram in which a product that stands for two pairs, (t, u) and (u, t), is counted twice."""
+    bands = token_gram(x)
+    for band in bands:
+        band[..., : band.shape[-1] - band.shape[-2]] *= 2
+    return bands
 
 
 def gram_is_cheaper(tokens: int, d_in: int, d_out: int, have_input_gram: bool) -> bool:
@@ -47,13 +63,14 @@ def gram_is_cheaper(tokens: int, d_in: int, d_out: int, have_input_gram: bool) -
     return gram < (tokens + SQUARING_COST) * d_in * d_out / tokens
 
 
-def part_traces(gram: Tensor, sliced: Tensor, n_parts: int) -> Tensor:
+def part_traces(pairs: list[Tensor], sliced: Tensor, n_parts: int) -> Tensor:
     """Squared gradient norm of each of n_parts equal slices of one side: (B, n_parts) float64.
 
-    gram (B, T, T) of the side that stays whole; sliced (B, T, n_parts * q).
+    pairs: pair_gram of the side that stays whole; sliced (B, T, n_parts * q).
     """
     split = sliced.unflatten(-1, (n_parts, -1)).transpose(1, 2) if n_parts > 1 else sliced.unsqueeze(1)
-    return torch.linalg.vecdot(gram.unsqueeze(1).flatten(-2), token_gram(split).flatten(-2)).double()
+    bands = zip(pairs, token_gram(split))
+    return sum(torch.linalg.vecdot(whole.unsqueeze(1).flatten(-2), part.flatten(-2)).double() for whole, part in bands)
 
 
 def direct_traces(left: Tensor, right: Tensor, square_sum: Tensor | None = None) -> Tensor:

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from peak_memory import peak_bytes
 
 WHOLE = 571_000_000
 PLAIN_UP_TO = 10_000_000
@@ -97,7 +97,7 @@ def measure(engine: str, path: Path) -> dict:
     if engine == "python":
         parts = plain_python(path)
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak = peak_bytes() / 1e9
         rows, prints = sum(map(len, parts.values())), [fingerprint(part, iter) for part in parts.values()]
     else:
         from lwa_helpers.data import load_amazon
@@ -106,7 +106,7 @@ def measure(engine: str, path: Path) -> dict:
         warnings.simplefilter("ignore")  # there is no item file
         data = load_amazon(path.parent, path.stem)
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak = peak_bytes() / 1e9
         parts = [data.train, data.valid, data.test]
         rows = sum(map(len, parts))
         prints = [fingerprint(part, lambda frame: frame.itertuples(index=False, name=None)) for part in parts]

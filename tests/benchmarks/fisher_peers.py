@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import pandas as pd
 import psutil
 import torch
 import torch.nn.functional as F
+from peak_memory import peak_bytes, reset_peak
 from torch import Tensor, nn
 
 from lwa_helpers.fisher import FisherInformationCalculator
@@ -290,10 +290,11 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     with contextlib.redirect_stdout(sys.stderr):
         function(model, batches[:1])
         model.zero_grad(set_to_none=True)
+        reset_peak()
         before, start = psutil.Process().memory_info().rss, time.perf_counter()
         traces = function(model, batches)
         seconds = time.perf_counter() - start
-    mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20
+    mib = (peak_bytes() - before) / 2**20
     return {"seconds": seconds, "peak_mib": mib, "traces": None if traces is None else list(traces)}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import time
 
 import psutil
 import torch
+from peak_memory import peak_bytes, reset_peak
 
 from lwa_helpers.fisher import FisherInformationCalculator
 from lwa_helpers.models import load_teacher
@@ -63,9 +63,10 @@ def peak_memory(name: str, dtype: str, options: argparse.Namespace) -> float:
 def measure_memory(options: argparse.Namespace) -> None:
     model = load_teacher("smollm2-135m").model
     batches = make_batches(options.examples, options.batch_size, options.tokens)
+    reset_peak()
     before = psutil.Process().memory_info().rss
     run_pass(options.measure, model, batches, AUTOCAST[options.dtypes[0]])
-    print(json.dumps({"mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20}))
+    print(json.dumps({"mib": (peak_bytes() - before) / 2**20}))
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -6,8 +6,9 @@ prompt + title from scratch for every title, in one run.
 float32; titles are words drawn from MovieLens titles, about 10 tokens each, so they share little: the trie's worst case.
 Systems take turns within a round; the first rows hold the median of the rounds, the others are timed once. The first
 history length is timed for every catalogue, the first catalogue for every history length. The naive loop is timed on 100
-titles at most and scaled up. Writes results/benchmarks/ranking_speed.csv and a figure beside it; exits with status 1 when
-a title's score differs from the naive loop's by more than 1e-5 of it (float32 rounding) or a ratio misses its target.
+titles at most and scaled up. Errors are against the naive loop in float64 on the first titles. Writes
+results/benchmarks/ranking_speed.csv and a figure beside it; exits with status 1 when a title's log probability is off by
+more than 1e-4 or a ratio misses its target.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.trie import pieces
 
 FILE = RESULTS / "benchmarks" / "ranking_speed.csv"
-TITLE_TOKENS, NAIVE_TITLES, TOP, TOLERANCE = 10, 100, 10, 1e-5
+TITLE_TOKENS, NAIVE_TITLES, CHECKED, TOP, TOLERANCE = 10, 100, 40, 10, 1e-4
 HEADER = "Films this person watched, in order:\n"
 TARGETS = [("naive", "title", 0, 8.0), ("title", "item", 0, 8.0), ("title", "item", -1, 100.0)]  # slow, fast, catalogue, ratio
 
@@ -54,13 +55,13 @@ def history_of(ranker: TitleRanker, tokens: int) -> list[int]:
 
 
 @torch.no_grad()
-def naive(ranker: TitleRanker, history: list[int], items: range) -> np.ndarray:
+def naive(ranker: TitleRanker, history: list[int], items: range, model: torch.nn.Module | None = None) -> np.ndarray:
     """log p of each title by a forward pass over prompt and title, logits only where a title token is predicted."""
     prompt, out = ranker.prompt(history), []
     for item in items:
         tokens = torch.tensor(ranker.tokens[item])
         ids = torch.tensor([prompt + ranker.tokens[item]])
-        logits = ranker.model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens) + 1).logits[0, :-1]
+        logits = (model or ranker.model)(input_ids=ids, use_cache=False, logits_to_keep=len(tokens) + 1).logits[0, :-1]
         out.append(logits.log_softmax(-1).gather(1, tokens[:, None]).sum().item())
     return np.array(out)
 
@@ -78,7 +79,7 @@ class Bench:
         self.lm, self.rounds, self.rows = load_teacher("smollm2-135m"), rounds, []
         self.titles = made_titles(self.lm, max(sizes))
         self.vectors = torch.randn(max(sizes), self.lm.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-        self.body = copy.deepcopy(self.lm.model)
+        self.body, self.exact = copy.deepcopy(self.lm.model), copy.deepcopy(self.lm.model).double()
 
     def measure(self, tokens: int, n: int) -> None:
         """One history of about `tokens` tokens, a catalogue of n titles."""
@@ -97,12 +98,13 @@ class Bench:
             for name, call in calls.items():
                 took, results[name] = timed(call)
                 seconds[name].append(took * (n / len(some) if name == "naive" else 1))
-        error = np.abs(results["title"][: len(some)] / results["naive"] - 1).max()
+        exact = naive(title, history, range(CHECKED), self.exact)
+        error = {name: np.abs(results[name][:CHECKED] - exact).max() for name in ("naive", "title")}
         found, best = results["search"], np.argsort(-results["title"], kind="stable")[:TOP]
         print(f"search sure of its {TOP} best: {found.exact[0]}; the same as by scoring all: {(found.items[0] == best).all()}")
         self.add(title, history, n, {name: statistics.median(values) for name, values in seconds.items()}, error)
 
-    def add(self, title: TitleRanker, history: list[int], n: int, seconds: dict[str, float], error: float) -> None:
+    def add(self, title: TitleRanker, history: list[int], n: int, seconds: dict[str, float], error: dict[str, float]) -> None:
         """A row for each system."""
         prompt, rows = len(title.prompt(history)), title.tokens[:n]
         tries = sum(len(trie.inner()) for _, trie in pieces(rows, title.tokens_per_batch))
@@ -110,7 +112,7 @@ class Bench:
         for name, took in seconds.items():
             self.rows.append({
                 "system": name, "history_tokens": prompt, "items": n, "tokens_read": read[name], "seconds": took,
-                "ratio_to_naive": seconds["naive"] / took, "token_ratio": read["naive"] / read[name], "max_error": error,
+                "ratio_to_naive": seconds["naive"] / took, "token_ratio": read["naive"] / read[name], "max_error": error.get(name, np.nan),
             })
         with atomic_write(FILE) as path:
             pd.DataFrame(self.rows).assign(threads=torch.get_num_threads()).to_csv(path, index=False)
@@ -120,8 +122,9 @@ class Bench:
 def check(frame: pd.DataFrame, sizes: list[int]) -> bool:
     """Print each target beside what was measured; whether all hold."""
     first = frame[frame.history_tokens == frame.history_tokens.iloc[0]].set_index(["system", "items"]).seconds
-    held = frame.max_error.max() <= TOLERANCE
-    print(f"largest relative difference of a title's score: {frame.max_error.max():.1e}, at most {TOLERANCE:.0e}: {held}")
+    error = frame[frame.system == "title"].max_error.max()
+    held = error <= TOLERANCE
+    print(f"largest error of a title's log probability: {error:.1e}, at most {TOLERANCE:.0e}: {held}")
     for slow, fast, size, target in TARGETS:
         ratio = first[slow, sizes[size]] / first[fast, sizes[size]]
         held &= ratio >= target

@@ -51,7 +51,7 @@ def test_the_manifests_say_what_made_the_results(printed):
 
 def test_figures_have_acm_widths_and_no_type_3_fonts(printed):
     figures = sorted((SMOKE / "figures").glob("*.pdf"))
-    assert len(figures) == 10
+    assert len(figures) == 11
     for path in figures:
         assert min(abs(page_width_inches(path) - width) for width in (COLUMN_IN, TEXT_IN)) < 0.01, path
         assert b"/Type3" not in path.read_bytes(), path

@@ -1,7 +1,11 @@
-"""Started twice by torchrun in test_fisher_progress: the same dataset given to two processes, a model whole and sharded."""
+"""Started twice by torchrun in test_fisher_progress: one dataset given to two processes, a model whole and sharded.
+
+A second argument kills both processes at that batch of the sharded run; the next start goes on from its checkpoint.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from lwa_helpers.fisher import FisherInformationCalculator
 
 N_BATCHES = 5
+RUNS = {"whole": ("empirical", None), "stopped": ("empirical", -1.0), "sharded": ("sampled", None)}  # estimator, stop_at
 
 
 def dataset():
@@ -20,18 +25,30 @@ def dataset():
         yield batch(lengths=(6, 8, 5)[: 1 + seed % 3], seed=seed)
 
 
-def main(folder: Path) -> None:
+def killed(batches, after: int):
+    """The dataset up to a batch at which the process ends without a word, as by kill -9."""
+    for index, rows in enumerate(batches):
+        if index == after:
+            os._exit(9)
+        yield rows
+
+
+def main(folder: Path, kill_at: int = N_BATCHES) -> None:
     dist.init_process_group("gloo")
-    for name, estimator in (("whole", "empirical"), ("sharded", "sampled")):
+    for name, (estimator, stop_at) in RUNS.items():
         model = build("llama").double()
         if name == "sharded":
             for layer in model.model.layers:
                 fully_shard(layer)
             fully_shard(model)
-        calculator = FisherInformationCalculator(estimator, "parameter", checkpoint=folder / "progress", checkpoint_every=2)
-        calculator.calculate(model, dataset()).save(folder / f"{name}{dist.get_rank()}")
+        checkpoint = folder / f"{name}.progress"
+        calculator = FisherInformationCalculator(
+            estimator, "parameter", checkpoint=checkpoint, checkpoint_every=2, stop_at=stop_at
+        )
+        rows = killed(dataset(), kill_at) if name == "sharded" else dataset()
+        calculator.calculate(model, rows).save(folder / f"{name}{dist.get_rank()}")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

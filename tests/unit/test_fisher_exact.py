@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fisher_models import FAMILIES, batch, build, layers_of
+from torch.overrides import TorchFunctionMode
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from lwa_helpers.fisher import FisherInformationCalculator, kernels
+from lwa_helpers.fisher.hooks import Float32Attention
 
 
 def per_example_gradients(model, rows):
@@ -178,10 +180,56 @@ def test_bfloat16_autocast_and_weights_stay_close_to_float32():
     np.testing.assert_allclose(half.per_layer, exact, rtol=0.05)
 
 
+class SeenTypes(TorchFunctionMode):
+    """Notes in what type each attention call that reaches torch will run."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.types.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else args[0].dtype)
+        return func(*args, **kwargs or {})
+
+
+def test_attention_under_bfloat16_autocast_runs_in_float32():
+    model, rows = build("llama"), batch(lengths=(9, 6))
+    with SeenTypes() as plain, torch.autocast("cpu", torch.bfloat16):
+        model(rows["input_ids"])
+    with SeenTypes() as ours:
+        FisherInformationCalculator(autocast=torch.bfloat16).calculate(model, [rows])
+    assert plain.types == {torch.bfloat16} and ours.types == {torch.float32}
+
+
+def test_float32_attention_gives_bfloat16_and_leaves_other_types_alone():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
+    with Float32Attention():
+        half = F.scaled_dot_product_attention(*(x.bfloat16() for x in (q, k, v)), is_causal=True)
+        whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    later = torch.triu(torch.ones(7, 7, dtype=torch.bool), 1)
+    expected = ((q @ k.mT / 8**0.5).masked_fill(later, -torch.inf)).softmax(-1) @ v
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, kernels.BAND - 1, kernels.BAND, kernels.BAND + 1, 70])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_the_gram_form_in_bands_equals_the_gradient_formed(tokens, dtype, tolerance, n_parts):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, tokens, width, generator=generator, dtype=dtype) for width in (5, 12))
+    gradient = b.double().mT @ a.double()
+    expected = gradient.unflatten(1, (n_parts, -1)).square().sum((2, 3))
+    torch.testing.assert_close(kernels.part_traces(kernels.pair_gram(a), b, n_parts), expected, rtol=tolerance, atol=0)
+
+
 def test_sums_of_bfloat16_products_add_little_error():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(4, 110, 96, generator=generator).bfloat16()
     b = torch.randn(4, 110, 48, generator=generator).mul(0.01).bfloat16()
     exact = (b.double().mT @ a.double()).square().sum((1, 2))
-    torch.testing.assert_close(kernels.part_traces(kernels.token_gram(a), b, 1)[:, 0], exact, rtol=2e-3, atol=0)
+    torch.testing.assert_close(kernels.part_traces(kernels.pair_gram(a), b, 1)[:, 0], exact, rtol=2e-3, atol=0)
     torch.testing.assert_close(kernels.direct_traces(b, a), exact, rtol=2e-3, atol=0)

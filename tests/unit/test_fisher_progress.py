@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from fisher_models import batch, build
-from fisher_ranks import N_BATCHES, dataset
+from fisher_ranks import N_BATCHES, RUNS, dataset
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherInformationCalculator, FisherResult, next_token_nll
@@ -26,15 +27,24 @@ def assert_equal(one: FisherResult, other: FisherResult, rtol: float = 0.0) -> N
         torch.testing.assert_close(value, other.diagonal[name], rtol=rtol, atol=0)
 
 
-def test_two_processes_equal_one(tmp_path):
+def run_two_processes(folder: Path, *arguments: str) -> int:
+    """Exit status of fisher_ranks.py under torchrun with two processes."""
     script = Path(__file__).with_name("fisher_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    for name, estimator in (("whole", "empirical"), ("sharded", "sampled")):
-        alone = FisherInformationCalculator(estimator, "parameter").calculate(build("llama").double(), dataset())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *arguments], check=False, timeout=120, env=environment).returncode
+
+
+def test_two_processes_equal_one_also_after_a_kill(tmp_path):
+    assert run_two_processes(tmp_path, "4") != 0  # both are killed at the sharded run's fifth batch
+    assert [path.name for path in tmp_path.glob("*.progress")] == ["sharded.progress"]
+    assert run_two_processes(tmp_path) == 0
+    assert not list(tmp_path.glob("*.progress"))
+    for name, (estimator, stop_at) in RUNS.items():
+        seen = N_BATCHES if stop_at is None else 4  # two turns of two: the first of at least four rows
+        alone = FisherInformationCalculator(estimator, "parameter").calculate(build("llama").double(), islice(dataset(), seen))
         for rank in range(2):
             assert_equal(FisherResult.load(tmp_path / f"{name}{rank}"), alone, rtol=1e-10)  # sums in another order
-    assert not (tmp_path / "progress").exists()
 
 
 def test_processes_without_a_group_are_refused(monkeypatch):

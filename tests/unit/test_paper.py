@@ -79,7 +79,7 @@ def test_the_search_for_typed_results_finds_them(text, found):
 def test_every_figure_has_a_description_a_caption_and_its_notebook():
     figures = re.findall(r"\\begin\{figure\*?\}(.*?)\\end\{figure", BODY, re.DOTALL)
     tables = re.findall(r"\\begin\{table\*?\}(.*?)\\end\{table", BODY, re.DOTALL)
-    assert len(figures) == 10 and len(tables) == 6
+    assert len(figures) == 11 and len(tables) == 6
     assert all(r"\Description{" in figure for figure in figures)
     assert all(r"\caption{" in part and r"\source{0" in part and r"\label{" in part for part in figures + tables)
 
