@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lwa_helpers.data.windows import Window, collate
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import LanguageModel, backbone, load_teacher
+from lwa_helpers.vocabulary import check_covered
 
 HEAD_FILE = "item_head.safetensors"
 ITEMS_FILE = "items.json"
@@ -252,9 +253,13 @@ class ItemRanker:
         self, model: ItemRankingModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str],
         batch_size: int = 32, bf16: bool = False, max_titles: int | None = None,
     ):
-        """batch_size: histories read together, of like length; max_titles: the newest, that are read (None: all)."""
+        """batch_size: histories read together, of like length; max_titles: the newest, that are read (None: all).
+
+        Raises LwaError for a title outside the model's cut vocabulary.
+        """
         self.model, self.batch_size, self.bf16, self.max_titles = model, batch_size, bf16, max_titles
         texts = [header, *(title + "\n" for title in titles)]
+        check_covered(tokenizer, texts)
         self.header, *self.tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:

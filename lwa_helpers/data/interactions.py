@@ -40,10 +40,10 @@ class Interactions:
         _require(self.name, "items", self.items, ("parent_asin", "title"))
         if not self.items.parent_asin.is_unique:
             raise LwaError(f"{self.name}: items lists an item twice; keep one row per parent_asin")
-        known = set(self.items.parent_asin)
         for part in PARTS:
-            strangers = set(self.part(part).parent_asin.unique()) - known
-            if strangers:
+            used = pd.Series(self.part(part).parent_asin.unique())
+            strangers = used[~used.isin(self.items.parent_asin)]
+            if len(strangers):
                 raise LwaError(f"{self.name}: {part} holds item {min(strangers)!r}, which items lacks; add its row")
 
     def part(self, name: str) -> pd.DataFrame:

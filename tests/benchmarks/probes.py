@@ -5,7 +5,8 @@
 Memorised: the untuned model completes a title from the first half of its words, token by token the most probable one; beside
 it the same beginnings with the second half of another title, which nobody can have memorised, and the year alone.
 Order and words: the tuned teacher of results/<profile> (notebook 02) ranks the catalogue for the same users from histories as
-they are, in random order, with the newest title left in place, and with every title replaced by "Film <number>".
+they are, in random order, with the newest title left in place, and with every title replaced by a pair of numbers of its own
+(years that occur in titles, so that a cut vocabulary holds them).
 Writes results/<profile>/probes.csv.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from itertools import islice, product
 
 import numpy as np
 import pandas as pd
@@ -67,6 +69,14 @@ def histories_probed(asked: Cases, seed: int) -> dict[str, list[list[int]]]:
     }
 
 
+def anonymous(titles: list[str]) -> list[str]:
+    """As many different titles without a word: "1995 (1941)"."""
+    years = sorted({match[1] for title in titles if (match := re.search(r"\((\d{4})\)$", title))})
+    if len(years) ** 2 < len(titles):
+        raise LwaError(f"{len(years)} years in the titles do not make {len(titles)} pairs: this probe is for MovieLens")
+    return [f"{a} ({b})" for a, b in islice(product(years, years), len(titles))]
+
+
 def row(probe: str, value: float, low: float, high: float, n: int) -> dict:
     return {"probe": probe, "value": value, "low": low, "high": high, "n": n}
 
@@ -87,7 +97,7 @@ def probe_teacher(config, data, users: int) -> list[dict]:
         return ndcg_at_k(ranks(ranker, asked._replace(histories=histories)), 10)
 
     found = {name: ndcg(histories) for name, histories in histories_probed(asked, config.seed).items()}
-    found["numbers for titles"] = ndcg(asked.histories, [f"Film {n}" for n in range(len(data.titles))])
+    found["numbers for titles"] = ndcg(asked.histories, anonymous(data.titles))
     found["popularity"] = ndcg_at_k(ranks(Popularity().fit(data), asked), 10)
     rows = [row("teacher, NDCG@10: " + name, *mean_interval(v, seed=config.seed), len(v)) for name, v in found.items()]
     base = found.pop("as they are")

@@ -9,6 +9,7 @@ from tiny_lm import TITLES, language_model
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import load_teacher
+from lwa_helpers.ranking import ItemRanker
 from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.vocabulary import check_covered, kept_tokens, trim_vocabulary
 
@@ -46,6 +47,9 @@ def test_a_title_outside_raises_after_a_reload_too(tmp_path):
         with pytest.raises(LwaError, match="'Heat"):
             TitleRanker(lm.model, lm.tokenizer, "Seen:\n", TITLES)
         TitleRanker(lm.model, lm.tokenizer, "Seen:\n", TITLES[:5])
+        with pytest.raises(LwaError, match="'Heat"):
+            ItemRanker(None, lm.tokenizer, "", TITLES)
+        ItemRanker(None, lm.tokenizer, "", TITLES[:5])
     check_covered(full.tokenizer, ["Zorblax"])
 
 
