@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, dispatch_model
 from fisher_models import batch, build
 from fisher_ranks import N_BATCHES, RUNS, dataset
 
@@ -106,4 +106,14 @@ def test_offloaded_weights_are_read_where_accelerate_keeps_them(family):
     whole = FisherInformationCalculator(granularity="parameter").calculate(model, dataset())
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert next(model.model.layers[0].parameters()).device.type == "meta"
+    assert_equal(FisherInformationCalculator(granularity="parameter").calculate(model, dataset()), whole, rtol=1e-12)
+
+
+def test_a_model_spread_by_a_device_map_is_read_wherever_its_layers_are(tmp_path):
+    model = build("llama").double()
+    whole = FisherInformationCalculator(granularity="parameter").calculate(model, dataset())
+    device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    device_map |= {"model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+    model = dispatch_model(model, device_map, main_device="cpu", offload_dir=tmp_path)
+    assert [next(layer.parameters()).device.type for layer in model.model.layers] == ["cpu", "meta", "meta"]
     assert_equal(FisherInformationCalculator(granularity="parameter").calculate(model, dataset()), whole, rtol=1e-12)
