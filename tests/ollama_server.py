@@ -269,6 +269,10 @@ class _Handler(BaseHTTPRequestHandler):
         name, model = self._model(body)
         self._check(body, model)
         self.ollama.loaded.add(name)
+        if not any(message.get("content") for message in messages):  # documented: this loads the model, or unloads it
+            if body.get("keep_alive") == 0:
+                self.ollama.loaded.discard(name)
+            return self._json(self._part(body, say(""), True, done_reason="unload" if body.get("keep_alive") == 0 else "load"))
         if fault in ("error_500", "error_400"):
             raise _HttpError(int(fault[-3:]), "the model failed to generate a response")
         if fault == "slow":
@@ -291,9 +295,13 @@ class _Handler(BaseHTTPRequestHandler):
         if body.get("think") and not model.thinks:
             raise _HttpError(400, f'"{body["model"]}" does not support thinking')
         try:
-            Draft202012Validator.check_schema(body.get("format") or {})
+            Draft202012Validator.check_schema(self._schema(body))
         except SchemaError as error:
             raise _HttpError(400, f"invalid JSON schema in format: {error.message}") from error
+
+    def _schema(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What `format` demands: a schema, "json" for any object, or nothing."""
+        return {"type": "object"} if body.get("format") == "json" else body.get("format") or {}
 
     def _tokens(self, model: Served, messages: Messages, body: dict[str, Any], fault: str | None) -> list[Token]:
         if fault == "prose":
@@ -301,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "wrong_schema":
             answer = {"answer": "the second"}
         else:
-            answer = model.answer(messages, body.get("format") or {})
+            answer = model.answer(messages, self._schema(body))
         if not isinstance(answer, list):
             text = answer if isinstance(answer, str) else json.dumps(answer)
             answer = [Token(piece, 0.0, ((piece, 0.0),)) for piece in re.findall(r"\s*\S{1,3}", text)]

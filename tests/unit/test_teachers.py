@@ -12,6 +12,7 @@ import time
 from threading import Lock
 from types import SimpleNamespace
 
+import httpx
 import jsonschema
 import numpy as np
 import ollama
@@ -32,6 +33,7 @@ from lwa_helpers.teachers.answers import (
     ranking_messages,
     ranking_schema,
 )
+from lwa_helpers.teachers.ollama_teacher import THINKING_TOKENS
 
 HISTORY = ["Toy Story", "Babe"]
 CANDIDATES = ["Se7en", "A Bug's Life", "Up"]
@@ -262,6 +264,11 @@ def test_the_protocol_is_the_official_clients(any_server):
     whole = client.chat(model, question, format=ranking_schema(3), options=options)
     assert whole.done and whole.message.role == "assistant" and whole.total_duration > 0 and whole.eval_duration > 0
     jsonschema.validate(json.loads(whole.message.content)["ranking"][0], {"type": "integer"})
+    assert client.generate(model, "Say hi", stream=False, options=options).response
+    loaded = client.chat(model, [])
+    assert loaded.done and loaded.done_reason == "load" and not loaded.message.content
+    assert client.generate(model, "").done
+    assert client.chat(model, question, format="json", options=options).message.content.lstrip().startswith("{")
     for parts, text in (
         (client.chat(model, question, stream=True, format=ranking_schema(3), options=options), lambda p: p.message.content),
         (client.generate(model, "Say hi", stream=True, options=options), lambda p: p.response),
@@ -286,6 +293,14 @@ def test_order_and_speed_are_the_servers(server):
     assert answers.invalid_rate == 0
 
 
+def test_version_and_presence_are_checked_before_anything_is_asked(server):
+    teacher(server).rank([HISTORY] * 2, [CANDIDATES] * 2)
+    assert [path for path, _ in server.requests] == ["/api/version", "/api/tags", "/api/show", "/api/chat", "/api/chat"]
+    with pytest.raises(LwaError):
+        teacher(server, "nobody").rank([HISTORY], [CANDIDATES])
+    assert len(server.asked()) == 2
+
+
 def test_request_states_schema_seed_context_and_keep_alive(server):
     teacher(server, seed=5, keep_alive="3m").rank([HISTORY], [CANDIDATES])
     (body,) = server.asked()
@@ -299,7 +314,9 @@ def test_thinking_is_off_or_low_and_never_the_answer(name, setting, sent):
     """The server's thinking text says [3, 1, 2]."""
     with OllamaServer({f"{name}:latest": Served(longest_first, thinks=True)}) as server:
         answers = teacher(server, name, think=setting).rank([HISTORY], [CANDIDATES])
-        assert server.asked()[0]["think"] == sent
+        (body,) = server.asked()
+    room = body["options"]["num_predict"] - (8 * len(CANDIDATES) + 64)
+    assert body["think"] == sent and (room == THINKING_TOKENS if sent else room == 0)
     assert answers.order.tolist() == [[1, 0, 2]]
 
 
@@ -341,6 +358,22 @@ def test_a_slow_server_times_out(server, fault):
     assert time.perf_counter() - start < 2
 
 
+def test_connection_loss_is_retried(server, monkeypatch):
+    asking, lost = teacher(server), [ConnectionError("refused"), httpx.ReadError("reset"), httpx.ConnectTimeout("late")]
+    chat = asking.connection.client.chat
+
+    def losing(**request):
+        if lost:
+            raise lost.pop()
+        return chat(**request)
+
+    monkeypatch.setattr(asking.connection.client, "chat", losing)
+    with pytest.raises(LwaError, match="'llama3'.*no Ollama server answers"):
+        asking.rank([HISTORY], [CANDIDATES])
+    lost += [ConnectionError("refused"), httpx.ReadError("reset")]
+    assert asking.rank([HISTORY], [CANDIDATES]).order.tolist() == [[1, 0, 2]]
+
+
 def test_client_errors_are_not_retried(server):
     server.fault = "error_400"
     with pytest.raises(LwaError, match="'llama3'.*400"):
@@ -354,7 +387,7 @@ def test_a_model_that_vanishes_half_way_keeps_what_was_answered(server, tmp_path
     server.fault = "vanish"
     with pytest.raises(LwaError, match="model 'llama3' not found"):
         asking.rank([HISTORY, ["Up"]], [CANDIDATES, CANDIDATES])
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 1 and len(server.asked()) == 2
 
 
 def test_a_server_that_is_down_is_an_error_naming_model_and_address():
@@ -386,12 +419,22 @@ def test_wrong_numbers_are_counted_by_kind():
     assert answers.replies[0].counts == {"repeated": 1, "invented": 1, "omitted": 2, "unreadable": 0}
 
 
-def test_the_cache_knows_model_prompt_and_seed_apart(server, tmp_path):
-    server.models["other:latest"] = Served(longest_first)
-    for settings in ({}, {"seed": 1}, {"name": "other"}):
-        teacher(server, cache=tmp_path, **settings).rank([HISTORY], [CANDIDATES])
-    teacher(server, cache=tmp_path).rank([HISTORY], [CANDIDATES[::-1]])
-    assert len(server.asked()) == 4
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1}, {"name": "other"}, {"think": "low"}, {"mode": "written"}, {"rows": CANDIDATES[::-1]},
+        {"rows": CANDIDATES[:2]}, {"history": HISTORY[::-1]}, {"digest": "of another build"},
+    ],
+)
+def test_the_cache_knows_apart_whatever_the_answer_depends_on(tmp_path, change, monkeypatch):
+    def ask(history=HISTORY, rows=CANDIDATES, digest=None, **settings):
+        if digest:
+            monkeypatch.setattr(Served, "digest", lambda self, name: digest)
+        return teacher(server, cache=tmp_path, **settings).rank([history], [rows]).replies[0].cached
+
+    models = {name: Served(longest_first, thinks=True) for name in ("llama3:latest", "other:latest")}
+    with OllamaServer(models, version="0.12.11") as server:
+        assert [ask(), ask(), ask(**change), ask(**change)] == [False, True, False, True]
 
 
 def test_a_damaged_kept_answer_is_named(server, tmp_path):
