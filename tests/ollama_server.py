@@ -35,6 +35,8 @@ class Token:
     top: tuple[tuple[str, float], ...] = ()
 
 
+THOUGHT = [Token('maybe {"ranking": [3, 1, 2]}? {"best": "'), Token("C", -0.1, (("C", -0.1), ("B", -3.0), ("A", -4.0))), Token('"}!')]
+
 Messages = list[dict[str, str]]
 Answer = Callable[[Messages, dict[str, Any]], Any]
 
@@ -278,7 +280,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "slow":
             time.sleep(self.ollama.delay_s)
         tokens = self._tokens(model, messages, body, fault)
-        parts = [self._part(body, think("hmm, maybe [3, 1, 2]"))] if body.get("think") else []
+        thought = THOUGHT if body.get("think") else []
+        parts = [self._part(body, think(token.text), **self._logprobs(body, [token], fault)) for token in thought]
         parts += [self._part(body, say(token.text), **self._logprobs(body, [token], fault)) for token in tokens]
         last = self._part(body, say(""), done=True, **self._usage(body, messages, tokens))
         if body.get("stream", True):
@@ -286,8 +289,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in ("invalid_json", "drop"):
             self._bytes(b'{"model": "x", "mess')
         else:
-            text = "".join(token.text for token in tokens)
-            self._json(last | say(text) | self._logprobs(body, tokens, fault))
+            said, thoughts = ("".join(token.text for token in some) for some in (tokens, thought))
+            whole = think(thoughts) if thought else {}
+            for key, value in say(said).items():
+                whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
+            self._json(last | whole | self._logprobs(body, [*thought, *tokens], fault))
 
     def _check(self, body: dict[str, Any], model: Served) -> None:
         if not 0 <= body.get("top_logprobs", 0) <= 20:

@@ -127,6 +127,23 @@ def test_the_written_ranking_takes_its_place_and_says_so(server, reason):
     assert sorted(answers.order[0]) == list(range(len(rows)))
 
 
+def test_thinking_is_never_the_answer(server):
+    """The server's thinking names C."""
+    server.models["llama3:latest"].thinks = True
+    answers = asking(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
+    np.testing.assert_allclose(answers.scores[0], log_softmax([len(title) for title in CANDIDATES]), atol=1e-9)
+    server.models["llama3:latest"].answer = lambda messages, schema: ""  # all tokens went into thinking
+    with pytest.raises(LwaError, match="'llama3'.*no label-scored ranking"):
+        asking(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
+
+
+def test_a_written_answer_that_was_kept_is_no_label_scored_one(server, tmp_path):
+    server.fault = "no_logprobs"
+    assert asking(server, cache=tmp_path).rank([HISTORY], [CANDIDATES]).replies[0].mode == "written"
+    with pytest.raises(LwaError, match="'llama3'.*no label-scored ranking"):
+        asking(server, mode="labels", cache=tmp_path).rank([HISTORY], [CANDIDATES])
+
+
 @pytest.mark.parametrize(
     ("version", "fault", "n", "message"),
     [("0.12.10", None, 3, "too old"), ("0.12.11", None, 21, "21 candidates"), ("0.12.11", "no_logprobs", 3, "no label")],
