@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -340,13 +341,16 @@ def test_the_command_prints_a_table(server, root, capsys):
     assert lines[5] == "user nobody (unknown user: popular items)"
 
 
-def test_the_module_and_lwa_recommend_print_the_same_table(server, root, capsys):
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_module_and_lwa_recommend_print_the_same_table(server, root, capsys, monkeypatch):
     arguments = ["--user", "ann", "--category", CATEGORY, "--model", "llama3:latest", "--root", str(root), "--top-k", "2"]
-    command = [sys.executable, "-m", "lwa_helpers.recommender", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert cli.main(["recommend", *arguments]) == 0
-    assert done.stdout == capsys.readouterr().out
-    assert [line.split()[:3] for line in done.stdout.splitlines()[2:]] == [["1", "5.000", "B006"], ["2", "4.000", "B003"]]
+    monkeypatch.setattr(sys, "argv", ["recommender.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("lwa_helpers.recommender", run_name="__main__")  # as python -m does
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0 and cli.main(["recommend", *arguments]) == 0
+    assert printed == capsys.readouterr().out
+    assert [line.split()[:3] for line in printed.splitlines()[2:]] == [["1", "5.000", "B006"], ["2", "4.000", "B003"]]
 
 
 def test_the_command_says_what_it_repaired(server, root, capsys):

@@ -513,7 +513,8 @@ def test_server_thinks_and_gives_logprobs():
         whole = client.chat("qwen3", question, format=ranking_schema(3), think=True, logprobs=True, top_logprobs=2)
         assert json.loads(whole.message.content) == {"ranking": [2, 1, 3]} and whole.message.role == "assistant"
         assert whole.done and whole.done_reason == "stop" and whole.total_duration > whole.load_duration > 0
-        assert "".join(token.token for token in whole.logprobs) == whole.message.content
+        spelled = "".join(token.token for token in whole.logprobs)
+        assert whole.message.thinking and spelled == whole.message.thinking + whole.message.content
         parts = list(client.generate("qwen3", question[1]["content"], stream=True, logprobs=True, top_logprobs=1))
         assert "".join(part.response for part in parts) == whole.message.content
         assert parts[0].logprobs[0].top_logprobs[0].logprob == 0
