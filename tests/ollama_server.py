@@ -35,7 +35,11 @@ class Token:
     top: tuple[tuple[str, float], ...] = ()
 
 
-THOUGHT = [Token('maybe {"ranking": [3, 1, 2]}? {"best": "'), Token("C", -0.1, (("C", -0.1), ("B", -3.0), ("A", -4.0))), Token('"}!')]
+THOUGHT = [
+    Token('maybe {"ranking": [3, 1, 2]}? {"best": "'),
+    Token("C", -0.1, (("C", -0.1), ("B", -3.0), ("A", -4.0))),
+    Token('"}!'),
+]
 
 Messages = list[dict[str, str]]
 Answer = Callable[[Messages, dict[str, Any]], Any]

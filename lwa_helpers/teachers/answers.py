@@ -72,7 +72,7 @@ def parse_ranking(text: str, n: int) -> tuple[list[int], dict[str, int]]:
     """
     try:
         answer = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, a number of too many digits, brackets too deep
         raise UnreadableAnswer(f"not JSON: {text[:80]!r}") from error
     numbers = answer.get("ranking") if isinstance(answer, dict) else None
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):

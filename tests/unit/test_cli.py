@@ -101,8 +101,10 @@ def test_an_unknown_command_is_refused(capsys) -> None:
     assert caught.value.code == 2
 
 
-HEAVY = ("torch", "pandas", "polars", "numpy", "scipy", "transformers", "matplotlib", "nbformat", "nbclient", "papermill", "IPython",
-         "ollama", "httpx", "lwa_helpers.data", "lwa_helpers.models", "lwa_helpers.run")
+HEAVY = {
+    "torch", "pandas", "polars", "numpy", "scipy", "transformers", "matplotlib", "nbformat", "nbclient", "papermill", "IPython",
+    "ollama", "httpx", "lwa_helpers.data", "lwa_helpers.models", "lwa_helpers.run",
+}
 
 
 def test_status_loads_nothing_heavy_where_results_are_compared(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_status_loads_nothing_heavy_where_results_are_compared(tmp_path: Path) -
             path = root / "results" / profile / folder / "01_first.json"
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(record | {"started": 1.0}))
-    code = f"import sys; from lwa_helpers.cli import main; main(['status']); print('loaded', *({set(HEAVY)} & sys.modules.keys()))"
+    code = f"import sys; from lwa_helpers.cli import main; main(['status']); print('loaded', *({HEAVY} & sys.modules.keys()))"
     environment = os.environ | {
         "LWA_ROOT": str(root),
         "PYTHONPATH": str(paths.PACKAGE.parent),

@@ -135,7 +135,8 @@ def test_a_repository_is_read_at_its_revision_without_its_code(loader, monkeypat
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
     monkeypatch.setattr(loader, "from_pretrained", absent)
     spec = model_spec("qwen3-0.6b")
-    with pytest.raises(LwaError, match=f"'qwen3-0.6b' .{spec.id} at {spec.revision}. is neither in the local cache.*not in the cache$"):
+    missing = f"'qwen3-0.6b' .{spec.id} at {spec.revision}. is neither in the local cache.*not in the cache$"
+    with pytest.raises(LwaError, match=missing):
         load_teacher("qwen3-0.6b")
     ((source, how),) = asked
     assert source == spec.id and how["revision"] == spec.revision and how["trust_remote_code"] is False

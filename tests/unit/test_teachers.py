@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from threading import Lock
 from types import SimpleNamespace
 
@@ -118,7 +119,8 @@ def test_answer_is_repaired_and_counted(numbers, order, repeated, invented, omit
 @pytest.mark.parametrize(
     "text",
     ["", "2, 1, 3", "[2, 1, 3]", '{"ranking": "213"}', '{"ranking": [1, 2', '{"ranking": [1, true]}', '{"ranking": [1.5]}',
-     '{"ranking": []}', '{"ranking": [8, 9]}', '{"order": [1, 2, 3]}', '<think>{"ranking": [1]}</think>', "null"],
+     '{"ranking": []}', '{"ranking": [8, 9]}', "[" * 100_000, '{"ranking": [' + "1" * 5_000 + "]}",
+      '{"order": [1, 2, 3]}', '<think>{"ranking": [1]}</think>', "null"],
 )
 def test_answer_without_a_ranking_is_unreadable(text):
     with pytest.raises(UnreadableAnswer):
@@ -617,6 +619,16 @@ def test_a_title_spells_no_chat_token(smollm2, title):
         for name in ("Up", title)
     )
     assert hostile == tame
+
+
+def test_a_local_model_is_asked_in_the_style_that_its_entry_says(smollm2):
+    messages = ranking_messages(HISTORY, CANDIDATES)
+    chat, plain = (
+        smollm2.tokenizer.decode(LocalTeacher(replace(smollm2, prompt=style), "generate")._prompt(messages))
+        for style in ("chat", "plain")
+    )
+    assert plain == "\n\n".join([messages[0]["content"], messages[1]["content"], '{"ranking": ['])
+    assert chat.startswith("<|im_start|>system\n" + messages[0]["content"]) and chat.endswith('<|im_start|>assistant\n{"ranking": [')
 
 
 def test_local_generation_is_read_by_the_same_rules(smollm2):
