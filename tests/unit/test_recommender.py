@@ -18,12 +18,13 @@ from tiny_lm import language_model, tokenizer, write_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lwa_helpers import BaseRecommender, Recommendation, cli, paths
+from lwa_helpers import BaseRecommender, Recommendation, cli, load_teacher, paths
 from lwa_helpers.data import load_amazon, load_movielens
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
 from lwa_helpers.ranking import ItemHead, ItemRankingModel, load_item_head
 from lwa_helpers.recommender import falling, main
+from lwa_helpers.teachers import LocalTeacher
 
 CATEGORY = "All_Beauty"
 TITLES = ["Soap", "Red Lipstick", "Comb", "Hair Dryer 2000", "Cream & Oil", "Nail File", "Very Long Brush Set", "Towel"]
@@ -308,6 +309,15 @@ def test_a_checkpoint_without_an_item_head_ranks_by_titles(root, tmp_path):
     found = BaseRecommender(directory, root).recommend("ann", CATEGORY, 5)
     check_list(found, {ITEMS[i] for i in CHOICES["ann"]}, dict(zip(ITEMS, TITLES)))
     assert len(found) == 5 and all(r.score < 0 for r in found)
+
+
+def test_the_embedded_model_recommends_in_the_order_of_its_titles_probabilities(root):
+    found = BaseRecommender("smollm2-135m", root).recommend("ann", CATEGORY, 8)
+    check_list(found, {ITEMS[i] for i in CHOICES["ann"]}, dict(zip(ITEMS, TITLES)))
+    history, rest = ([TITLES[i] for i in group] for group in (CHOICES["ann"], [3, 4, 5, 6, 7]))
+    scores = dict(zip(rest, LocalTeacher(load_teacher("smollm2-135m")).rank([history], [rest]).scores[0]))
+    assert [r.title for r in found] == sorted(rest, key=scores.get, reverse=True)
+    assert [r.score for r in found] == pytest.approx([scores[r.title] for r in found], abs=1e-3)
 
 
 def test_a_gguf_file_recommends_without_an_entry_as_its_directory_does(root, tmp_path, monkeypatch):

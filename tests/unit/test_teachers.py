@@ -348,6 +348,26 @@ def test_a_prompt_that_would_be_cut_is_refused():
         assert server.asked() == []
 
 
+def test_room_is_left_for_the_chat_template_and_the_answer():
+    """A prompt is let through from the context that holds its bytes, 256 tokens of a template and the answer."""
+    need = sum(len(message["content"].encode()) for message in ranking_messages(HISTORY, CANDIDATES)) + 256 + (8 * 3 + 64)
+    for length in (need - 1, need):
+        with OllamaServer({"llama3:latest": Served(longest_first, context_length=length)}) as server:
+            if length < need:
+                with pytest.raises(LwaError, match=f"may need {need} tokens"):
+                    teacher(server).rank([HISTORY], [CANDIDATES])
+            else:
+                teacher(server).rank([HISTORY], [CANDIDATES])
+                assert server.asked()[0]["options"]["num_ctx"] == need
+
+
+def test_answers_of_a_model_without_a_digest_are_not_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(Served, "digest", lambda self, name: None)
+    for _ in range(2):
+        teacher(server, cache=tmp_path).rank([HISTORY], [CANDIDATES])
+    assert len(server.asked()) == 2 and not list(tmp_path.iterdir())
+
+
 def test_context_grows_with_the_prompt(server):
     teacher(server).rank([HISTORY], [[f"The long title of film number {i} " * 4 for i in range(25)]])
     options = server.asked()[0]["options"]
@@ -358,8 +378,8 @@ def test_context_grows_with_the_prompt(server):
 def test_a_passing_fault_is_retried(server, fault):
     server.fault, server.faults = fault, 2
     assert teacher(server).rank([HISTORY], [CANDIDATES]).order.tolist() == [[1, 0, 2]]
-    seeds = [body["options"]["seed"] for body in server.asked()]
-    assert seeds == [0, 1, 2]
+    options = [body["options"] for body in server.asked()]
+    assert [(o["seed"], o["temperature"]) for o in options] == [(0, 0.0), (1, 0.3), (2, 0.3)]
 
 
 @pytest.mark.parametrize("fault", ["drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "prose", "wrong_schema"])
