@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from typing import Any
@@ -111,7 +112,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0 if agrees(found) else 1
 
 
-def _status(arguments: argparse.Namespace) -> None:
+def _status(_: argparse.Namespace) -> None:
+    gc.disable()  # syntax trees have very many nodes, none of which is garbage: looking for it takes a quarter of the time
+    try:
+        _print_status()
+    finally:
+        gc.enable()
+
+
+def _print_status() -> None:
     from lwa_helpers.paths import RESULTS
     from lwa_helpers.staleness import status
 

@@ -12,6 +12,7 @@ from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
 
 PARAMETERS = {"profile": str, "overrides": dict}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def notebook_tree(path: Path) -> ast.Module:
@@ -19,7 +20,16 @@ def notebook_tree(path: Path) -> ast.Module:
 
     Raises LwaError unless exactly one cell is tagged `parameters` and it assigns profile (str) and overrides (dict).
     """
-    cells = [cell for cell in _read(path)["cells"] if cell["cell_type"] == "code"]
+    return _notebook_tree(path, _read(path))
+
+
+@cache
+def _notebook_tree(path: Path, text: str) -> ast.Module:
+    """Parse a notebook whose file holds this text: once, though several profiles ask."""
+    try:
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    except ValueError as error:
+        raise LwaError(f"{path} is not a readable notebook: {error}") from None
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise LwaError(f"{path} has {len(tagged)} cells tagged `parameters`: it needs exactly one")
@@ -42,9 +52,9 @@ def _check_parameters(path: Path, tree: ast.Module) -> None:
             raise LwaError(f"{path}: parameter {name} = {found[name]!r} must be of type {kind.__name__}")
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise LwaError(f"{path} is not a readable notebook: {error}") from None
 
@@ -63,28 +73,32 @@ def _parse(path: Path, cell: dict) -> ast.Module:
 
 
 @cache
+def _nodes(tree: ast.AST) -> list[ast.AST]:
+    """All nodes of a syntax tree, from which docstrings are taken out first; walked once for all who ask."""
+    found = [tree]
+    for node in found:  # which grows on the way
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+        found += ast.iter_child_nodes(node)
+    return found
+
+
+@cache
 def digest(tree: ast.AST) -> str:
     """Hash a syntax tree without its docstrings."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
+    _nodes(tree)
     return paths.sha256_of_text(ast.dump(tree))
 
 
 def reached(tree: ast.Module) -> dict[str, Path]:
     """All modules of lwa_helpers that a tree imports, directly or through others, wherever the import stands."""
     found: dict[str, Path] = {}
-    queue = sorted(_imports(tree, ""))
+    queue, seen = sorted(_imports(tree, "")), {"lwa_helpers"}
     while queue:
         module = queue.pop()
-        path = _file_of(module)
-        if path is None or module in found or module == "lwa_helpers":
+        path = None if module in seen else _file_of(module)
+        seen.add(module)
+        if path is None:
             continue
         found[module] = path
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -102,7 +116,7 @@ def module_tree(path: Path) -> ast.Module:
 def _imports(tree: ast.Module, package: str) -> set[str]:
     """Names of lwa_helpers modules that a tree imports; `package` is where relative imports start."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
             if any(alias.name == "lwa_helpers" for alias in node.names):
@@ -137,16 +151,16 @@ def _file_of(module: str) -> Path | None:
 @cache
 def constants(tree: ast.Module) -> frozenset:
     """Every plain value that a tree writes out."""
-    return frozenset(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return frozenset(node.value for node in _nodes(tree) if isinstance(node, ast.Constant))
 
 
 def sections_used(tree: ast.Module, sections: set[str]) -> set[str]:
     """The settings that a notebook reads as `run.config.<section>`; all if it hands run or run.config on whole."""
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    parents = {child: node for node in _nodes(tree) for child in ast.iter_child_nodes(node)}
     runs = _assigned(tree, lambda value: isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Run.open"))
     configs = _assigned(tree, lambda value: ast.unparse(value) in {f"{run}.config" for run in runs})
     used = set()
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if not (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in runs | configs):
             continue
         parent = parents[node]
@@ -164,5 +178,5 @@ def sections_used(tree: ast.Module, sections: set[str]) -> set[str]:
 
 def _assigned(tree: ast.Module, wanted: Callable[[ast.expr], bool]) -> set[str]:
     """Names that are assigned a value for which `wanted` holds."""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and wanted(node.value)]
+    nodes = [node for node in _nodes(tree) if isinstance(node, ast.Assign) and wanted(node.value)]
     return {target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)}

@@ -35,6 +35,12 @@ class Token:
     top: tuple[tuple[str, float], ...] = ()
 
 
+THOUGHT = [
+    Token('maybe {"ranking": [3, 1, 2]}? {"best": "'),
+    Token("C", -0.1, (("C", -0.1), ("B", -3.0), ("A", -4.0))),
+    Token('"}!'),
+]
+
 Messages = list[dict[str, str]]
 Answer = Callable[[Messages, dict[str, Any]], Any]
 
@@ -269,12 +275,17 @@ class _Handler(BaseHTTPRequestHandler):
         name, model = self._model(body)
         self._check(body, model)
         self.ollama.loaded.add(name)
+        if not any(message.get("content") for message in messages):  # documented: this loads the model, or unloads it
+            if body.get("keep_alive") == 0:
+                self.ollama.loaded.discard(name)
+            return self._json(self._part(body, say(""), True, done_reason="unload" if body.get("keep_alive") == 0 else "load"))
         if fault in ("error_500", "error_400"):
             raise _HttpError(int(fault[-3:]), "the model failed to generate a response")
         if fault == "slow":
             time.sleep(self.ollama.delay_s)
         tokens = self._tokens(model, messages, body, fault)
-        parts = [self._part(body, think("hmm, maybe [3, 1, 2]"))] if body.get("think") else []
+        thought = THOUGHT if body.get("think") else []
+        parts = [self._part(body, think(token.text), **self._logprobs(body, [token], fault)) for token in thought]
         parts += [self._part(body, say(token.text), **self._logprobs(body, [token], fault)) for token in tokens]
         last = self._part(body, say(""), done=True, **self._usage(body, messages, tokens))
         if body.get("stream", True):
@@ -282,8 +293,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in ("invalid_json", "drop"):
             self._bytes(b'{"model": "x", "mess')
         else:
-            text = "".join(token.text for token in tokens)
-            self._json(last | say(text) | self._logprobs(body, tokens, fault))
+            said, thoughts = ("".join(token.text for token in some) for some in (tokens, thought))
+            whole = think(thoughts) if thought else {}
+            for key, value in say(said).items():
+                whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
+            self._json(last | whole | self._logprobs(body, [*thought, *tokens], fault))
 
     def _check(self, body: dict[str, Any], model: Served) -> None:
         if not 0 <= body.get("top_logprobs", 0) <= 20:
@@ -291,9 +305,13 @@ class _Handler(BaseHTTPRequestHandler):
         if body.get("think") and not model.thinks:
             raise _HttpError(400, f'"{body["model"]}" does not support thinking')
         try:
-            Draft202012Validator.check_schema(body.get("format") or {})
+            Draft202012Validator.check_schema(self._schema(body))
         except SchemaError as error:
             raise _HttpError(400, f"invalid JSON schema in format: {error.message}") from error
+
+    def _schema(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What `format` demands: a schema, "json" for any object, or nothing."""
+        return {"type": "object"} if body.get("format") == "json" else body.get("format") or {}
 
     def _tokens(self, model: Served, messages: Messages, body: dict[str, Any], fault: str | None) -> list[Token]:
         if fault == "prose":
@@ -301,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "wrong_schema":
             answer = {"answer": "the second"}
         else:
-            answer = model.answer(messages, body.get("format") or {})
+            answer = model.answer(messages, self._schema(body))
         if not isinstance(answer, list):
             text = answer if isinstance(answer, str) else json.dumps(answer)
             answer = [Token(piece, 0.0, ((piece, 0.0),)) for piece in re.findall(r"\s*\S{1,3}", text)]

@@ -6,17 +6,18 @@ import os
 import re
 from urllib.parse import urlsplit
 
+from lwa_helpers.config import read_yaml
 from lwa_helpers.errors import LwaError
 
 
 def server_url(host: str | None = None) -> str:
-    """Return http(s)://host:port of the server: `host`, else OLLAMA_HOST, else this machine's port 11434.
+    """Return http(s)://host:port of the server: `host`, else OLLAMA_HOST, else configs/ollama.yaml, else this machine's 11434.
 
     Raises LwaError for any other scheme, a user name or password, white space, or a port that is no number.
     """
-    host = host or os.environ.get("OLLAMA_HOST") or "127.0.0.1"
+    host = host or os.environ.get("OLLAMA_HOST") or read_yaml("ollama.yaml")["host"] or "127.0.0.1"
     usual = {"http": 80, "https": 443} if "://" in host else {"http": 11434}
-    problem = LwaError(f"Ollama host {host!r}: give host, host:port or an http(s):// address, as argument or in OLLAMA_HOST")
+    problem = LwaError(f"Ollama host {host!r}: give host, host:port or an http(s):// address, in OLLAMA_HOST or ollama.yaml")
     try:
         url = urlsplit(host if "://" in host else f"http://{host}")
         port = url.port or usual.get(url.scheme)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,16 +39,16 @@ def question_messages(
 ) -> list[dict[str, str]]:
     """Return the task as system message and the question as JSON: history, and candidates of {key: name, title}.
 
-    "<" is written as JSON's \\u003c, so that no title spells a token that opens or closes a chat message.
+    "<", and the bracket of a [NAME], are written as JSON's \\u003c and \\u005b, so that no title spells a token that opens or
+    closes a chat message.
     """
     question = {
         "history": [clean_title(title) for title in history],
         "candidates": [{key: name, "title": clean_title(title)} for name, title in zip(names, candidates)],
     }
-    return [
-        {"role": "system", "content": task},
-        {"role": "user", "content": json.dumps(question, ensure_ascii=False).replace("<", "\\u003c")},
-    ]
+    text = json.dumps(question, ensure_ascii=False).replace("<", "\\u003c")
+    text = re.sub(r"\[(?=/?\w+\])", r"\\u005b", text)  # none of the list's own, which hold strings and objects
+    return [{"role": "system", "content": task}, {"role": "user", "content": text}]
 
 
 def ranking_schema(n: int) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def parse_ranking(text: str, n: int) -> tuple[list[int], dict[str, int]]:
     """
     try:
         answer = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, a number of too many digits, brackets too deep
         raise UnreadableAnswer(f"not JSON: {text[:80]!r}") from error
     numbers = answer.get("ranking") if isinstance(answer, dict) else None
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):

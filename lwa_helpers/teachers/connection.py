@@ -132,7 +132,7 @@ class Connection:
                 if 400 <= error.status_code < 500:
                     raise LwaError(f"{_of(name)}Ollama at {self.url} refused: {error}") from error
                 last: Exception = error
-            except (httpx.TransportError, ConnectionError, BrokenAnswer) as error:
+            except (httpx.RequestError, ConnectionError, BrokenAnswer) as error:
                 last = error
         raise LwaError(self._explain(name, last)) from last
 

@@ -34,6 +34,15 @@ def label_schema(n: int) -> dict[str, Any]:
     return {"type": "object", "properties": {"best": best}, "required": ["best"], "additionalProperties": False}
 
 
+def answer_tokens(tokens: Sequence[Logprob], content: str) -> Sequence[Logprob]:
+    """Return the last tokens, as many as spell the answer: those of thinking come before it and are not read."""
+    start, left = len(tokens), len(content)
+    while start and left > 0:
+        start -= 1
+        left -= len(tokens[start].token)
+    return tokens[start:]
+
+
 def read_labels(tokens: Sequence[Logprob], n: int) -> tuple[list[float], dict[str, int]]:
     """Return log p(label) of each of n candidates, and counts by kind, from the tokens of an answer.
 

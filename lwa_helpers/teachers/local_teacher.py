@@ -32,8 +32,9 @@ class LocalTeacher:
     """Rank candidates with a local causal LM; the interface is OllamaTeacher's.
 
     mode "score": log p(title | header + history) of each candidate by title_ranker.TitleRanker; never invalid.
-    mode "generate": the LM continues the chat (its template; plain text where it has none or the registry says `prompt: plain`) after '{"ranking": [' greedily and
-    without a grammar until the list closes; invalid answers are counted, and an unreadable one ranks in listed order.
+    mode "generate": the LM continues the chat (its template; plain text where it has none or the registry says
+    `prompt: plain`) after '{"ranking": [' greedily and without a grammar until the list closes; invalid answers are counted,
+    and an unreadable one ranks in listed order.
     header: the text before the history in mode "score"; None takes the template that fits any shop. batch_size: questions
     scored together in mode "score"; the latency of each is its share of the batch, so time single ones with 1.
     """

@@ -30,7 +30,7 @@ from lwa_helpers.teachers.answers import (
     ranking_schema,
 )
 from lwa_helpers.teachers.connection import BrokenAnswer, Connection, ServedModel, protocol
-from lwa_helpers.teachers.labels import LABELS, TOP_LOGPROBS, label_messages, label_schema, read_labels
+from lwa_helpers.teachers.labels import LABELS, TOP_LOGPROBS, answer_tokens, label_messages, label_schema, read_labels
 
 TEMPLATE_TOKENS = 256
 THINKING_TOKENS = 2048
@@ -100,7 +100,7 @@ class OllamaTeacher:
 
     def _rank_one(self, history: Sequence[str], candidates: Sequence[str]) -> Reply:
         requests = self._requests(history, candidates)
-        path = self._cache_file(requests[0])
+        path = self._cache_file(requests)
         if path and path.is_file():
             return replace(_read(path), cached=True)
         reply = self._first_readable(requests, len(candidates))
@@ -185,7 +185,7 @@ class OllamaTeacher:
         with protocol():
             whole = self.connection.client.chat(**request, stream=False, keep_alive=self.keep_alive)
         seconds = time.perf_counter() - start
-        scores, counts = read_labels(whole.logprobs or (), n)
+        scores, counts = read_labels(answer_tokens(whole.logprobs or (), whole.message.content or ""), n)
         first = ((whole.load_duration or 0) + (whole.prompt_eval_duration or math.nan)) / 1e9
         return Reply(scores, seconds, counts, first, *_usage(whole), mode="labels")
 
@@ -193,10 +193,10 @@ class OllamaTeacher:
         with protocol():
             yield from self.connection.client.chat(**request, stream=True, keep_alive=self.keep_alive)
 
-    def _cache_file(self, request: dict[str, Any]) -> Path | None:
+    def _cache_file(self, requests: list[dict[str, Any]]) -> Path | None:
         if self.cache is None or self.served.digest is None:
             return None
-        key = json.dumps([self.served.digest, request], sort_keys=True)
+        key = json.dumps([self.served.digest, requests], sort_keys=True)
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 

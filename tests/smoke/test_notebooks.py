@@ -1,13 +1,19 @@
 """All five notebooks through the real runner with the real SmolLM2, at the smallest size."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zlib
 
+import pandas as pd
 import pytest
+from ollama_server import OllamaServer, by_score
 
-from lwa_helpers.paths import PAPER, RESULTS
+from lwa_helpers.config import load_config
+from lwa_helpers.paths import CACHE, PAPER, RESULTS, ROOT
 from lwa_helpers.style import COLUMN_IN, TEXT_IN
 
 pytestmark = pytest.mark.smoke
@@ -89,3 +95,34 @@ def test_the_student_recommends(printed, capsys):
     student = BaseRecommender(model_name=str(SMOKE / "models/student"))
     known, cold = (student.recommend(user_id=user, category="MovieLens", top_k=3) for user in ("1", "nobody"))
     assert [r.rank for r in known] == [1, 2, 3] and not any(r.cold for r in known) and all(r.cold for r in cold)
+
+
+def test_a_server_fills_its_teachers_rows_and_a_missing_one_stays_marked(printed, tmp_path):
+    """Notebook 05 in a copy of the run; speed and memory are what the server says of every model."""
+    for name in ("notebooks", "paper", "constraints.txt", "embedded.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(SMOKE, tmp_path / "results/smoke", copy_function=os.symlink)
+    (tmp_path / "cache").mkdir()
+    for folder in CACHE.iterdir():
+        if folder.name != "teachers":  # where answers are kept, which would not be asked for again
+            (tmp_path / "cache" / folder.name).symlink_to(folder)
+    model = by_score(lambda history, title: zlib.crc32(title.encode()) / 2**32)
+    with OllamaServer({"llama3:latest": model}, version="0.12.11") as server:
+        environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OLLAMA_HOST": server.url}
+        command = [sys.executable, "-m", "lwa_helpers.cli", "reproduce", "--profile", "smoke", "--only", "05"]
+        teachers = 'comparison.teachers=[smollm2-135m, "llama3:latest", qwen3]'
+        done = subprocess.run([*command, "--set", teachers], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    settings = load_config("smoke").comparison
+    data = tmp_path / "results/smoke/data"
+    costs = pd.read_parquet(data / "teacher_costs.parquet").set_index("Teacher")
+    assert costs.loc["qwen3"].isna().all()
+    row = costs.loc["llama3:latest"]
+    assert row["memory"] == pytest.approx(5137.025024) and row["speed"] == pytest.approx(50.0)
+    assert 0 < row["first"] and 0 < row["median"] <= row["p95"] and row["price"] > 0
+    answers = pd.read_parquet(data / "teacher_answers.parquet").query("teacher == 'llama3:latest'")
+    assert answers["mode"].value_counts().to_dict() == {"labels": settings.n_users, "written": 2 * settings.written_users}
+    table = (tmp_path / "results/smoke/tables/teachers.tex").read_text()
+    lines = {line.split(" & ")[0]: line.split(" & ")[1:] for line in table.splitlines() if " & " in line}
+    assert lines["qwen3"][0] == "not reachable" and {cell.strip(" \\") for cell in lines["qwen3"][1:]} == {"--"}
+    assert lines["llama3:latest"][0] == "labels" and lines["llama3:latest"][-1].startswith("0.00")

@@ -13,6 +13,7 @@ from tiny_project import make_project, point_paths_at, write_notebook
 
 from lwa_helpers import cli, paths, reproduce
 from lwa_helpers.compare import compare
+from lwa_helpers.config import PROFILES
 
 REFERENCE = {"Same": "0.061", "Near": "1\\,000", "Far": "50.0\\%", "Word": "first", "Gone": "1"}
 RUN = {"Same": "0.061", "Near": "1\\,010", "Far": "60.0\\%", "Word": "last", "Added": "2"}
@@ -100,17 +101,39 @@ def test_an_unknown_command_is_refused(capsys) -> None:
     assert caught.value.code == 2
 
 
-def test_status_needs_neither_torch_nor_tables(tmp_path: Path) -> None:
+HEAVY = {
+    "torch", "pandas", "polars", "numpy", "scipy", "transformers", "matplotlib", "nbformat", "nbclient", "papermill", "IPython",
+    "ollama", "httpx", "lwa_helpers.data", "lwa_helpers.models", "lwa_helpers.run",
+}
+
+
+def test_status_loads_nothing_heavy_where_results_are_compared(tmp_path: Path) -> None:
+    """Every profile was run, so that all modules are read; nothing listens at the server's address."""
     root = make_project(tmp_path / "project")
-    (root / "results/smoke/state").mkdir(parents=True)
     write_notebook(root / "notebooks/03_other.ipynb", "from lwa_helpers.run import Run")
-    code = "import sys; from lwa_helpers.cli import main; main(['status']); sys.exit(bool({'torch', 'pandas', 'polars'} & sys.modules.keys()))"
+    for profile in PROFILES:
+        for folder, record in (("state", {"seconds": 1.0, "components": {}}), ("manifests", {"outputs": {}, "inputs": {}})):
+            path = root / "results" / profile / folder / "01_first.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(record | {"started": 1.0}))
+    code = f"import sys; from lwa_helpers.cli import main; main(['status']); print('loaded', *({HEAVY} & sys.modules.keys()))"
     environment = os.environ | {
         "LWA_ROOT": str(root),
         "PYTHONPATH": str(paths.PACKAGE.parent),
         "LWA_CACHE": str(tmp_path),
+        "OLLAMA_HOST": "127.0.0.1:9",
     }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "profile smoke\n  01_first                     stale: it has not been run\n" in done.stdout
-    assert "not run yet: lwa reproduce --profile quick" in done.stdout and "smollm2-135m" in done.stdout
+    lines = done.stdout.splitlines()
+    for profile in PROFILES:
+        first, second = lines[lines.index(f"profile {profile}") + 1 :][:2]
+        assert first.split(maxsplit=1)[0] == "01_first" and "stale: code is new (and" in first
+        assert second == "  02_second                    stale: it has not been run"
+    assert any(line.startswith("  smollm2-135m") for line in lines) and lines[-1] == "loaded"
+
+
+def test_status_of_a_profile_that_was_not_run_says_how(tmp_path: Path, monkeypatch, capsys) -> None:
+    point_paths_at(make_project(tmp_path / "project"), monkeypatch)
+    assert cli.main(["status"]) == 0
+    assert "profile quick\n  not run yet: lwa reproduce --profile quick\n" in capsys.readouterr().out

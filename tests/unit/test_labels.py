@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,10 +96,10 @@ def test_the_question_names_candidates_by_label():
 
 def test_labels_are_used_where_they_are_offered(server):
     """Oracle: the server's p(label) is the softmax of the titles' lengths."""
-    answers = asking(server).rank([HISTORY], [CANDIDATES])
+    answers = asking(server, keep_alive="3m").rank([HISTORY], [CANDIDATES])
     np.testing.assert_allclose(answers.scores[0], log_softmax([len(title) for title in CANDIDATES]), atol=1e-9)
     (body,) = server.asked()
-    assert body["logprobs"] is True and body["top_logprobs"] == 20 and body["stream"] is False
+    assert body["keep_alive"] == "3m" and body["logprobs"] is True and body["top_logprobs"] == 20 and body["stream"] is False
     assert body["format"] == label_schema(3) and body["options"]["temperature"] == 0
     (row,) = answers.to_frame().to_dict("records")
     assert row["mode"] == "labels" and answers.invalid_rate == 0 and 0 < row["latency_s"]
@@ -127,6 +128,23 @@ def test_the_written_ranking_takes_its_place_and_says_so(server, reason):
     assert sorted(answers.order[0]) == list(range(len(rows)))
 
 
+def test_thinking_is_never_the_answer(server):
+    """The server's thinking names C."""
+    server.models["llama3:latest"].thinks = True
+    answers = asking(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
+    np.testing.assert_allclose(answers.scores[0], log_softmax([len(title) for title in CANDIDATES]), atol=1e-9)
+    server.models["llama3:latest"].answer = lambda messages, schema: ""  # all tokens went into thinking
+    with pytest.raises(LwaError, match="'llama3'.*no label-scored ranking"):
+        asking(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
+
+
+def test_a_written_answer_that_was_kept_is_no_label_scored_one(server, tmp_path):
+    server.fault = "no_logprobs"
+    assert asking(server, cache=tmp_path).rank([HISTORY], [CANDIDATES]).replies[0].mode == "written"
+    with pytest.raises(LwaError, match="'llama3'.*no label-scored ranking"):
+        asking(server, mode="labels", cache=tmp_path).rank([HISTORY], [CANDIDATES])
+
+
 @pytest.mark.parametrize(
     ("version", "fault", "n", "message"),
     [("0.12.10", None, 3, "too old"), ("0.12.11", None, 21, "21 candidates"), ("0.12.11", "no_logprobs", 3, "no label")],
@@ -146,6 +164,19 @@ def test_a_resumed_comparison_asks_for_nothing_again(server, tmp_path):
     assert len(server.asked()) == 3 and again.to_frame()["cached"].all()
     np.testing.assert_array_equal(again.scores, first.scores)
     assert again.to_frame()["mode"].tolist() == first.to_frame()["mode"].tolist()
+
+
+def test_the_time_of_an_answer_includes_the_labels_asked_for_in_vain(server):
+    server.fault, server.faults = "no_logprobs", 1
+    whole = server.models["llama3:latest"].answer
+
+    def answer(messages, schema):
+        time.sleep(0.2 if "best" in schema["properties"] else 0)
+        return whole(messages, schema)
+
+    server.models["llama3:latest"].answer = answer
+    reply = asking(server).rank([HISTORY], [CANDIDATES]).replies[0]
+    assert reply.mode == "written" and 0.2 < reply.first_token_s <= reply.latency_s
 
 
 @pytest.mark.parametrize("fault", ["error_500", "drop"])

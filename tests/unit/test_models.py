@@ -1,15 +1,15 @@
 """The registry and loading: the embedded model is an ordinary float model, and every absence is named."""
 
 import json
+import re
 
-import gguf
 import pytest
 import torch
-from tiny_lm import language_model, tokenizer
+from tiny_lm import language_model, tokenizer, write_gguf
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
-from lwa_helpers import load_teacher, paths
+from lwa_helpers import load_teacher, models, paths
 from lwa_helpers import registry as registry_module
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import backbone, decoder_layers
@@ -22,7 +22,8 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "n
 def test_the_registry_holds_the_teachers():
     known = registry()
     assert {"smollm2-135m", "gemma3-270m", "llama3:latest", "qwen3", "gpt-oss"} <= known.keys()
-    assert all(spec.revision for spec in known.values() if spec.backend == "huggingface")
+    assert all(re.fullmatch("[0-9a-f]{40}", spec.revision) for spec in known.values() if spec.backend == "huggingface")
+    assert all(spec.licence for spec in known.values())
 
 
 def test_absent_models_are_named(tmp_path):
@@ -96,44 +97,6 @@ def test_a_directory_of_any_architecture_needs_no_entry(config, tmp_path):
         torch.testing.assert_close(again.model(ids).logits, lm.model(ids).logits)
 
 
-def write_gguf(lm, path, architecture):
-    """Write a small model with its byte-level tokenizer as a .gguf file, as llama.cpp's converter does."""
-    config, writer = lm.model.config, gguf.GGUFWriter(path, architecture)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(1e6 if architecture == "gemma3" else 1e4)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    if architecture == "gemma3":
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
-        writer.add_sliding_window(config.sliding_window)
-    writer.add_vocab_size(config.vocab_size)
-    bpe = json.loads(lm.tokenizer.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
-    writer.add_token_types([1] * config.vocab_size)
-    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    for name, weight in lm.model.state_dict().items():
-        if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            halves = weight.reshape(2, 2, -1, weight.shape[1])  # 2 heads, whose rotary halves llama.cpp interleaves
-            weight = halves.transpose(1, 2).reshape(weight.shape)
-        if architecture == "gemma3" and name.endswith("norm.weight"):
-            weight = weight + 1
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.parametrize(
     ("config", "architecture"),
     [(Qwen2Config(**TINY), "qwen2"), (LlamaConfig(**TINY), "llama"), (Gemma3TextConfig(**TINY, head_dim=8), "gemma3")],
@@ -158,6 +121,25 @@ def test_what_transformers_cannot_read_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(LwaError, match=f"{tmp_path.name}.*can load"):
         load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize("loader", [models.AutoTokenizer, models.AutoModelForCausalLM])
+def test_a_repository_is_read_at_its_revision_without_its_code(loader, monkeypatch):
+    """The hub is not asked: what it would be asked is looked at."""
+    asked = []
+
+    def absent(source, **how):
+        asked.append((source, how))
+        raise OSError("not in the cache\nmore")
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(loader, "from_pretrained", absent)
+    spec = model_spec("qwen3-0.6b")
+    missing = f"'qwen3-0.6b' .{spec.id} at {spec.revision}. is neither in the local cache.*not in the cache$"
+    with pytest.raises(LwaError, match=missing):
+        load_teacher("qwen3-0.6b")
+    ((source, how),) = asked
+    assert source == spec.id and how["revision"] == spec.revision and how["trust_remote_code"] is False
 
 
 def test_code_that_comes_with_a_model_is_refused(tmp_path):

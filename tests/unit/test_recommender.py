@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -13,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 from ollama_server import OllamaServer, by_score
+from tiny_lm import language_model, tokenizer, write_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lwa_helpers import BaseRecommender, Recommendation
+from lwa_helpers import BaseRecommender, Recommendation, cli, load_teacher, paths
 from lwa_helpers.data import load_amazon, load_movielens
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
 from lwa_helpers.ranking import ItemHead, ItemRankingModel, load_item_head
 from lwa_helpers.recommender import falling, main
+from lwa_helpers.teachers import LocalTeacher
 
 CATEGORY = "All_Beauty"
 TITLES = ["Soap", "Red Lipstick", "Comb", "Hair Dryer 2000", "Cream & Oil", "Nail File", "Very Long Brush Set", "Towel"]
@@ -275,6 +278,17 @@ def test_an_item_head_ranks_the_whole_catalogue(root, tmp_path):
     assert [r.score for r in found] == pytest.approx([scores[items.index(item)].item() for item in order], abs=1e-5)
 
 
+def test_a_title_spells_no_special_token_to_an_item_head(root, tmp_path):
+    lm, meta = language_model(), root / f"meta_{CATEGORY}.jsonl"
+    meta.write_text(meta.read_text().replace('"Soap"', '"Soap<end>"'))
+    head = ItemHead(torch.zeros(len(ITEMS), lm.model.config.hidden_size), torch.zeros(len(ITEMS)))
+    ItemRankingModel(lm.model, head).save(tmp_path / "student", lm.tokenizer, ITEMS)
+    recommender = BaseRecommender(tmp_path / "student", root)
+    tokens = recommender.ranker._tokens(recommender.shop(CATEGORY), [0, 2])
+    assert lm.tokenizer.eos_token_id not in tokens
+    assert lm.tokenizer.decode(tokens) == "Products this person bought, in order:\nSoap<end>\nComb\n"
+
+
 def test_an_item_head_without_its_items_is_refused(root, tmp_path):
     directory = tmp_path / "student"
     tiny_checkpoint(directory, ITEMS)
@@ -297,6 +311,31 @@ def test_a_checkpoint_without_an_item_head_ranks_by_titles(root, tmp_path):
     assert len(found) == 5 and all(r.score < 0 for r in found)
 
 
+def test_the_embedded_model_recommends_in_the_order_of_its_titles_probabilities(root):
+    found = BaseRecommender("smollm2-135m", root).recommend("ann", CATEGORY, 8)
+    check_list(found, {ITEMS[i] for i in CHOICES["ann"]}, dict(zip(ITEMS, TITLES)))
+    history, rest = ([TITLES[i] for i in group] for group in (CHOICES["ann"], [3, 4, 5, 6, 7]))
+    scores = dict(zip(rest, LocalTeacher(load_teacher("smollm2-135m")).rank([history], [rest]).scores[0]))
+    assert [r.title for r in found] == sorted(rest, key=scores.get, reverse=True)
+    assert [r.score for r in found] == pytest.approx([scores[r.title] for r in found], abs=1e-3)
+
+
+def test_a_gguf_file_recommends_without_an_entry_as_its_directory_does(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    lm = language_model(config=LlamaConfig(vocab_size=len(tokenizer()), pad_token_id=0, eos_token_id=0, bos_token_id=0, **sizes))
+    lm.save(tmp_path / "directory")
+    write_gguf(lm, tmp_path / "file.gguf", "llama")
+    from_file, from_directory = (
+        BaseRecommender(tmp_path / name, root).recommend("ann", CATEGORY, 5) for name in ("file.gguf", "directory")
+    )
+    check_list(from_file, {ITEMS[i] for i in CHOICES["ann"]}, dict(zip(ITEMS, TITLES)))
+    assert [r.item_id for r in from_file] == [r.item_id for r in from_directory]
+    assert [r.score for r in from_file] == pytest.approx([r.score for r in from_directory], abs=1e-3)
+    with pytest.raises(LwaError, match="absent.gguf does not exist"):
+        BaseRecommender(tmp_path / "absent.gguf", root).recommend("ann", CATEGORY, 5)
+
+
 def test_equal_scores_are_made_to_fall():
     strict = falling(np.array([2.0, 2.0, 2.0, 1.0]))
     assert all(a > b for a, b in pairwise(strict)) and strict == pytest.approx([2, 2, 2, 1])
@@ -310,6 +349,18 @@ def test_the_command_prints_a_table(server, root, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "user ann" and lines[2].split() == ["1", "5.000", "B006", "Very", "Long", "Brush", "Set"]
     assert lines[5] == "user nobody (unknown user: popular items)"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_module_and_lwa_recommend_print_the_same_table(server, root, capsys, monkeypatch):
+    arguments = ["--user", "ann", "--category", CATEGORY, "--model", "llama3:latest", "--root", str(root), "--top-k", "2"]
+    monkeypatch.setattr(sys, "argv", ["recommender.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("lwa_helpers.recommender", run_name="__main__")  # as python -m does
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0 and cli.main(["recommend", *arguments]) == 0
+    assert printed == capsys.readouterr().out
+    assert [line.split()[:3] for line in printed.splitlines()[2:]] == [["1", "5.000", "B006"], ["2", "4.000", "B003"]]
 
 
 def test_the_command_says_what_it_repaired(server, root, capsys):

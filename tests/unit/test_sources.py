@@ -86,3 +86,15 @@ def test_magics_are_code_and_the_parameters_cell_is_not(tmp_path: Path) -> None:
     assert digest("%matplotlib inline", "x = 1") != digest("x = 1")
     assert digest("x = 1", parameters='profile = "quick"\noverrides = {}') == digest("x = 1")
     assert digest("x = 1", "y = 2") == digest("x = 1\ny = 2")
+
+
+def test_a_notebook_is_parsed_again_only_when_its_file_has_changed(tmp_path: Path) -> None:
+    first = sources.notebook_tree(write_notebook(tmp_path / "n.ipynb", "x = 1"))
+    assert sources.notebook_tree(tmp_path / "n.ipynb") is first
+    changed = sources.notebook_tree(write_notebook(tmp_path / "n.ipynb", "x = 2"))
+    assert sources.digest(changed) != sources.digest(first)
+
+
+def test_docstrings_are_not_among_the_values_that_a_module_writes_out() -> None:
+    tree = ast.parse('"""a.yaml"""\nread("b.yaml")\ndef f():\n    """c.yaml"""\n    "d.yaml"')
+    assert sources.constants(tree) == {"b.yaml", "d.yaml"}

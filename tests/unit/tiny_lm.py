@@ -1,5 +1,8 @@
 """A small causal LM of a real transformers class, with a byte-level BPE tokenizer trained on a few titles."""
 
+import json
+
+import gguf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -30,3 +33,41 @@ def language_model(layers=4, hidden=32, seed=0, config=None, **options):
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, **options,
     )
     return LanguageModel("tiny", AutoModelForCausalLM.from_config(config).eval(), tok, "0" * 64)
+
+
+def write_gguf(lm, path, architecture):
+    """Write a small model with its byte-level tokenizer as a .gguf file, as llama.cpp's converter does."""
+    config, writer = lm.model.config, gguf.GGUFWriter(path, architecture)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(1e6 if architecture == "gemma3" else 1e4)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    if architecture == "gemma3":
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_sliding_window(config.sliding_window)
+    writer.add_vocab_size(config.vocab_size)
+    bpe = json.loads(lm.tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
+    writer.add_token_types([1] * config.vocab_size)
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    for name, weight in lm.model.state_dict().items():
+        if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            halves = weight.reshape(2, 2, -1, weight.shape[1])  # 2 heads, whose rotary halves llama.cpp interleaves
+            weight = halves.transpose(1, 2).reshape(weight.shape)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            weight = weight + 1
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
