@@ -51,6 +51,19 @@ def test_a_share_of_an_epoch_is_a_share_of_the_windows(task):
     assert arm_windows(windows, config.ablation.model_copy(update={"epochs": 3.0}), seed=0) == windows
 
 
+def test_one_setting_makes_pairs_of_the_same_targets(task):
+    task, config = task
+    section = config.ablation.model_copy(update={"windows_per_user": None})
+    found = {}
+    for examples in ("windows", "pairs"):
+        cut = load_config("smoke", {"data.examples": examples}).data
+        windows = RankingTask(task.data, task.lm, cut, config.evaluation, config.seed).train_windows(section)
+        targets = sorted(label for window in windows for label in window.item_labels if label >= 0)
+        found[examples] = targets, len(windows), sum(len(window.input_ids) for window in windows)
+    assert found["windows"][0] == found["pairs"][0] and found["windows"][1] < found["pairs"][1] == len(found["pairs"][0])
+    assert load_config("smoke").data.examples == "windows" and found["pairs"][2] > 2 * found["windows"][2]
+
+
 def test_the_token_budget_of_the_settings_holds_for_training_and_for_asking(task):
     task, config = task
 
