@@ -74,3 +74,14 @@ def test_the_token_budget_of_the_settings_holds_for_training_and_for_asking(task
 
     budget = min(longest(None)) - 1
     assert max(longest(budget)) <= budget
+
+
+def test_a_window_that_no_batch_would_hold_is_cut_into_two_with_the_same_targets(task):
+    task, config = task
+    whole, cut = (config.ablation.model_copy(update={"windows_per_user": None, "tokens_per_batch": n}) for n in (4096, 200))
+    targets = [
+        sorted(label for window in task.train_windows(section) for label in window.item_labels if label >= 0)
+        for section in (whole, cut)
+    ]
+    assert targets[0] == targets[1] and max(len(w.input_ids) for w in task.train_windows(whole)) > 200
+    assert max(batch["input_ids"].numel() for batch in task.train_loader(cut, seed=0)) <= 200
