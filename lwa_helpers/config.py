@@ -36,6 +36,7 @@ class DataConfig(Section):
     root: str = "dataset/amazon"
     k_core: int = Field(ge=0)
     split: Literal["last_out", "timestamp", "file"]
+    examples: Literal["windows", "pairs"] = "windows"
     max_titles: int = Field(ge=2)
     context_titles: int = Field(ge=1)
     max_tokens: PositiveInt | None = None

@@ -58,10 +58,12 @@ class RankingTask:
         return ItemRankingModel(self.lm.model, ItemHead(vectors, self.log_popularity), next_items, softmax_items)
 
     def train_windows(self, section: TuningConfig, last_text: bool = False) -> list[Window]:
-        """Training windows of a section of the settings."""
+        """Training windows (or pairs, as data.examples says) of a section of the settings, none longer than its batches."""
+        budget = min(self.cut.max_tokens or section.tokens_per_batch, section.tokens_per_batch)
         return user_windows(
             self.data, self.lm.tokenizer, self.prompt, self.cut.max_titles, self.cut.context_titles,
-            section.windows_per_user, max_tokens=self.cut.max_tokens, last_text=last_text,
+            section.windows_per_user, max_tokens=budget, last_text=last_text,
+            pairs=self.cut.examples == "pairs",
         )
 
     def train_loader(self, section: TuningConfig, seed: int) -> DataLoader:

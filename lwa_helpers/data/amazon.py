@@ -24,7 +24,8 @@ SPLITS = ("last_out", "timestamp", "file")
 def load_amazon(root: str | Path, category: str, k: int = 5, split: str = "last_out") -> Interactions:
     """Return a category's interactions and items from root/<category>.* and root/meta_<category>.*.
 
-    Suffixes .parquet, .jsonl, .json, .csv; all but the first also with .gz. In this order: repeated (user, item) pairs
+    Suffixes .parquet, .jsonl, .json, .csv; all but the first also with .gz. A line of .json may be Python's notation, as
+    in the item files of 2014: it is read as a literal, never run. In this order: repeated (user, item) pairs
     dropped (earliest kept, ties by file order), k-core (k=0: none), split: "last_out", "timestamp" (a row at a cut-off
     falls in the later part) or "file" (its own column `split`; every row kept as it is whatever k, and the catalogue is
     the whole item file). Users stand in the order of their first line, a user's rows in order of time, ties in file

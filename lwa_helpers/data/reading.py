@@ -45,6 +45,7 @@ PROBLEMS = {
     "repeated_metadata": "repeated descriptions of an item, the first one with a title kept",
 }
 PARQUET_ROWS = 1 << 17
+PARQUET_TYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date, pl.Datetime, pl.Null)
 
 
 @dataclass
@@ -114,7 +115,9 @@ def _resolver(path: Path, fields: Fields, needed: set[str]):
         found = {name: next((n for n in known if n in columns), None) for name, known in fields.items()}
         missing = [" or ".join(fields[name]) for name in fields if name in needed and not found[name]]
         if missing:
-            hint = " (a csv starts with a line of column names)" if ".csv" in path.suffixes else ""
+            hint = f" (a csv starts with a line of column names, such as {','.join(fields)})"
+            if ".csv" not in path.suffixes:
+                hint = "" if columns else " (each line must be one JSON object, in UTF-8)"
             there = ", ".join(columns[:20]) or "none"
             raise LwaError(f"{path} lacks the column {', '.join(missing)}; it has: {there}{hint}")
         return {theirs: ours for ours, theirs in found.items() if theirs}
@@ -126,6 +129,9 @@ def _parquet_frames(path: Path, resolve, repairs: Repairs) -> Iterator[pl.DataFr
     with pq.ParquetFile(path) as file:
         names, line = resolve(file.schema_arrow.names), 1
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(names)):
-            frame = pl.DataFrame(pl.from_arrow(batch)).rename(names)
-            yield frame.with_columns(line=pl.int_range(line, line + frame.height, dtype=pl.Int64))
+            frame = pl.DataFrame(pl.from_arrow(batch))
+            odd = [f"{n} ({t})" for n, t in frame.schema.items() if not (t.is_numeric() or t in PARQUET_TYPES)]
+            if odd:
+                raise LwaError(f"{path}: {', '.join(odd)} is neither text nor number nor date; convert the column first")
+            yield frame.rename(names).with_columns(line=pl.int_range(line, line + frame.height, dtype=pl.Int64))
             line += frame.height

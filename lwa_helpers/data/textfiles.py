@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import gzip
@@ -75,7 +76,7 @@ def _as_text(value: Any) -> str | None:
 
 
 class JsonLines:
-    """One JSON object a line. Columns: the keys of the first thousand objects."""
+    """One object a line. Columns: the keys of the first thousand objects."""
 
     header_bytes = 0
 
@@ -88,16 +89,24 @@ class JsonLines:
         """The whole block, or None when it has a broken line."""
         try:
             return pl.read_ndjson(block, schema=dict.fromkeys(names, pl.String))
-        except pl.exceptions.ComputeError:
+        except pl.exceptions.PolarsError:
             return None
 
     def record(self, text: str) -> dict[str, Any] | None:
-        """One line, or None when it is not a JSON object."""
+        """One line, or None when it is not an object in JSON or, as in the item files of 2014, in Python's notation."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            return None
+            value = _python_value(text) if text.startswith("{'") else None
         return value if isinstance(value, dict) else None
+
+
+def _python_value(text: str) -> Any:
+    """The plain value that a line of Python spells, as JSON would give it; None when it holds anything else."""
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text)))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 class CsvLines:
@@ -112,7 +121,11 @@ class CsvLines:
 
     @staticmethod
     def _fields(text: str) -> list[str]:
-        return next(csv.reader([text.rstrip("\r\n")]), [])
+        """The values of one line; none when it is no whole record (a quote left open, a line break inside)."""
+        try:
+            return next(csv.reader([text.rstrip("\r\n")], strict=True), [])
+        except csv.Error:
+            return []
 
     def parse(self, block: bytes, names: Mapping[str, str]) -> pl.DataFrame | None:
         """The whole block, with numbers where all can be read, or None when it has a broken line."""
@@ -120,17 +133,14 @@ class CsvLines:
             schema = {column: types.get(names.get(column), pl.String) for column in self.columns}
             try:
                 frame = pl.read_csv(block, has_header=False, schema=schema, raise_if_empty=False)
-            except pl.exceptions.ComputeError:
+            except pl.exceptions.PolarsError:
                 continue
             return frame.select(list(names))
         return None
 
     def record(self, text: str) -> dict[str, str | None] | None:
         """One line, or None when it has not one value for each column."""
-        try:
-            values = self._fields(text)
-        except csv.Error:
-            return None
+        values = self._fields(text)
         if len(values) != len(self.columns):
             return None
         return {name: value or None for name, value in zip(self.columns, values)}

@@ -57,7 +57,7 @@ class Encoded:
         if max_tokens is not None and max_tokens < needed:
             raise LwaError(
                 f"{interactions.name}: {max_tokens} tokens cannot hold the header and the two longest titles; "
-                f"set max_tokens to at least {needed}"
+                f"set max_tokens and tokens_per_batch to at least {needed}"
             )
         return cls(ids[0], ids[1:], {item: i for i, item in enumerate(interactions.item_ids)})
 

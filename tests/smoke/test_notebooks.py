@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 import zlib
+from statistics import median
 
 import pandas as pd
 import pytest
 from ollama_server import OllamaServer, by_score
+from scipy.stats import spearmanr
 
 from lwa_helpers.config import load_config
+from lwa_helpers.embedded import embedded_file
 from lwa_helpers.paths import CACHE, PAPER, RESULTS, ROOT
 from lwa_helpers.style import COLUMN_IN, TEXT_IN
 
@@ -69,6 +72,30 @@ def test_tables_are_booktabs(printed):
     assert tables == ["ablation", "dataset", "fisher_rivals", "main_results", "teacher_costs", "teachers"]
     for name in tables:
         assert r"\toprule" in (SMOKE / "tables" / f"{name}.tex").read_text()
+
+
+def test_the_table_of_the_data_says_what_the_raw_ratings_say(printed):
+    lines = embedded_file("ml-100k.inter").read_text().splitlines()[1:]
+    events = [(user, item, int(time)) for user, item, _, time in (line.split("\t") for line in lines)]
+    by_user = {}
+    for user, item, time in sorted(events, key=lambda event: event[2]):
+        by_user.setdefault(user, []).append((item, time))
+    train = [event for sequence in by_user.values() for event in sequence[:-2]]
+    test = [sequence[-1] for sequence in by_user.values()]
+    halfway, middle = median(time for *_, time in events), median(time for _, time in test)
+    counts = {item: [0, 0] for _, item, _ in events}
+    for _, item, time in events:
+        counts[item][time > halfway] += 1
+    expected = {
+        "users": 943, "items in the catalogue": 1682, "interactions": 100_000, "density": 1e5 / 943 / 1682,
+        "median interactions per user": median(map(len, by_user.values())),
+        "cold share of test items": sum(item not in dict(train) for item, _ in test) / 943,
+        "popularity drift (Spearman)": spearmanr(*zip(*counts.values())).statistic,
+        "training events after the median test event": sum(time > middle for _, time in train) / len(train),
+    }  # fmt: skip
+    table = dict(re.findall(r"^(.+) & (.+) \\\\$", (SMOKE / "tables" / "dataset.tex").read_text(), re.MULTILINE))
+    shown = {name: float(table[name].replace(",", "")) for name in expected}
+    assert shown == pytest.approx(expected, rel=0.01) and table["first / last event"] == "1997-09-20 / 1998-04-22"
 
 
 def test_every_macro_of_the_paper_is_measured(printed):

@@ -163,6 +163,10 @@ LAYOUTS = {
     "2023 jsonl": lambda root: write_jsonl(root / "Toys.jsonl", FEW),
     "2023 jsonl.gz": lambda root: write_jsonl(root / "Toys.jsonl.gz", FEW),
     "2023 csv": lambda root: csv_file(root / "Toys.csv"),
+    "2023 csv.gz": lambda root: (root / "Toys.csv.gz").write_bytes(
+        gzip.compress("".join(",".join(map(str, row)) + "\n" for row in [COLUMNS, *FEW]).encode())
+    ),
+    "2018 names in csv": lambda root: csv_file(root / "Toys.csv", names=NAMES_2018),
     "2014/2018 names": lambda root: write_jsonl(root / "Toys.jsonl", FEW, NAMES_2018),
     "2014/2018 suffix": lambda root: write_jsonl(root / "Toys.json.gz", FEW, NAMES_2018),
     "other columns": lambda root: write_jsonl(
@@ -191,6 +195,19 @@ def test_layouts(tmp_path, layout):
     assert list(zip(data.item_ids, data.items.title)) == [("b", "B"), ("a", "A"), ("c", "C")]
     assert data.train.timestamp.dtype == np.int64 and data.train.rating.dtype == np.float64
     assert list(data.train.columns) == list(COLUMNS)
+
+
+def test_item_files_of_2014_are_lines_of_python_and_never_run(tmp_path, monkeypatch):
+    csv_file(tmp_path / "Toys.csv")
+    items = [{"asin": "a", "title": "Pen's \"A\"", "salesRank": {"Toys": 1}, "price": 1.5, "brand": "\u00e9"}]
+    items += [{"asin": "b", "title": None}, {"asin": "c", "related": {"bought": ["a"]}, "title": "5' rope"}]
+    lines = "".join(f"{item!r}\n" for item in items) + "{'asin': print('run'), 'title': 'x'}\n{'asin': {1}}\n"
+    (tmp_path / "meta_Toys.json.gz").write_bytes(gzip.compress(lines.encode()))
+    monkeypatch.setattr("builtins.print", lambda *_: pytest.fail("a line was run"))
+    with pytest.warns(UserWarning, match="meta_Toys.json.gz: 2 broken lines.*first: line 4"):
+        data = load_amazon(tmp_path, "Toys", k=0)
+    assert dict(zip(data.item_ids, data.titles)) == {"a": "Pen's \"A\"", "b": "Item b", "c": "5' rope"}
+    assert data.items.store.dropna().tolist() == ["\u00e9"] and data.report["untitled_items"] == 1
 
 
 def test_csv_without_header_is_the_2023_order_and_nothing_else(tmp_path):
@@ -298,6 +315,17 @@ def test_real_2018_office_products_with_its_split():
     data = load_data(DataConfig(name="Office_Products", root=root, k_core=5, split="file", **windows))
     assert [len(data.part(part)) for part in PARTS] == [12_715, 4_866, 4_866] and len(data.items) == 3459
     assert data.report["users"] == 3231
+    raw = pl.read_parquet(Path(root, "Office_Products.parquet"), columns=[*COLUMNS, "split"]).rows()
+    by_user = {row[0]: [] for row in raw}
+    for row in raw:
+        by_user[row[0]].append(row)
+    ordered = [row for rows in by_user.values() for row in sorted(rows, key=lambda row: row[3])]
+    for part in PARTS:
+        mine = data.part(part)[["user_id", "parent_asin", "timestamp"]].itertuples(index=False, name=None)
+        assert list(mine) == [(user, item, time) for user, item, _, time, own in ordered if own == part]
+        assert data.part(part).rating.isna().all()
+    known = dict(pl.read_parquet(Path(root, "meta_Office_Products.parquet"), columns=["parent_asin", "title"]).rows())
+    assert dict(zip(data.item_ids, data.items.title)) == known
 
 
 @needs_shared

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import warnings
+from datetime import timedelta
 
 import polars as pl
 import pytest
@@ -37,7 +38,7 @@ def load(root, lines, items=("a", "b", "c"), **kwargs):
     return data, [str(one.message) for one in caught]
 
 
-BROKEN = ['{"user_id": "u"', "null", "5", "[1, 2]", "{'user_id': 'u'}", "<html>", "[" * 9999]
+BROKEN = ['{"user_id": "u"', "null", "5", "[1, 2]", "{'user_id': u}", "<html>", "[" * 9999]
 BROKEN += [line() + line(), line()[:-1] + ",}"]
 
 
@@ -167,6 +168,10 @@ DAMAGED = {
     "not JSON": ("Toys.jsonl", b"a,b\nc,d\n", "lacks the column"),
     "no parquet": ("Toys.parquet", b"PAR1 nonsense", "parquet"),
     "cut parquet": ("Toys.parquet", b"PAR1" + b"\0" * 100, "parquet"),
+    "JSON over many lines": ("Toys.json", b'[{"asin": "a",\n"overall": 5}]\n', "each line must be one JSON object, in UTF-8"),
+    "UTF-16": ("Toys.jsonl", line().encode("utf-16"), "in UTF-8"),
+    "gz without its suffix": ("Toys.jsonl", gzip.compress(line().encode()), "each line must be one JSON object"),
+    "carriage returns alone": ("Toys.csv", b"user_id,parent_asin,rating,timestamp\ru,a,5,1\r", "it has: none.*such as user_id"),
     "no usable row": ("Toys.jsonl", (line(user="") + "\n").encode(), "no usable row"),
 }
 
@@ -179,6 +184,41 @@ def test_damaged_files_are_errors_that_name_the_file(tmp_path, case):
         load_amazon(tmp_path, "Toys", k=0)
     assert name in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("case", ["cut gz", "bad gz data", "not JSON", "no parquet"])
+def test_a_damaged_item_file_is_an_error_that_names_it(tmp_path, case):
+    name, content, message = DAMAGED[case]
+    (tmp_path / "Toys.jsonl").write_text(line() + "\n")
+    (tmp_path / f"meta_{name}").write_bytes(content)
+    with pytest.raises(LwaError, match=f"meta_{name}.*({message})"):
+        load_amazon(tmp_path, "Toys", k=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("rating", [5.0]), ("rating", True), ("user_id", {"id": 1}), ("user_id", b"\xff"), ("timestamp", timedelta(1)),
+     ("timestamp", b"1"), ("title", ["A"])],
+)  # fmt: skip
+def test_parquet_columns_of_a_type_that_means_nothing_are_named(tmp_path, column, value):
+    row = {"user_id": "u", "parent_asin": "a", "rating": 5.0, "timestamp": MS, "title": "A"} | {column: value}
+    frame = pl.DataFrame([row])
+    frame.drop("title").write_parquet(tmp_path / "Toys.parquet")
+    frame.select("parent_asin", "title").write_parquet(tmp_path / "meta_Toys.parquet")
+    with pytest.raises(LwaError, match=rf"Toys.parquet: {column} \(.*convert the column"):
+        load_amazon(tmp_path, "Toys", k=0)
+
+
+@pytest.mark.parametrize("first", ["u,b,5", "-", "u,b,5,1,9", 'u,b,5,"1', 'u,"b,5,1'])
+def test_a_broken_line_may_be_the_first_of_its_block(tmp_path, first):
+    (tmp_path / "Toys.csv").write_text(f"user_id,parent_asin,rating,timestamp\n{first}\nu,a,5,{MS}\nu,c,5,{MS}\n")
+    (tmp_path / "meta_Toys.csv").write_text('parent_asin,title\na,"A in\ntwo lines"\nc,C\n')
+    with pytest.warns(UserWarning) as caught:
+        data = load_amazon(tmp_path, "Toys", k=0)
+    told = [str(one.message) for one in caught]
+    assert data.targets("valid") == {"u": ["a"]} and data.targets("test") == {"u": ["c"]} and len(told) == 2
+    assert "Toys.csv: 1 broken lines, skipped (first: line 2)" in told[0]
+    assert "meta_Toys.csv: 2 broken lines, skipped (first: line 2)" in told[1] and data.titles == ["Item a", "C"]
 
 
 def test_csv_with_broken_lines(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
@@ -78,9 +79,12 @@ def hub(monkeypatch):
     server.shutdown()
 
 
-def test_files_arrive_and_are_not_fetched_twice(hub, tmp_path, capsys):
+def test_files_arrive_with_progress_and_are_not_fetched_twice(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # the bar is shown as on a terminal
     assert main(["data", "download", "Toys", "--root", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / "Toys.jsonl"), str(tmp_path / "meta_Toys.jsonl")]
+    shown = capsys.readouterr()
+    assert shown.out.split() == [str(tmp_path / "Toys.jsonl"), str(tmp_path / "meta_Toys.jsonl")]
+    assert re.search(r"Toys.jsonl: 100%\S* 102k/102k", shown.err)
     assert (tmp_path / "Toys.jsonl").read_bytes() == CONTENT[REVIEWS]
     assert (tmp_path / "meta_Toys.jsonl").read_bytes() == CONTENT[ITEMS]
     download.download("Toys", tmp_path)
@@ -119,5 +123,11 @@ def test_an_unknown_category_is_named(hub, tmp_path):
 
 def test_without_a_network_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(LwaError, match="cannot fetch raw/review_categories/Toys.jsonl.*HF_HUB_OFFLINE"):
+    message = "cannot fetch raw/review_categories/Toys.jsonl.*HF_HUB_OFFLINE, or put the file into"
+    with pytest.raises(LwaError, match=message):
         download.download("Toys", tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(LwaError, match=f"(?s){message}"):
+        download.download("Toys", tmp_path)
+    assert not list(tmp_path.iterdir())

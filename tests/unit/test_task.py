@@ -51,6 +51,19 @@ def test_a_share_of_an_epoch_is_a_share_of_the_windows(task):
     assert arm_windows(windows, config.ablation.model_copy(update={"epochs": 3.0}), seed=0) == windows
 
 
+def test_one_setting_makes_pairs_of_the_same_targets(task):
+    task, config = task
+    section = config.ablation.model_copy(update={"windows_per_user": None})
+    found = {}
+    for examples in ("windows", "pairs"):
+        cut = load_config("smoke", {"data.examples": examples}).data
+        windows = RankingTask(task.data, task.lm, cut, config.evaluation, config.seed).train_windows(section)
+        targets = sorted(label for window in windows for label in window.item_labels if label >= 0)
+        found[examples] = targets, len(windows), sum(len(window.input_ids) for window in windows)
+    assert found["windows"][0] == found["pairs"][0] and found["windows"][1] < found["pairs"][1] == len(found["pairs"][0])
+    assert load_config("smoke").data.examples == "windows" and found["pairs"][2] > 2 * found["windows"][2]
+
+
 def test_the_token_budget_of_the_settings_holds_for_training_and_for_asking(task):
     task, config = task
 
@@ -61,3 +74,14 @@ def test_the_token_budget_of_the_settings_holds_for_training_and_for_asking(task
 
     budget = min(longest(None)) - 1
     assert max(longest(budget)) <= budget
+
+
+def test_a_window_that_no_batch_would_hold_is_cut_into_two_with_the_same_targets(task):
+    task, config = task
+    whole, cut = (config.ablation.model_copy(update={"windows_per_user": None, "tokens_per_batch": n}) for n in (4096, 200))
+    targets = [
+        sorted(label for window in task.train_windows(section) for label in window.item_labels if label >= 0)
+        for section in (whole, cut)
+    ]
+    assert targets[0] == targets[1] and max(len(w.input_ids) for w in task.train_windows(whole)) > 200
+    assert max(batch["input_ids"].numel() for batch in task.train_loader(cut, seed=0)) <= 200
