@@ -29,7 +29,8 @@ $(READY): pyproject.toml constraints.txt embedded.txt
 	@touch $@
 
 test: $(READY) ## run the unit tests and the smoke test
-	$(VENV)/bin/python -m pytest -m "unit or smoke"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m unit
+	$(VENV)/bin/python -m pytest -m smoke
 
 reproduce: $(READY) ## run the five notebooks: figures, tables, numbers (PROFILE=quick)
 	$(VENV)/bin/lwa reproduce --profile $(PROFILE)
