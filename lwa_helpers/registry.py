@@ -12,6 +12,7 @@ from lwa_helpers.config import read_yaml
 from lwa_helpers.errors import LwaError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")  # a branch or tag may move
 
 
 class ModelSpec(BaseModel):
@@ -42,8 +43,11 @@ def _entry(name: str, fields: Any) -> ModelSpec:
         problems = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": "is not a list of fields"}]
         wrong = "; ".join(f"{'.'.join(map(str, problem['loc']))} {problem['msg']}".strip() for problem in problems)
         raise LwaError(f"model_config.yaml: entry {name!r}: {wrong}") from None
-    if spec.backend == "huggingface" and not (_HUB_ID.fullmatch(spec.id) and spec.revision):
-        raise LwaError(f"model_config.yaml: entry {name!r} needs id: owner/name and a pinned revision, has {spec.id!r}")
+    if spec.backend == "huggingface" and not (_HUB_ID.fullmatch(spec.id) and _COMMIT.fullmatch(spec.revision or "")):
+        raise LwaError(
+            f"model_config.yaml: entry {name!r} needs id: owner/name and a pinned revision (a commit's 40 digits), "
+            f"has {spec.id!r} at {spec.revision!r}"
+        )
     return spec
 
 

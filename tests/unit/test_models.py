@@ -158,6 +158,7 @@ def test_code_that_comes_with_a_model_is_refused(tmp_path):
         ({"backend": "embedded", "id": "x", "trust_remote_code": True}, "trust_remote_code"),
         ({"backend": "cloud", "id": "x"}, "backend"),
         ({"backend": "huggingface", "id": "owner/name"}, "pinned revision"),
+        ({"backend": "huggingface", "id": "owner/name", "revision": "main"}, "pinned revision.*'main'"),
         ({"backend": "huggingface", "id": "https://x/y", "revision": "1"}, "owner/name"),
         ("smollm2", "list of fields"),
     ],
