@@ -348,6 +348,29 @@ def test_a_prompt_that_would_be_cut_is_refused():
         assert server.asked() == []
 
 
+def test_thinking_of_qwen3_is_turned_off_where_the_server_does_not_say_that_it_thinks():
+    with OllamaServer({"qwen3:latest": longest_first}) as server:
+        teacher(server, "qwen3").rank([HISTORY], [CANDIDATES])
+        assert server.asked()[0]["think"] is False
+
+
+def test_the_first_token_is_the_first(server):
+    server.fault, server.delay_s = "trickle", 0.03
+    reply = teacher(server).rank([HISTORY], [CANDIDATES]).replies[0]
+    assert 0.03 <= reply.first_token_s < reply.latency_s / 2
+
+
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert teacher(server).rank([HISTORY], [CANDIDATES]).order.tolist() == [[1, 0, 2]]
+
+
+def test_a_build_from_source_is_taken_to_be_new(server):
+    server.version = "0.0.0"
+    assert teacher(server).served.logprobs
+
+
 def test_room_is_left_for_the_chat_template_and_the_answer():
     """A prompt is let through from the context that holds its bytes, 256 tokens of a template and the answer."""
     need = sum(len(message["content"].encode()) for message in ranking_messages(HISTORY, CANDIDATES)) + 256 + (8 * 3 + 64)
@@ -513,6 +536,8 @@ def test_after_an_error_nothing_more_is_asked(server):
 
 
 def test_memory_is_the_servers_own_account(server):
+    server.models["other:latest"] = Served(longest_first)
+    teacher(server, "other").rank([HISTORY], [CANDIDATES])
     asking = teacher(server)
     assert math.isnan(asking.memory_bytes())
     asking.rank([HISTORY], [CANDIDATES])
