@@ -66,10 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--root", help="default: dataset/amazon")
     fetch.set_defaults(command=_download)
 
+    export = commands.add_parser("export", help="write a model as GGUF with a Modelfile, for `ollama create`")
+    export.add_argument("model", help="a checkpoint directory, e.g. results/quick/models/student, or a registered name")
+    export.add_argument("directory", help="where model.gguf and Modelfile go")
+    export.add_argument("--dtype", choices=("f16", "f32"), default="f16", help="of the matrices (default: f16)")
+    export.set_defaults(command=_export)
+
     status = commands.add_parser("status", help="what is current, what is stale and why, which models can be used")
     status.set_defaults(command=_status)
     commands.add_parser("recommend", help="recommend items to a user (lwa recommend --help)", add_help=False)
     return parser
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from lwa_helpers.export import export_gguf
+    from lwa_helpers.models import load_teacher
+
+    path = export_gguf(load_teacher(arguments.model), arguments.directory, arguments.dtype)
+    print(f"{path}\nserve it with: ollama create NAME -f {path.parent / 'Modelfile'}")
 
 
 def _download(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ import torch
 from tiny_lm import TITLES, language_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
-from lwa_helpers import load_movielens, paths
+from lwa_helpers import build_student, load_movielens, paths
+from lwa_helpers.cli import main
 from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
 from lwa_helpers.export import export_gguf
@@ -121,3 +122,13 @@ def test_what_cannot_be_written_is_named(tmp_path):
     with pytest.raises(LwaError, match="llama with biases"):
         export_gguf(language_model(attention_bias=True), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_a_checkpoint_that_ollama_can_be_given(tmp_path, capsys):
+    student = build_student(moved(language_model()), 1, "first", TEXTS)
+    student.save(tmp_path / "student")
+    assert main(["export", str(tmp_path / "student"), str(tmp_path / "served"), "--dtype", "f32"]) == 0
+    assert f"ollama create NAME -f {tmp_path / 'served' / 'Modelfile'}" in capsys.readouterr().out
+    again, ids = load_teacher(tmp_path / "served" / "model.gguf"), torch.tensor([student.tokenizer(TEXTS[0])["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, student.model(ids).logits, rtol=1e-4, atol=1e-5)
