@@ -5,8 +5,7 @@
 Memorised: the untuned model completes a title from the first half of its words, token by token the most probable one; beside
 it the same beginnings with the second half of another title, which nobody can have memorised, and the year alone.
 Order and words: the tuned teacher of results/<profile> (notebook 02) ranks the catalogue for the same users from histories as
-they are, in random order, with the newest title left in place, and with every title replaced by a pair of numbers of its own
-(years that occur in titles, so that a cut vocabulary holds them).
+they are, in random order, with the newest title left in place, and with every title replaced by four numbers of its own.
 Writes results/<profile>/probes.csv.
 """
 
@@ -70,11 +69,13 @@ def histories_probed(asked: Cases, seed: int) -> dict[str, list[list[int]]]:
 
 
 def anonymous(titles: list[str]) -> list[str]:
-    """As many different titles without a word: "1995 (1941)"."""
-    years = sorted({match[1] for title in titles if (match := re.search(r"\((\d{4})\)$", title))})
-    if len(years) ** 2 < len(titles):
-        raise LwaError(f"{len(years)} years in the titles do not make {len(titles)} pairs: this probe is for MovieLens")
-    return [f"{a} ({b})" for a, b in islice(product(years, years), len(titles))]
+    """As many different titles without a word, "101 2 3 2", of numbers that stand in titles, so that a cut vocabulary has them."""
+    first = sorted({match[0] for title in titles if (match := re.match(r"\d+(?=\s|$)", title))})
+    later = sorted({number for title in titles for number in re.findall(r"(?<=\S) (\d+)(?=\s|$)", title)})
+    made = [" ".join(numbers) for numbers in islice(product(first, later, later, later), len(titles))]
+    if len(made) < len(titles):
+        raise LwaError(f"{len(first)} and {len(later)} numbers in the titles do not make {len(titles)} titles of four")
+    return made
 
 
 def row(probe: str, value: float, low: float, high: float, n: int) -> dict:
