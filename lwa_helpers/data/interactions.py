@@ -40,9 +40,10 @@ class Interactions:
         _require(self.name, "items", self.items, ("parent_asin", "title"))
         if not self.items.parent_asin.is_unique:
             raise LwaError(f"{self.name}: items lists an item twice; keep one row per parent_asin")
+        known = pd.Index(self.items.parent_asin)
         for part in PARTS:
-            used = pd.Series(self.part(part).parent_asin.unique())
-            strangers = used[~used.isin(self.items.parent_asin)]
+            used = self.part(part).parent_asin.unique()
+            strangers = used[known.get_indexer(used) < 0]
             if len(strangers):
                 raise LwaError(f"{self.name}: {part} holds item {min(strangers)!r}, which items lacks; add its row")
 
