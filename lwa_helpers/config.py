@@ -21,6 +21,7 @@ from pydantic import (
 from lwa_helpers.errors import LwaError
 
 PROFILES = ("smoke", "quick", "paper")
+Bf16 = Literal["auto"] | bool  # what "auto" means on a device: precision.computes_in_bf16
 
 
 class Section(BaseModel):
@@ -53,7 +54,7 @@ class TuningConfig(Section):
     head_learning_rate: PositiveFloat
     weight_decay: float = Field(ge=0)
     warmup_ratio: float = Field(ge=0, lt=1)
-    bf16: bool
+    bf16: Bf16
     gradient_checkpointing: bool = False
     save_steps: PositiveInt | None = None
 
@@ -142,7 +143,7 @@ class EvaluationConfig(Section):
     users: PositiveInt | None = None
     history_titles: PositiveInt
     batch_size: PositiveInt
-    bf16: bool
+    bf16: Bf16
     sasrec_epochs: PositiveInt
     sasrec_dropouts: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=1)
     sasrec_learning_rates: list[PositiveFloat] = Field(min_length=1)

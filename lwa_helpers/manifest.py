@@ -70,6 +70,7 @@ def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(git("status", "--porcelain")),
         "device": device_name(device),
+        "has_bf16": has_bf16(device),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -94,6 +95,15 @@ def device_name(device: Any) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"cpu ({model or platform.machine()}, {os.cpu_count()} cores)"
+
+
+def has_bf16(device: Any) -> bool | None:
+    """Whether the device computes in bfloat16, which is what `bf16: auto` then does; None where nothing was computed."""
+    if device is None:
+        return None
+    from lwa_helpers import precision
+
+    return precision.has_bf16(device)
 
 
 def plain(value: Any) -> Any:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lwa_helpers.config import Bf16
 from lwa_helpers.data.windows import Window, collate
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import LanguageModel, backbone, load_teacher
+from lwa_helpers.precision import autocast
 from lwa_helpers.vocabulary import check_covered
 
 HEAD_FILE = "item_head.safetensors"
@@ -197,7 +199,7 @@ item_row_nll.sample = _sample_items
 @torch.no_grad()
 def title_vectors(
     causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str], batch_size: int = 64,
-    bf16: bool = False,
+    bf16: Bf16 = False,
 ) -> Tensor:
     """Return a starting vector for every title, (N, d): its mean final hidden state after `header`, each dimension
     standardised over the catalogue and scaled by INITIAL_SCALE, so that first scores are small beside log popularity."""
@@ -209,7 +211,7 @@ def title_vectors(
     for start in range(0, len(titles), batch_size):
         chosen = by_length[start : start + batch_size]
         ids, mask = pad_right([prefix + tokens[i] for i in chosen])
-        with torch.autocast(causal_lm.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(bf16, causal_lm.device):
             hidden = backbone(causal_lm)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         own = mask.clone()
         own[:, : len(prefix)] = 0
@@ -227,7 +229,7 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def rank_catalogue(model: ItemRankingModel, windows: Sequence[Window], batch_size: int, bf16: bool = False) -> np.ndarray:
+def rank_catalogue(model: ItemRankingModel, windows: Sequence[Window], batch_size: int, bf16: Bf16 = False) -> np.ndarray:
     """Return the scores of all items at the last token of each window, (len(windows), N) float32, in their order.
 
     Windows of like length are read together, `batch_size` at a time.
@@ -239,7 +241,7 @@ def rank_catalogue(model: ItemRankingModel, windows: Sequence[Window], batch_siz
     for start in tqdm(range(0, len(order), batch_size), desc="ranking", unit="batch", mininterval=10):
         rows = order[start : start + batch_size]
         batch = {key: value.to(device) for key, value in collate([windows[i] for i in rows], pad_id=0).items()}
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(bf16, device):
             hidden = model.last_hidden(batch["input_ids"], batch["attention_mask"])
             ends = batch["attention_mask"].sum(1) - 1
             scores[rows] = model.head(hidden[torch.arange(len(rows)), ends]).cpu().numpy()
@@ -251,7 +253,7 @@ class ItemRanker:
 
     def __init__(
         self, model: ItemRankingModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str],
-        batch_size: int = 32, bf16: bool = False, max_titles: int | None = None,
+        batch_size: int = 32, bf16: Bf16 = False, max_titles: int | None = None,
     ):
         """batch_size: histories read together, of like length; max_titles: the newest, that are read (None: all).
 

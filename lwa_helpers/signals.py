@@ -19,8 +19,10 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
 from lwa_helpers import paths
+from lwa_helpers.config import Bf16
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import decoder_layers
+from lwa_helpers.precision import autocast, computes_in_bf16
 from lwa_helpers.ranking import ItemRankingModel
 
 Batches = Iterable[dict[str, Tensor]]
@@ -80,7 +82,7 @@ class TeacherSignals:
 
     @classmethod
     def cached(
-        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], bf16: bool, top_k: int | None = None,
+        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], bf16: Bf16, top_k: int | None = None,
         temperature: float = 1.0,
     ) -> TeacherSignals:
         """Return the signals from the cache folder, where `compute` puts them if they are not there yet.
@@ -88,9 +90,10 @@ class TeacherSignals:
         The key holds whatever the signals depend on: the teacher's weights and settings, the batches, the arguments, the
         device and the versions of torch and transformers.
         """
-        device = next(teacher.parameters()).device.type
+        device = next(teacher.parameters()).device
+        bf16 = computes_in_bf16(bf16, device)
         key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches), layers, bf16, top_k]
-        key += [temperature if top_k else None, device, torch.__version__, transformers.__version__]
+        key += [temperature if top_k else None, device.type, torch.__version__, transformers.__version__]
         directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
         if not directory.is_dir():
             cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
@@ -102,7 +105,7 @@ class TeacherSignals:
     @classmethod
     @torch.no_grad()
     def compute(
-        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], directory: Path, bf16: bool,
+        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], directory: Path, bf16: Bf16,
         top_k: int | None = None, temperature: float = 1.0,
     ) -> TeacherSignals:
         """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its signals in `directory`.
@@ -121,7 +124,7 @@ class TeacherSignals:
             at = 0
             for batch in batches:
                 inputs = {key: batch[key].to(device) for key in READ}
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                with autocast(bf16, device):
                     out = teacher(**inputs, output_hidden_states=True)
                 rows = slice(at, at := at + len(out.logits))
                 said = TopLogits.of(out.logits, k, temperature) if k else None

@@ -16,6 +16,7 @@ from transformers.integrations import TensorBoardCallback
 from lwa_helpers.config import TuningConfig
 from lwa_helpers.data.windows import LengthBatches, Window, collate
 from lwa_helpers.paths import TRAINER_OUTPUT, remove
+from lwa_helpers.precision import computes_in_bf16
 
 NEW = ("head", "projections")  # modules of a trained model that start untrained
 UNEVEN = {"even_batches": False}  # batches of a token budget differ in rows, so none is filled up for another process
@@ -61,9 +62,10 @@ def training_arguments(
     if config.save_steps and checkpoints:
         saving = {"save_strategy": "steps", "output_dir": str(checkpoints)}
         saving |= {"save_steps": config.save_steps, "save_total_limit": 1}
+    bf16 = computes_in_bf16(config.bf16, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainingArguments(
         **saving, max_steps=steps, learning_rate=config.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup_ratio * steps), weight_decay=config.weight_decay, bf16=config.bf16, seed=seed,
+        warmup_steps=round(config.warmup_ratio * steps), weight_decay=config.weight_decay, bf16=bf16, seed=seed,
         max_grad_norm=1.0, logging_steps=logging_steps, report_to="none", remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True,
         gradient_checkpointing=config.gradient_checkpointing or None, accelerator_config=UNEVEN,

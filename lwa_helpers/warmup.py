@@ -11,8 +11,9 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 
-from lwa_helpers.config import TeacherConfig
+from lwa_helpers.config import Bf16, TeacherConfig
 from lwa_helpers.paths import TRAINER_OUTPUT
+from lwa_helpers.precision import autocast
 from lwa_helpers.ranking import ItemHead, ItemRankingModel, future_nll, future_targets
 
 ROWS, DROPOUT = 256, 0.2
@@ -41,7 +42,7 @@ class StandardisedHead(nn.Module):
 
 @torch.no_grad()
 def title_end_states(
-    model: ItemRankingModel, batches: Iterable[dict[str, Tensor]], bf16: bool
+    model: ItemRankingModel, batches: Iterable[dict[str, Tensor]], bf16: Bf16
 ) -> tuple[Tensor, Tensor]:
     """Return final hidden states (P, d) where titles end, and the targets that follow each, (P, n)."""
     model.eval()
@@ -49,7 +50,7 @@ def title_end_states(
     states, future = [], []
     for batch in tqdm(batches, desc="states", unit="batch", mininterval=10):
         labels = batch["item_labels"].to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(bf16, device):
             hidden = model.last_hidden(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         states.append(hidden[labels != -100].float())
         future.append(future_targets(labels, model.next_items))
