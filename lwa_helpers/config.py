@@ -40,6 +40,7 @@ class DataConfig(Section):
     examples: Literal["windows", "pairs"] = "windows"
     max_titles: int = Field(ge=2)
     context_titles: int = Field(ge=1)
+    title_limit: int = Field(200, ge=20, le=1000)
     max_tokens: PositiveInt | None = None
 
 

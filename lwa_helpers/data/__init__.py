@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lwa_helpers.config import DataConfig
 from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.data.interactions import Interactions
@@ -19,7 +21,9 @@ def load_data(config: DataConfig) -> Interactions:
     apply to it, and another split is an LwaError.
     """
     if config.name != "movielens":
-        return load_amazon(ROOT / config.root, config.name, k=config.k_core, split=config.split)
+        return load_amazon(ROOT / config.root, config.name, config.k_core, config.split, config.title_limit)
     if config.split != "last_out":
         raise LwaError(f"data.split={config.split!r}: movielens is split leave-one-out; set data.split to last_out")
-    return load_movielens()
+    data, limit = load_movielens(), config.title_limit
+    shortened = sum(len(title) > limit for title in data.items.title)
+    return replace(data, title_limit=limit, report=data.report | {"shortened_titles": shortened})

@@ -13,7 +13,7 @@ from lwa_helpers import paths
 from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
 from lwa_helpers.data.items import item_table
 from lwa_helpers.data.pieces import core
-from lwa_helpers.data.prompts import mend_title
+from lwa_helpers.data.prompts import TITLE_LIMIT, mend_title
 from lwa_helpers.data.reading import Repairs, find_file, warn
 from lwa_helpers.data.splits import with_part
 from lwa_helpers.errors import LwaError
@@ -21,7 +21,9 @@ from lwa_helpers.errors import LwaError
 SPLITS = ("last_out", "timestamp", "file")
 
 
-def load_amazon(root: str | Path, category: str, k: int = 5, split: str = "last_out") -> Interactions:
+def load_amazon(
+    root: str | Path, category: str, k: int = 5, split: str = "last_out", title_limit: int = TITLE_LIMIT
+) -> Interactions:
     """Return a category's interactions and items from root/<category>.* and root/meta_<category>.*.
 
     Suffixes .parquet, .jsonl, .json, .csv; all but the first also with .gz. A line of .json may be Python's notation, as
@@ -30,6 +32,7 @@ def load_amazon(root: str | Path, category: str, k: int = 5, split: str = "last_
     falls in the later part) or "file" (its own column `split`; every row kept as it is whatever k, and the catalogue is
     the whole item file). Users stand in the order of their first line, a user's rows in order of time, ties in file
     order. timestamp: int64 as in the source; seconds in a file of milliseconds are multiplied by 1000 and counted.
+    title_limit: a longer title ends at the last space before so many characters, everywhere alike, and is counted.
     report: rows, users, items and interactions before and after the core, and every repair; a file that needed repair
     is named in one warning. The result is kept under the cache folder, by the files' contents, parameters and code.
 
@@ -39,11 +42,11 @@ def load_amazon(root: str | Path, category: str, k: int = 5, split: str = "last_
     if split not in SPLITS or isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise LwaError(f"split={split!r}, k={k!r}: split is {', '.join(SPLITS)}; k a whole number (0: no core)")
     reviews, meta = _review_file(root, category), find_file(root, category, "meta_")
-    folder = paths.CACHE / "amazon" / f"{category}-{_key(reviews, meta, k, split)}"
+    folder = paths.CACHE / "amazon" / f"{category}-{_key(reviews, meta, k, split, title_limit)}"
     if not folder.is_dir():
         with paths.atomic_write(folder) as temporary:
             temporary.mkdir()
-            _prepare(reviews, meta, 0 if split == "file" else k, split, temporary)
+            _prepare(reviews, meta, 0 if split == "file" else k, split, title_limit, temporary)
     notes = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for file, found in ((reviews, notes["reviews"]), (meta, notes["meta"])):
         warn(Repairs(file, **found).message())
@@ -52,7 +55,7 @@ def load_amazon(root: str | Path, category: str, k: int = 5, split: str = "last_
     parts = {part: pd.read_parquet(folder / f"{part}.parquet") for part in PARTS}
     items = pd.read_parquet(folder / "items.parquet")
     items["title"] = items.title.astype(object).where(items.title.notna(), None)
-    return Interactions(name=category, items=items, report=notes["report"], **parts)
+    return Interactions(name=category, items=items, report=notes["report"], title_limit=title_limit, **parts)
 
 
 def _review_file(root: Path, category: str) -> Path:
@@ -66,14 +69,14 @@ def _review_file(root: Path, category: str) -> Path:
     return path
 
 
-def _key(reviews: Path, meta: Path | None, k: int, split: str) -> str:
+def _key(reviews: Path, meta: Path | None, k: int, split: str, title_limit: int) -> str:
     """Hash of the input files' contents, the parameters and the code that makes the result."""
-    inputs = [reviews.suffixes, paths.cached_sha256(reviews), meta and paths.cached_sha256(meta), k, split]
+    inputs = [reviews.suffixes, paths.cached_sha256(reviews), meta and paths.cached_sha256(meta), k, split, title_limit]
     code = [paths.sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
     return paths.sha256_of_text(json.dumps(inputs + code))[:16]
 
 
-def _prepare(reviews: Path, meta: Path | None, k: int, split: str, folder: Path) -> None:
+def _prepare(reviews: Path, meta: Path | None, k: int, split: str, title_limit: int, folder: Path) -> None:
     """Write the parts, the items and the report of one load into a folder."""
     notes = {"reviews": Repairs(reviews), "meta": Repairs(meta)}
     rows, users, report = core(reviews, k, split == "file", notes["reviews"], folder)
@@ -86,13 +89,13 @@ def _prepare(reviews: Path, meta: Path | None, k: int, split: str, folder: Path)
         chosen = chosen.with_columns(user_id=users.gather(chosen["user"]))
         chosen.select(COLUMNS).write_parquet(folder / f"{part}.parquet")
     items.write_parquet(folder / "items.parquet")
-    report |= _counts(rows, items) | notes["reviews"].counts | notes["meta"].counts
+    report |= _counts(rows, items, title_limit) | notes["reviews"].counts | notes["meta"].counts
     found = {name: {"counts": repairs.counts, "first": repairs.first} for name, repairs in notes.items()}
     (folder / "report.json").write_text(json.dumps({"report": report} | found, indent=1), encoding="utf-8")
 
 
-def _counts(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, int]:
-    titles = [mend_title(title) for title in items["title"].drop_nulls()]
+def _counts(rows: pl.DataFrame, items: pl.DataFrame, title_limit: int) -> dict[str, int]:
+    titles = [mend_title(title, title_limit) for title in items["title"].drop_nulls()]
     return {
         "users": rows["user"].n_unique(),
         "items": items.height,

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from lwa_helpers.data.prompts import clean_title, distinct_titles
+from lwa_helpers.data.prompts import TITLE_LIMIT, clean_title, distinct_titles
 from lwa_helpers.errors import LwaError
 
 PARTS = ("train", "valid", "test")
@@ -22,7 +22,7 @@ class Interactions:
 
     train, valid, test: columns user_id and parent_asin (str), rating (float, null where unknown), timestamp (int64, as
     in the source); the rows of a user stand in order of time. items: parent_asin and title (null where there is none),
-    with whatever else the source says; a row for every item that occurs. report: counts of what loading met and mended.
+    with whatever else the source says; a row for every item that occurs. title_limit: characters of a title that are used. report: counts of what loading met and mended.
 
     Raises LwaError when a column is missing or an interaction's item is not among the items.
     """
@@ -33,6 +33,7 @@ class Interactions:
     test: pd.DataFrame
     items: pd.DataFrame
     report: dict[str, int] = field(default_factory=dict)
+    title_limit: int = TITLE_LIMIT
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -65,7 +66,7 @@ class Interactions:
         The title as `mend_title` gives it; "Item <id>" where nothing is left of it (counted as `untitled_items`); a title
         that an earlier item has already gets " (2)", " (3)", … (counted as `repeated_titles`).
         """
-        cleaned = (clean_title(title) if isinstance(title, str) else "" for title in self.items.title)
+        cleaned = (clean_title(title, self.title_limit) if isinstance(title, str) else "" for title in self.items.title)
         return distinct_titles([text or f"Item {item}" for text, item in zip(cleaned, self.item_ids)])
 
     def histories(self, part: str = "test") -> dict[str, list[str]]:

@@ -54,16 +54,16 @@ def prompt_for(name: str) -> Prompt:
     return templates.get(name, templates["amazon"])
 
 
-def clean_title(title: str) -> str:
-    """One line of plain text, at most TITLE_LIMIT characters: the title as `mend_title` gives it."""
-    return mend_title(title)[0]
+def clean_title(title: str, limit: int = TITLE_LIMIT) -> str:
+    """One line of plain text, at most `limit` characters: the title as `mend_title` gives it."""
+    return mend_title(title, limit)[0]
 
 
-def mend_title(title: str) -> tuple[str, list[str]]:
+def mend_title(title: str, limit: int = TITLE_LIMIT) -> tuple[str, list[str]]:
     """Return a title as one line of plain text, and what had to be mended in it.
 
     html_titles: entities resolved, tags taken out. unprintable_titles: control, bidi, zero-width and other format
-    characters (Unicode Cc, Cf, Cs, Co, Cn) taken out. shortened_titles: longer than TITLE_LIMIT, ended at the last space
+    characters (Unicode Cc, Cf, Cs, Co, Cn) taken out. shortened_titles: longer than `limit`, ended at the last space
     before it (at the limit itself when there is none in its second half). White space, line breaks included, becomes
     single spaces. Letters garbled by a wrong decoding before publication are left as they are.
     """
@@ -77,10 +77,10 @@ def mend_title(title: str) -> tuple[str, list[str]]:
         if printable != plain:
             mended.append("unprintable_titles")
         plain = " ".join(printable.split())
-    if len(plain) > TITLE_LIMIT:
+    if len(plain) > limit:
         mended.append("shortened_titles")
-        cut = plain.rfind(" ", TITLE_LIMIT // 2, TITLE_LIMIT + 1)
-        plain = plain[: cut if cut > 0 else TITLE_LIMIT].rstrip()
+        cut = plain.rfind(" ", limit // 2, limit + 1)
+        plain = plain[: cut if cut > 0 else limit].rstrip()
     return plain, mended
 
 

@@ -304,6 +304,9 @@ def test_windows_read_a_real_set_in_a_sixth_of_the_tokens():
     assert len(targets[0]) == 38_543 and sorted(targets[0]) == sorted(targets[1])
     tokens, pair_tokens = (sum(len(one.input_ids) for one in some) for some in (windows, pairs))
     assert pair_tokens > 6 * tokens
+    short = load_amazon(SHARED / "amazon_2014_office_products", "Office_Products", split="file", title_limit=80)
+    assert short.report["shortened_titles"] == sum(len(title) > 80 for title in data.titles) > 500
+    assert max(map(len, short.titles)) <= 84 and short.item_ids == data.item_ids
     room = sum(len(batch) * max(len(windows[i].input_ids) for i in batch) for batch in LengthBatches(windows, 2048))
     assert tokens >= 0.9 * room
 

@@ -145,6 +145,20 @@ def test_what_was_mended_in_a_title_is_named():
     assert mend_title("&amp;\u202e" + "x" * 300) == ("&" + "x" * 199, flaws)
 
 
+@pytest.mark.parametrize(("limit", "title"), [(26, "Big Green Pens, Box of 12,"), (25, "Big Green Pens, Box of"), (5, "Big")])
+def test_a_title_over_the_limit_ends_at_a_space(limit, title):
+    whole = "Big Green Pens, Box of 12, Fine Point"
+    assert mend_title(whole, limit) == (title, ["shortened_titles"]) and mend_title(whole, len(whole)) == (whole, [])
+
+
+def test_the_title_limit_of_movielens_is_counted(movielens):
+    given = load_config("smoke", {"data.title_limit": 20}).data
+    data, whole = load_data(given), movielens.titles
+    assert max(map(len, data.titles)) <= 24 and len(set(data.titles)) == len(whole)  # " (2)" may follow
+    assert data.report["shortened_titles"] == sum(len(title) > 20 for title in movielens.items.title) > 100
+    assert load_data(load_config("smoke").data).titles == whole
+
+
 @given(st.lists(st.sampled_from(["a", "b", "a (2)", "a (3)", "a (2) (2)", ""]), max_size=9))
 def test_distinct_titles_are_distinct_and_keep_first_occurrences(titles):
     distinct = distinct_titles(titles)
