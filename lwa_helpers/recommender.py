@@ -26,6 +26,7 @@ from lwa_helpers.ranking import HEAD_FILE, ITEMS_FILE, load_item_ranker, pad_rig
 from lwa_helpers.registry import ModelSpec, model_spec
 from lwa_helpers.teachers import LocalTeacher, OllamaTeacher
 from lwa_helpers.teachers.answers import KINDS
+from lwa_helpers.teachers.ollama_teacher import KEPT_ANSWERS
 
 USERS_PER_PASS, QUESTIONS_PER_PASS = 32, 8
 
@@ -165,7 +166,8 @@ class BaseRecommender:
     root: folder of the Amazon files, dataset/amazon by default; k: core filter, 0 keeps every user and item.
     n_candidates: length of the list that a model without an item head orders (Shop.candidates makes it);
     history_titles: newest titles it is told. host: Ollama server, else OLLAMA_HOST, else this machine; concurrency: questions
-    that it is asked at a time; cache: folder that keeps its answers, None for none.
+    that it is asked at a time; cache: folder that keeps its answers, so that a call that was cut off goes on and the same question
+    is not asked twice; None keeps none.
     answers: after a call, how the model answered (mode, seconds, what had to be repaired), a row per user, where it was asked.
     Raises LwaError for an unknown model name (listing the known ones); the model itself is loaded at the first use.
     """
@@ -180,7 +182,7 @@ class BaseRecommender:
         history_titles: int = 10,
         host: str | None = None,
         concurrency: int = 4,
-        cache: Path | None = None,
+        cache: Path | None = KEPT_ANSWERS,
     ) -> None:
         self.spec: ModelSpec = model_spec(str(model_name))
         self.root, self.k, self.host = Path(root or DATASET / "amazon"), k, host

@@ -32,6 +32,7 @@ from lwa_helpers.teachers.answers import (
 from lwa_helpers.teachers.connection import BrokenAnswer, Connection, ServedModel, protocol
 from lwa_helpers.teachers.labels import LABELS, TOP_LOGPROBS, answer_tokens, label_messages, label_schema, read_labels
 
+KEPT_ANSWERS = CACHE / "teachers"
 TEMPLATE_TOKENS = 256
 THINKING_TOKENS = 2048
 SMALLEST_CONTEXT = 4096
@@ -48,7 +49,8 @@ class OllamaTeacher:
     host: else OLLAMA_HOST, else this machine. think: None turns thinking off, or to "low" for gpt-oss, which cannot stop;
     thinking text is never read as an answer. Temperature 0; a written answer that cannot be read is asked for again at
     temperature 0.3 and another seed. timeout_s, retries, backoff_s: see Connection. concurrency: questions in flight.
-    cache: folder of the answers given so far, by (digest, prompt, options); None keeps none.
+    cache: folder of the answers given so far, by (server, digest, prompt, options); None keeps none. Server and model must be
+    there whatever has been kept; the server counts because the answer's times are its own.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class OllamaTeacher:
         backoff_s: float = 1.0,
         keep_alive: str = "10m",
         concurrency: int = 1,
-        cache: Path | None = CACHE / "teachers",
+        cache: Path | None = KEPT_ANSWERS,
     ) -> None:
         if mode not in ("auto", "labels", "written"):
             raise ValueError(f"unknown mode {mode!r}: choose auto, labels or written")
@@ -196,7 +198,7 @@ class OllamaTeacher:
     def _cache_file(self, requests: list[dict[str, Any]]) -> Path | None:
         if self.cache is None or self.served.digest is None:
             return None
-        key = json.dumps([self.served.digest, requests], sort_keys=True)
+        key = json.dumps([self.connection.url, self.served.digest, requests], sort_keys=True)
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 

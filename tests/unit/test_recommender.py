@@ -54,6 +54,14 @@ def server(monkeypatch):
         yield running
 
 
+@pytest.fixture(autouse=True)
+def kept_answers(tmp_path_factory, monkeypatch):
+    """A folder for this test's answers in place of the common one."""
+    folder = tmp_path_factory.mktemp("answers")
+    monkeypatch.setitem(BaseRecommender.__init__.__kwdefaults__, "cache", folder)
+    return folder
+
+
 @pytest.fixture
 def recommender(server, root):
     return BaseRecommender("llama3:latest", root)
@@ -207,6 +215,31 @@ def test_a_server_that_is_down_is_an_error_for_known_and_unknown_users(root, use
     recommender = BaseRecommender("llama3:latest", root, host=url)
     with pytest.raises(LwaError, match=f"'llama3:latest'.*{url}"):
         recommender.recommend(user, CATEGORY, 2)
+
+
+def test_what_was_answered_before_an_interruption_is_not_asked_again(server, root, kept_answers):
+    def recommend(**settings):
+        return BaseRecommender("llama3:latest", root, concurrency=1, **settings).recommend_many(["ann", "bob", "cid"], CATEGORY, 3)
+
+    def failing_after_two(messages, schema):
+        server.fault = "error_400" if len(server.asked()) == 2 else None
+        return longest_first(messages, schema)
+
+    server.models["llama3:latest"].answer = failing_after_two
+    with pytest.raises(LwaError, match="llama3:latest"):
+        recommend()
+    assert len(list(kept_answers.iterdir())) == 2
+    server.fault = None
+    asked, found = len(server.asked()), recommend()
+    assert len(server.asked()) == asked + 1 and recommend() == found and len(server.asked()) == asked + 1
+    assert recommend(cache=None) == found and len(server.asked()) == asked + 4
+
+
+def test_kept_answers_do_not_stand_in_for_a_server_that_is_down(root):
+    with OllamaServer({"llama3:latest": longest_first}) as server:
+        BaseRecommender("llama3:latest", root, host=server.url).recommend("ann", CATEGORY, 2)
+    with pytest.raises(LwaError, match=f"'llama3:latest'.*{server.url}"):
+        BaseRecommender("llama3:latest", root, host=server.url).recommend("ann", CATEGORY, 2)
 
 
 def test_a_server_that_fails_is_an_error_not_a_list(recommender, server):
