@@ -13,6 +13,7 @@ from scipy import stats
 
 RESAMPLES = 10_000
 BATCH = 500
+ROUNDING = 8 * np.finfo(float).eps
 
 
 class Interval(NamedTuple):
@@ -105,15 +106,16 @@ def randomization_test(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: in
     """Is the mean of a - b zero? Sign-flip test: under H0 swapping a user's two values changes nothing.
 
     Two-sided p over all 2^m assignments when they are at most `resamples`, else over a random sample, with the
-    observed one counted in ((b + 1) / (m + 1), never 0). ValueError on NaN or unequal shapes.
+    observed one counted in ((b + 1) / (m + 1), never 0). Sums are equal that agree to 12 digits of sum |a - b|.
+    ValueError on NaN or unequal shapes.
     """
     a, b = _paired(a, b)
     difference = a - b
     moved = difference[difference != 0]
-    if not moved.size:
-        return Significance(0.0, 1.0)
+    if moved.size < 2:
+        return Significance(float(difference.mean()), 1.0)
     result = stats.permutation_test(
-        (moved,), lambda x, axis: x.sum(axis), permutation_type="samples", vectorized=True,
+        (moved / np.abs(moved).sum(),), lambda x, axis: x.sum(axis).round(12), permutation_type="samples", vectorized=True,
         n_resamples=resamples, batch=BATCH, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return Significance(float(difference.mean()), float(result.pvalue))
@@ -137,11 +139,11 @@ def effect_size(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Interva
     """Paired Cohen d = mean(a - b) / sd(a - b), with a delta-method interval that allows for non-normal differences.
 
     Var(d) = (1 - g1 d + (g2 + 2) d^2 / 4) / n, with g1 the skewness and g2 the excess kurtosis of a - b.
-    ValueError on NaN, unequal shapes, or where a - b is the same for every user (d undefined).
+    ValueError on NaN, unequal shapes, or where a - b is the same for every user but for rounding (d undefined).
     """
     a, b = _paired(a, b)
     difference = a - b
-    if np.ptp(difference) == 0:
+    if np.ptp(difference) <= ROUNDING * max(np.abs(a).max(), np.abs(b).max()):
         raise ValueError("a - b is the same for every user: the effect size is undefined")
     d = difference.mean() / difference.std(ddof=1)
     g1, g2 = stats.skew(difference), stats.kurtosis(difference)
@@ -171,13 +173,16 @@ def difference_over_seeds(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) 
     a, b (users, seeds): a column is one seed, which both arms share (start and order of the data), so differences are
     paired by user and by seed. With d = a - b: squared standard error = Var(user means of d) / users + Var(seed means of
     d) / seeds, the noise of single users counted in both, which errs on the wide side; t interval with Satterthwaite's
-    degrees of freedom (with two seeds whose variance outweighs the users', a 95 % interval covers about 87 %). ValueError
-    for NaN, unequal shapes or fewer than two users or seeds.
+    degrees of freedom (with two seeds whose variance outweighs the users', a 95 % interval covers about 87 %). Equal arms
+    differ by 0 [0, 0], p = 1. ValueError for NaN, unequal shapes, fewer than two users or seeds, or any other d that is the
+    same throughout.
     """
     a, b = _finite(a, 2), _finite(b, 2)
     if a.shape != b.shape:
         raise ValueError(f"the two arms must hold the same users and seeds, got {a.shape} and {b.shape}")
     difference = a - b
+    if not difference.any():
+        return SeedDifference(0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
     users, seeds = difference.shape
     by_users = difference.mean(axis=1).var(ddof=1) / users
     by_seeds = difference.mean(axis=0).var(ddof=1) / seeds

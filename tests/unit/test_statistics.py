@@ -107,6 +107,14 @@ def test_randomization_is_exact_for_few_users_by_enumeration():
     assert result.estimate == pytest.approx(difference.mean())
 
 
+@pytest.mark.parametrize("tenths", [[1, 2, -3, 1, 2, -3], [3, 0, 0], [0, -7], [6, -1, -2, -3, 0], [7, 7, -1, 2]])
+def test_randomization_counts_sums_as_equal_that_differ_by_rounding_alone(tenths):
+    signs = np.array(np.meshgrid(*[[-1, 1]] * len(tenths))).reshape(len(tenths), -1)
+    expected = np.mean(np.abs(tenths @ signs) >= abs(sum(tenths)))
+    result = randomization_test(np.array(tenths) / 10, np.zeros(len(tenths)), seed=0)
+    assert result == pytest.approx((sum(tenths) / 10 / len(tenths), expected))
+
+
 def test_randomization_agrees_with_the_t_test_on_normal_differences_and_is_never_zero():
     a = np.random.default_rng(0).normal(0.2, 1, 200)
     assert randomization_test(a, np.zeros(200), seed=0).p == pytest.approx(stats.ttest_1samp(a, 0).pvalue, abs=0.004)
@@ -144,6 +152,9 @@ def test_effect_size_by_hand():
     assert effect_size(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0])).estimate == pytest.approx(2.0)
     with pytest.raises(ValueError, match="undefined"):
         effect_size(np.ones(5), np.zeros(5))
+    x = np.random.default_rng(0).random(50)
+    with pytest.raises(ValueError, match="undefined"):
+        effect_size(x + 0.1, x)  # the same for every user, but for rounding
 
 
 def test_variance_components_by_hand():
@@ -183,6 +194,15 @@ def test_difference_over_seeds_by_hand():
     half = stats.t.ppf(0.975, freedom) * np.sqrt(13)
     p = 2 * stats.t.sf(5 / np.sqrt(13), freedom)
     np.testing.assert_allclose(result, [5, 5 - half, 5 + half, p, 3, 2])
+
+
+def test_equal_arms_differ_by_nothing_over_seeds_as_over_users():
+    a = np.random.default_rng(0).random((20, 3))
+    assert difference_over_seeds(a, a) == (0, 0, 0, 1, 0, 0)
+    assert difference_over_seeds(a, a)[:3] == paired_difference(a[:, 0], a[:, 0], seed=0)
+    assert difference_over_seeds(a, a).p == randomization_test(a[:, 0], a[:, 0], seed=0).p
+    with pytest.raises(ValueError, match="no variance"):
+        difference_over_seeds(np.ones((5, 2)), np.zeros((5, 2)))
 
 
 def test_difference_over_seeds_does_not_see_what_both_arms_share():
