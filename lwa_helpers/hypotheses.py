@@ -106,8 +106,10 @@ def upper_layers(n_layers: int, depth: float = UPPER_DEPTH) -> np.ndarray:
 def layer_contrast(per_example: np.ndarray, upper: np.ndarray, seed: int, resamples: int = 2000) -> Interval:
     """Return the mean trace of an upper layer over that of a lower one, with a 95 % bootstrap interval over examples.
 
-    per_example (n, L): trace of each layer for each example; upper (L,): mask.
+    per_example (n, L): trace of each layer for each example; upper (L,): mask. ValueError on NaN or fewer than two examples.
     """
+    if len(per_example) < 2 or not np.isfinite(per_example).all():
+        raise ValueError(f"need finite traces of two or more examples, got {len(per_example)} examples")
     above, below = per_example[:, upper].mean(1), per_example[:, ~upper].mean(1)
     rows = np.random.default_rng(seed).integers(len(above), size=(resamples, len(above)))
     low, high = np.quantile(above[rows].mean(1) / below[rows].mean(1), [0.025, 0.975])

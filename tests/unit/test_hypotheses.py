@@ -68,6 +68,19 @@ def test_each_hypothesis_is_supported_refuted_and_left_open(step, verdict):
     assert h4.verdict == verdict and h4.n_units == 80 and "teacher, a, by" in h4.sentence
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_arms_that_end_up_equal_leave_h3_open(seeds):
+    values = np.random.default_rng(0).random((20, seeds))
+    h3 = h3_growing_weights({"uniform": values, "linear": values}, seed=0)
+    assert h3[:4] == ("undecided", 0, 0, 0) and h3.n_units == 20
+
+
+@pytest.mark.parametrize("per_example", [np.array([[1.0, 1, 1, 5]]), np.array([[1.0, 1, 1, 5], [1, 1, 1, np.nan]])])
+def test_h1_is_not_judged_from_one_window_or_from_what_is_no_number(per_example):
+    with pytest.raises(ValueError, match="two or more"):
+        h1_upper_layers(per_example, seed=0)
+
+
 @pytest.mark.parametrize(("untuned", "words"), [(["a"], "could not be reached"), ([LLAMA], "the only untuned")])
 def test_no_best_teacher_without_llama_and_a_rival(untuned, words):
     h4 = h4_best_teacher({name: np.ones(9) for name in untuned}, untuned, seed=0)
