@@ -61,7 +61,7 @@ class ItemKNN:
     """
 
     def __init__(self, neighbours: int = 100, shrinkage: float = 10.0) -> None:
-        if neighbours < 1 or shrinkage < 0:
+        if not (neighbours >= 1 and shrinkage >= 0):
             raise LwaError(f"ItemKNN needs neighbours >= 1 and shrinkage >= 0; got {neighbours}, {shrinkage}")
         self.neighbours, self.shrinkage = neighbours, shrinkage
 
@@ -89,8 +89,8 @@ class EASE:
     """
 
     def __init__(self, l2: float = 250.0) -> None:
-        if not l2 > 0:
-            raise LwaError(f"EASE needs l2 > 0; got {l2}")
+        if not 0 < l2 < np.inf:
+            raise LwaError(f"EASE needs a finite l2 > 0; got {l2}")
         self.l2 = l2
 
     def fit(self, interactions: Interactions) -> Self:

@@ -278,6 +278,8 @@ def test_tune_spends_no_more_than_its_budget_and_draws_by_seed():
         lambda: SASRec(dim=7, heads=2),
         lambda: SASRec(max_length=0),
         lambda: EASE(float("nan")),
+        lambda: EASE(float("inf")),
+        lambda: ItemKNN(5, float("nan")),
     ],
 )
 def test_impossible_settings_are_refused(build):
