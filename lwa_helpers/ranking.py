@@ -217,7 +217,8 @@ def title_vectors(
         own[:, : len(prefix)] = 0
         vectors[chosen] = ((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)).float()
     centred = vectors - vectors.mean(0)
-    return INITIAL_SCALE * centred / centred.std(0).clamp_min(1e-6)
+    spread = centred.std(0, correction=min(1, len(titles) - 1))
+    return INITIAL_SCALE * centred / spread.clamp_min(1e-6)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
@@ -266,6 +267,8 @@ class ItemRanker:
 
     def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the score of every item of the catalogue after each history, (B, N) float32."""
-        newest = [history if self.max_titles is None else history[-self.max_titles :] for history in histories]
+        newest = histories
+        if self.max_titles is not None:
+            newest = [history[max(0, len(history) - self.max_titles) :] for history in histories]
         rows = [[*self.header, *(token for item in history for token in self.tokens[item])] for history in newest]
         return rank_catalogue(self.model, [Window("", row, [-100] * len(row)) for row in rows], self.batch_size, self.bf16)

@@ -126,7 +126,8 @@ class TitleRanker:
 
     def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the log-probability of every title of the catalogue after each history, (B, N) float64."""
-        return self.score(histories, [range(len(self.tokens))] * len(histories))
+        every = self.score(histories, [range(len(self.tokens))] * len(histories))
+        return every.reshape(len(histories), len(self.tokens))
 
     @torch.no_grad()
     def score(self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
@@ -153,19 +154,23 @@ class TitleRanker:
 
         Of the beginnings of titles that have been read, the `beam` most probable are read on. A title is never more
         probable than its beginning, so those below the k-th title found are dropped without loss. exclude: for each
-        history the items left out. Raises ValueError for beam < k, and where fewer than k items are left.
+        history the items left out. Raises ValueError for beam < k, where fewer than k items are left, and where exclude has
+        not one row for each history.
         """
         exclude = exclude if exclude is not None else [()] * len(histories)
+        if len(exclude) != len(histories):
+            raise ValueError(f"need {len(histories)} rows of items left out, got {len(exclude)}")
         left = len(self.tokens) - max((len(set(items)) for items in exclude), default=0)
         if not 1 <= k <= min(beam, left):
             raise ValueError(f"k = {k} must be at least 1, at most the beam ({beam}) and the items that are left ({left})")
-        found: list = [None] * len(histories)
+        shape = len(histories), k
+        found = Found(np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(len(histories), dtype=bool))
         for users, reader in self._readers(histories):
             beams = [Beam(self.trie, k, beam, exclude[user]) for user in users]
             read_beams(reader, beams)
             for user, each in zip(users, beams):
-                found[user] = each.result()
-        return Found(*map(np.array, zip(*found)))
+                found.items[user], found.scores[user], found.exact[user] = each.result()
+        return found
 
     def _readers(self, histories: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, TreeReader]]:
         """Histories of like length, read together."""

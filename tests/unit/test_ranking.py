@@ -87,6 +87,13 @@ def test_title_vectors_are_means_of_the_titles_own_states(lm):
     torch.testing.assert_close(vectors, 0.02 * (means - means.mean(0)) / means.std(0), rtol=1e-3, atol=1e-5)
 
 
+def test_a_catalogue_of_one_item_is_ranked(lm):
+    vectors = title_vectors(lm.model, lm.tokenizer, HEADER, ["Heat"])
+    assert torch.equal(vectors, torch.zeros(1, lm.model.config.hidden_size))
+    alone = ItemRankingModel(lm.model, ItemHead(vectors, torch.tensor([-1.5])))
+    assert ItemRanker(alone, lm.tokenizer, HEADER, ["Heat"]).scores([[0], []]).tolist() == [[-1.5], [-1.5]]
+
+
 def test_save_and_load(tmp_path, lm, ranker):
     ranker.save(tmp_path / "model", lm.tokenizer, [f"i{n}" for n in range(len(TITLES))])
     again, checkpoint = load_item_ranker(tmp_path / "model")
@@ -103,6 +110,14 @@ def test_histories_are_asked_as_windows_are(lm, ranker):
     windows = [window(lm, history, [-100] * len(history)) for history in histories]
     got = ItemRanker(ranker, lm.tokenizer, HEADER, TITLES, batch_size=2).scores(histories)
     np.testing.assert_allclose(got, rank_catalogue(ranker, windows, 3), atol=1e-4)
+
+
+@pytest.mark.parametrize("newest", [0, 1, 2, 9])
+def test_a_long_history_is_read_from_its_newest_titles(lm, ranker, newest):
+    history = [0, 1, 2, 3]
+    got = ItemRanker(ranker, lm.tokenizer, HEADER, TITLES, max_titles=newest).scores([history])
+    read = [item for place, item in enumerate(history) if place >= len(history) - newest]
+    np.testing.assert_allclose(got, ItemRanker(ranker, lm.tokenizer, HEADER, TITLES).scores([read]), atol=1e-5)
 
 
 def sampling_case(n_items=300, places=5):

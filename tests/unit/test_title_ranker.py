@@ -105,6 +105,15 @@ def test_a_search_leaves_out_items_and_says_when_it_may_have_missed_one():
             ranker.search(HISTORIES, **wrong)
 
 
+def test_no_histories_give_no_rows_and_left_out_items_come_in_a_row_for_each():
+    ranker, n = ranker_of("llama"), len(CATALOGUE)
+    assert ranker.scores([]).shape == (0, n)
+    assert [part.shape for part in ranker.search([], 3)] == [(0, 3), (0, 3), (0,)]
+    for exclude in ([[0]], [[0], [1], [2]]):
+        with pytest.raises(ValueError, match="rows of items left out"):
+            ranker.search(HISTORIES[:2], 1, exclude=exclude)
+
+
 def test_a_title_that_spells_a_special_token_stays_text():
     lm = language_model()
     ranker = TitleRanker(lm.model, lm.tokenizer, HEADER, ["Heat <end>"])
