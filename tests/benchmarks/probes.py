@@ -23,7 +23,7 @@ from lwa_helpers.config import load_config
 from lwa_helpers.data import load_data
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import Cases, Popularity, cases, mean_interval, ndcg_at_k, paired_difference, ranks
+from lwa_helpers.evaluation import Cases, Popularity, cases, mean_interval, ndcg_at_k, paired_difference, rank_of_target
 from lwa_helpers.models import LanguageModel, load_teacher
 from lwa_helpers.paths import atomic_write, results_dir
 from lwa_helpers.ranking import ItemRanker, load_item_ranker, pad_right
@@ -50,7 +50,9 @@ def memorised(lm: LanguageModel, titles: list[str], header: str, seed: int) -> l
     split = [(words, (len(words) + 1) // 2) for words in map(str.split, titles) if len(words) > 1]
     halves = [(words[:half], words[half:]) for words, half in split]
     starts, ends = ([header + " ".join(a) for a, _ in halves], [" " + " ".join(b) + "\n" for _, b in halves])
-    mixed = [ends[i] for i in np.roll(np.random.default_rng(seed).permutation(len(ends)), 1)]
+    order = np.random.default_rng(seed).permutation(len(ends))
+    donor = dict(zip(order, np.roll(order, 1)))
+    mixed = [ends[donor[i]] for i in range(len(ends))]
     dated = [match.groups() for title in titles if (match := re.fullmatch(r"(.+ )(\(\d{4}\))", title))]
     rates = {"second half of a title": completed(lm, starts, ends), "of another title": completed(lm, starts, mixed)}
     if dated:
@@ -58,13 +60,13 @@ def memorised(lm: LanguageModel, titles: list[str], header: str, seed: int) -> l
     return [row("memorised: " + name, *mean_interval(hit.astype(float), seed=seed), len(hit)) for name, hit in rates.items()]
 
 
-def histories_probed(asked: Cases, seed: int) -> dict[str, list[list[int]]]:
+def histories_probed(histories: list[list[int]], seed: int) -> dict[str, list[list[int]]]:
     """The histories as they are, shuffled, and shuffled but for the newest title."""
     rng = np.random.default_rng(seed)
     return {
-        "as they are": asked.histories,
-        "shuffled": [rng.permutation(history).tolist() for history in asked.histories],
-        "shuffled, newest in place": [[*rng.permutation(history[:-1]).tolist(), *history[-1:]] for history in asked.histories],
+        "as they are": histories,
+        "shuffled": [rng.permutation(history).tolist() for history in histories],
+        "shuffled, newest in place": [[*rng.permutation(history[:-1]).tolist(), *history[-1:]] for history in histories],
     }
 
 
@@ -76,6 +78,11 @@ def anonymous(titles: list[str]) -> list[str]:
     if len(made) < len(titles):
         raise LwaError(f"{len(first)} and {len(later)} numbers in the titles do not make {len(titles)} titles of four")
     return made
+
+
+def ndcg(system, asked: Cases, histories: list[list[int]]) -> np.ndarray:
+    """NDCG@10 of each case for what a system reads, (B,); all that the user has seen is left out, read or not."""
+    return ndcg_at_k(rank_of_target(system.scores(histories), asked.targets, asked.histories), 10)
 
 
 def row(probe: str, value: float, low: float, high: float, n: int) -> dict:
@@ -91,15 +98,14 @@ def probe_teacher(config, data, users: int) -> list[dict]:
     every, cut, header = cases(data), config.evaluation, prompt_for(data.name).header
     some = np.sort(np.random.default_rng(config.seed).permutation(len(every.targets))[:users])
     asked = Cases(*([values[i] for i in some] for values in every[:2]), every.targets[some])
-    asked = asked._replace(histories=[history[-cut.history_titles :] for history in asked.histories])
-
-    def ndcg(histories, titles=data.titles) -> np.ndarray:
-        ranker = ItemRanker(model, lm.tokenizer, header, titles, cut.batch_size, cut.bf16)
-        return ndcg_at_k(ranks(ranker, asked._replace(histories=histories)), 10)
-
-    found = {name: ndcg(histories) for name, histories in histories_probed(asked, config.seed).items()}
-    found["numbers for titles"] = ndcg(asked.histories, anonymous(data.titles))
-    found["popularity"] = ndcg_at_k(ranks(Popularity().fit(data), asked), 10)
+    newest = [history[-cut.history_titles :] for history in asked.histories]
+    ranker, nameless = (
+        ItemRanker(model, lm.tokenizer, header, titles, cut.batch_size, cut.bf16) for titles in (data.titles, anonymous(data.titles))
+    )
+    probed = histories_probed(newest, config.seed)
+    found = {name: ndcg(ranker, asked, histories) for name, histories in probed.items()}
+    found["numbers for titles"] = ndcg(nameless, asked, newest)
+    found["popularity"] = ndcg(Popularity().fit(data), asked, newest)
     rows = [row("teacher, NDCG@10: " + name, *mean_interval(v, seed=config.seed), len(v)) for name, v in found.items()]
     base = found.pop("as they are")
     changes = {name: paired_difference(values, base, seed=config.seed) for name, values in found.items()}

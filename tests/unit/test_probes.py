@@ -1,0 +1,47 @@
+"""The probes' second halves and seen items, with the benchmark loaded from its file."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lwa_helpers.evaluation import Cases, ndcg_at_k
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "probes.py"
+
+
+@pytest.fixture(scope="module")
+def probes():
+    spec = importlib.util.spec_from_file_location("probes", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_no_title_gets_its_own_second_half_back(probes, monkeypatch, n):
+    asked = []
+    monkeypatch.setattr(probes, "completed", lambda lm, starts, ends: asked.append((starts, ends)) or np.zeros(len(starts)))
+    for seed in range(20):
+        asked.clear()
+        probes.memorised(None, [f"a{i} b{i}" for i in range(n)], "Seen:\n", seed)
+        (starts, real), (again, mixed) = asked
+        assert starts == again and sorted(mixed) == sorted(real)
+        assert all(own != other for own, other in zip(real, mixed))
+
+
+class Fixed:
+    """The same scores for everybody; knows which histories it was asked."""
+
+    def scores(self, histories):
+        self.read = histories
+        return np.tile([9.0, 8, 7, 6, 5], (len(histories), 1))
+
+
+def test_items_seen_before_what_is_read_are_left_out_too(probes):
+    asked, system = Cases(["u", "v"], [[0, 1, 2], [1]], np.array([4, 2])), Fixed()
+    read = [history[-1:] for history in asked.histories]
+    got = probes.ndcg(system, asked, read)
+    assert system.read == read
+    np.testing.assert_allclose(got, ndcg_at_k(np.array([2, 2]), 10))
