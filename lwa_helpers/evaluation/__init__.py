@@ -17,6 +17,7 @@ from lwa_helpers.evaluation.metrics import (
 from lwa_helpers.evaluation.protocol import Baseline, Cases, cases, ranks, recommended
 from lwa_helpers.evaluation.sasrec import SASRec
 from lwa_helpers.evaluation.statistics import (
+    contrasts,
     difference_of_arms,
     difference_over_seeds,
     effect_size,
@@ -43,6 +44,7 @@ __all__ = [
     "Tuned",
     "bias_frame",
     "cases",
+    "contrasts",
     "coverage_at_k",
     "difference_of_arms",
     "difference_over_seeds",

@@ -6,9 +6,11 @@ resample users and are percentile intervals: they need some fifty users for whom
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 RESAMPLES = 10_000
@@ -121,6 +123,24 @@ def randomization_test(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: in
     return Significance(float(difference.mean()), float(result.pvalue))
 
 
+def contrasts(systems: Mapping[str, np.ndarray], reference: str, *, seed: int) -> pd.DataFrame:
+    """Every other system against the reference on the same users, a row each.
+
+    systems: a value (B,) for each user. Columns system; difference, low, high of `paired_difference`; effect, Cohen's d of
+    `effect_size` (nan where all users differ alike); p of `randomization_test`; p_holm over the rows. ValueError on NaN or
+    unequal shapes.
+    """
+    rows, base = [], systems[reference]
+    for name, values in systems.items():
+        if name != reference:
+            mean = paired_difference(values, base, seed=seed)
+            effect = np.nan if _alike_throughout(values, base) else effect_size(values, base).estimate
+            row = {"system": name, "difference": mean.estimate, "low": mean.low, "high": mean.high, "effect": effect}
+            rows.append(row | {"p": randomization_test(values, base, seed=seed).p})
+    frame = pd.DataFrame(rows, columns=["system", "difference", "low", "high", "effect", "p"])
+    return frame.assign(p_holm=holm(frame.p.to_numpy()).adjusted if rows else [])
+
+
 def holm(p_values: np.ndarray, alpha: float = 0.05) -> Holm:
     """Holm's step-down correction of m p-values: adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)), p sorted.
 
@@ -143,7 +163,7 @@ def effect_size(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Interva
     """
     a, b = _paired(a, b)
     difference = a - b
-    if np.ptp(difference) <= ROUNDING * max(np.abs(a).max(), np.abs(b).max()):
+    if _alike_throughout(a, b):
         raise ValueError("a - b is the same for every user: the effect size is undefined")
     d = difference.mean() / difference.std(ddof=1)
     g1, g2 = stats.skew(difference), stats.kurtosis(difference)
@@ -249,6 +269,11 @@ def top_k_overlap(x: np.ndarray, y: np.ndarray, k: int) -> Overlap:
         raise ValueError(f"k must lie in 1..{x.size}, got {k}")
     shared = np.intersect1d(*(np.argsort(-side, kind="stable")[:k] for side in (x, y))).size
     return Overlap(shared / k, k / x.size, float(stats.hypergeom.sf(shared - 1, x.size, k, k)))
+
+
+def _alike_throughout(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether a - b is the same for every user, but for rounding."""
+    return bool(np.ptp(a - b) <= ROUNDING * max(np.abs(a).max(), np.abs(b).max()))
 
 
 def _ratio(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
