@@ -210,12 +210,12 @@ def title_vectors(
     by_length = sorted(range(len(titles)), key=lambda i: len(tokens[i]))
     for start in range(0, len(titles), batch_size):
         chosen = by_length[start : start + batch_size]
-        ids, mask = pad_right([prefix + tokens[i] for i in chosen])
+        ids, mask = (rows.to(causal_lm.device) for rows in pad_right([prefix + tokens[i] for i in chosen]))
         with autocast(bf16, causal_lm.device):
             hidden = backbone(causal_lm)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         own = mask.clone()
         own[:, : len(prefix)] = 0
-        vectors[chosen] = ((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)).float()
+        vectors[chosen] = ((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)).float().cpu()
     centred = vectors - vectors.mean(0)
     spread = centred.std(0, correction=min(1, len(titles) - 1))
     return INITIAL_SCALE * centred / spread.clamp_min(1e-6)
