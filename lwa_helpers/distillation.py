@@ -49,8 +49,8 @@ def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
 
 
 def layer_map(n_student: int, n_teacher: int) -> list[int]:
-    """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S)."""
-    return [round(layer * n_teacher / n_student) for layer in range(1, n_student + 1)]
+    """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S), at least 1."""
+    return [max(1, round(layer * n_teacher / n_student)) for layer in range(1, n_student + 1)]
 
 
 def matched_layers(n_layers: int, match: str) -> np.ndarray:

@@ -97,3 +97,4 @@ def test_layers_are_matched_at_the_same_relative_depth():
     assert layer_map(8, 32) == [4, 8, 12, 16, 20, 24, 28, 32]
     assert layer_map(8, 30) == [4, 8, 11, 15, 19, 22, 26, 30]
     assert layer_map(3, 3) == [1, 2, 3]
+    assert layer_map(5, 2) == [1, 1, 1, 2, 2] and layer_map(6, 1) == [1] * 6  # a student deeper than its teacher
