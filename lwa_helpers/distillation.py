@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 from lwa_helpers.config import LossConfig, read_yaml
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
-from lwa_helpers.models import LanguageModel, backbone, decoder_layers
+from lwa_helpers.fisher.losses import counted, read_at
+from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking import ItemRankingModel
 from lwa_helpers.signals import TeacherSignals, TopLogits, with_rest
@@ -34,18 +35,15 @@ class Signals:
 
 
 def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
-    """Run a ranking model (item_labels) or a causal LM (labels, shifted inside) and keep only the predicting positions."""
+    """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions."""
     if isinstance(model, ItemRankingModel):
         keys = ("input_ids", "attention_mask", "item_labels")
         out = model(**{key: batch[key] for key in keys}, output_hidden_states=True)
         return Signals(out.logits, out.loss, list(out.hidden[1:]))
-    states = backbone(model)(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True, use_cache=False
-    )
-    labels = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
-    at = labels != -100
-    logits = model.get_output_embeddings()(states.last_hidden_state[at])
-    return Signals(logits, F.cross_entropy(logits.float(), labels[at]), [state[at] for state in states.hidden_states[1:]])
+    kept = counted(batch)
+    logits, out = read_at(model, batch, kept, output_hidden_states=True)
+    loss = F.cross_entropy(logits.float(), batch["labels"][:, 1:][kept])
+    return Signals(logits, loss, [state[:, :-1][kept] for state in out.hidden_states[1:]])
 
 
 def layer_map(n_student: int, n_teacher: int) -> list[int]:

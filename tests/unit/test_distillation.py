@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from test_ranking import window
 from tiny_lm import TITLES, language_model
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig
 
 from lwa_helpers import DistillationTrainer, build_student
 from lwa_helpers.config import LossConfig
@@ -132,3 +133,36 @@ def test_signals_of_a_causal_lm_stand_where_the_next_token_is_a_label():
         full = lm.model(batch["input_ids"]).logits[0, [1, 2, 4]]
     torch.testing.assert_close(out.logits, full, rtol=1e-4, atol=1e-5)
     assert out.loss.item() == pytest.approx(-full.log_softmax(-1)[range(3), [7, 8, 9]].mean().item(), rel=1e-4)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+         "vocab_size": 340}
+
+
+@pytest.mark.parametrize("config", [
+    Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.1), GraniteConfig(**SMALL, logits_scaling=4.0),
+], ids=["capped", "scaled"])
+def test_a_causal_lm_that_transforms_its_logits_is_read_as_it_speaks(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(1, 300, (2, 6))
+    with torch.no_grad():
+        out, want = signals(model, {"input_ids": ids, "labels": ids}), model(ids, labels=ids)
+    torch.testing.assert_close(out.logits, want.logits[:, :-1].flatten(0, 1))
+    assert out.loss.item() == pytest.approx(want.loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_row_padded_on_the_left_says_what_it_says_alone(kind):
+    """gpt2 counts positions, so padding must not move them; the first real token is no target of the padding before it."""
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=340, n_positions=64)
+    model = language_model(config=config if kind == "gpt2" else None).model
+    ids = torch.randint(1, 300, (1, 5))
+    pad = torch.zeros(1, 3, dtype=torch.long)
+    padded = {"input_ids": torch.cat([pad, ids], 1), "attention_mask": torch.cat([pad, torch.ones_like(ids)], 1)}
+    padded["labels"] = torch.cat([pad - 100, ids], 1)
+    with torch.no_grad():
+        out, alone = signals(model, padded), model(ids, labels=ids, output_hidden_states=True)
+    assert out.loss.item() == pytest.approx(alone.loss.item(), rel=1e-5)
+    for state, want in zip(out.hidden, alone.hidden_states[1:], strict=True):
+        torch.testing.assert_close(state, want[0, :-1], rtol=1e-4, atol=1e-5)
