@@ -46,6 +46,11 @@ def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
     return Signals(logits, loss, [state[:, :-1][kept] for state in out.hidden_states[1:]])
 
 
+def nothing(student: Signals) -> Tensor:
+    """Return the loss of a batch without any label: 0, with a zero gradient for all that the signals depend on."""
+    return sum(value.sum() for value in (student.logits, *student.hidden))
+
+
 def layer_map(n_student: int, n_teacher: int) -> list[int]:
     """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S), at least 1."""
     return [max(1, round(layer * n_teacher / n_student)) for layer in range(1, n_student + 1)]
@@ -164,6 +169,11 @@ class DistillationTrainer(RankingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         student = through(model, self.accelerator.unwrap_model(model), self.student_signals, inputs)
+        total = self.total(student, inputs, model.training) if len(student.logits) else nothing(student)
+        return (total, {"logits": student.logits}) if return_outputs else total
+
+    def total(self, student: Signals, inputs: dict[str, Tensor], training: bool) -> Tensor:
+        """Return the loss of a batch with labels, a scalar; its terms are noted for the log while training."""
         teacher_logits, teacher_hidden = self.teacher_signals(inputs)
         config = self.loss_config
         parts = {"ce": student.loss}
@@ -172,9 +182,9 @@ class DistillationTrainer(RankingTrainer):
         if self.weights is not None and config.beta > 0:
             parts["hidden"] = self.hidden_term(student.hidden, teacher_hidden)
             total = total + config.beta * parts["hidden"]
-        if model.training:
+        if training:
             self.parts.append({name: value.detach() for name, value in parts.items()})
-        return (total, {"logits": student.logits}) if return_outputs else total
+        return total
 
     def student_signals(self, student: nn.Module, inputs: dict[str, Tensor]) -> Signals:
         """Return the student's signals, its states brought to the teacher's width."""

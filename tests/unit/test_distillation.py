@@ -166,3 +166,20 @@ def test_a_row_padded_on_the_left_says_what_it_says_alone(kind):
     assert out.loss.item() == pytest.approx(alone.loss.item(), rel=1e-5)
     for state, want in zip(out.hidden, alone.hidden_states[1:], strict=True):
         torch.testing.assert_close(state, want[0, :-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_without_labels_counts_for_nothing(pair):
+    """In either kind of model the loss is 0, no weight has a gradient but 0, and the log stays free of it."""
+    teacher, student, lm = pair
+    items = next(iter(window_loader(windows(lm), 999, 0, 0, shuffle=False)))
+    items["item_labels"] = torch.full_like(items["item_labels"], -100)
+    ids = torch.randint(1, 300, (2, 6))
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, -100)}
+    plain = language_model(layers=2, seed=1).model
+    for big, small, batch in ((teacher, student, items), (lm, plain, tokens)):
+        trainer = DistillationTrainer(big, small, strategy="uniform", loss=LOSS)
+        loss = trainer.compute_loss(small.train(), batch)
+        loss.backward()
+        assert loss.item() == 0 and not trainer.parts
+        assert all(not p.grad.any() for p in small.parameters() if p.grad is not None)
+        assert any(p.grad is not None for p in small.parameters())
