@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from lwa_helpers.config import LossConfig, read_yaml
@@ -152,7 +153,12 @@ class DistillationTrainer(RankingTrainer):
             )
 
     def train(self, train_loader: Iterable[dict[str, Tensor]] | None = None, num_epochs: float | None = None, **kwargs):
-        """Train on `train_loader`, if given, for `num_epochs`, if given; returns what Trainer.train returns."""
+        """Train on `train_loader`, if given, for `num_epochs`, if given; returns what Trainer.train returns.
+
+        A list or generator of batches, which is read once, will do: each epoch then takes them in the order given.
+        """
+        if train_loader is not None and not hasattr(train_loader, "dataset"):
+            train_loader = DataLoader(list(train_loader), batch_size=None)
         if train_loader is not None:
             self.loader, self.train_dataset = train_loader, train_loader.dataset
         if self.loader is None:

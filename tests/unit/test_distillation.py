@@ -183,3 +183,18 @@ def test_a_batch_without_labels_counts_for_nothing(pair):
         assert loss.item() == 0 and not trainer.parts
         assert all(not p.grad.any() for p in small.parameters() if p.grad is not None)
         assert any(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.parametrize("given", [list, iter])
+def test_batches_in_a_list_or_generator_train_as_a_loader_of_them_does(given):
+    """Independent oracle: a DataLoader over the rows that makes the same batches."""
+    ids = torch.randint(1, 300, (6, 5), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids]
+    loader = DataLoader(rows, batch_size=2)
+    students = [language_model(layers=2, seed=1) for _ in range(2)]
+    for student, batches in zip(students, (loader, given(list(loader)))):
+        trainer = DistillationTrainer(language_model(), student, strategy="uniform")
+        trainer.train(batches, num_epochs=2)
+        assert trainer.state.global_step == 6
+    got, want = (student.model.state_dict() for student in students)
+    assert all(torch.equal(got[name], want[name]) for name in want)
