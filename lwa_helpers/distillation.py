@@ -144,6 +144,8 @@ class DistillationTrainer(RankingTrainer):
             self.projections = nn.ModuleDict({str(place): nn.Linear(*width) for place in range(self.n_layers)})
             student.projections = self.projections
         super().__init__(student, args or default_arguments(), **trainer)
+        if self.projections is not None:
+            del student.projections  # until it trains
         if isinstance(teacher, nn.Module):
             teacher.to(self.args.device).eval()
         elif teacher.top_k and teacher.temperature != self.loss_config.temperature:
@@ -196,7 +198,8 @@ class DistillationTrainer(RankingTrainer):
         """Return the student's signals, its states brought to the teacher's width."""
         out = signals(student, inputs)
         if self.projections is not None:
-            out.hidden = [self.projections[str(place)](state) for place, state in enumerate(out.hidden)]
+            project = [self.projections[str(place)] for place in range(self.n_layers)]
+            out.hidden = [layer(state.to(layer.weight.dtype)) for layer, state in zip(project, out.hidden, strict=True)]
         return out
 
     @torch.no_grad()

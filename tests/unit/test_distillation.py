@@ -198,3 +198,14 @@ def test_batches_in_a_list_or_generator_train_as_a_loader_of_them_does(given):
         assert trainer.state.global_step == 6
     got, want = (student.model.state_dict() for student in students)
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_bfloat16_student_of_another_width_trains_and_holds_no_projections_but_then():
+    student = language_model(layers=2, seed=1).model.bfloat16()
+    names = set(student.state_dict())
+    trainer = DistillationTrainer(language_model(hidden=48), student, strategy="uniform")
+    assert set(student.state_dict()) == names
+    ids = torch.randint(1, 300, (2, 5))
+    before = trainer.projections["0"].weight.clone()
+    trainer.train([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}], num_epochs=1)
+    assert set(student.state_dict()) == names and not torch.equal(trainer.projections["0"].weight, before)
