@@ -228,18 +228,19 @@ def layer_weights(
 ) -> np.ndarray | None:
     """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".
 
-    An array is taken as it is, scaled. The mean over all layers of weight times distance is then the mean over the matched
+    An array is taken as it is, scaled; the strategy must be a known one all the same. The mean over all layers of weight times distance is then the mean over the matched
     ones. Raises LwaError when the number of weights is not n_layers.
     """
     if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
         return None
-    if fisher is not None and not isinstance(fisher, FisherResult):
-        weights = mean_one(fisher)
-    else:
-        chosen = get_strategy(strategy) if isinstance(strategy, str) else strategy
-        weights = mean_one(chosen.calculate_layer_weights(fisher, n_layers))
+    chosen = strategy if isinstance(strategy, LayerwiseDistillation) else get_strategy(strategy)
+    given = fisher is not None and not isinstance(fisher, FisherResult)
+    weights = mean_one(fisher if given else chosen.calculate_layer_weights(fisher, n_layers))
     if weights.shape != (n_layers,):
-        raise LwaError(f"{len(weights)} layer weights for a student of {n_layers} layers: they must be as many")
+        raise LwaError(
+            f"{weights.size} layer weights for a student of {n_layers} layers: they must be as many, in one row, "
+            f"not of shape {weights.shape}"
+        )
     return mean_one(weights * matched_layers(n_layers, match))
 
 
