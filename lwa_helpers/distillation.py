@@ -102,7 +102,13 @@ def kl_divergence(student: Tensor, teacher: Tensor | TopLogits, temperature: flo
     """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), mean over positions, a scalar. Inputs (P, C).
 
     A teacher's TopLogits, taken at that temperature, has k + 1 classes: its k items, and all others as one.
+    Raises LwaError for another number of classes.
     """
+    if isinstance(teacher, Tensor) and teacher.shape[-1] != student.shape[-1]:
+        raise LwaError(
+            f"the student tells {student.shape[-1]} tokens or items apart, its teacher {teacher.shape[-1]}: they must have the same "
+            "(where the vocabulary is to be cut, cut the teacher's with trim_vocabulary and build the student from that)"
+        )
     log_s = F.log_softmax(student.float() / temperature, dim=-1)
     if isinstance(teacher, TopLogits):
         log_s, log_t = with_rest(log_s, teacher.items), teacher.log_p
@@ -148,10 +154,20 @@ class DistillationTrainer(RankingTrainer):
             del student.projections  # until it trains
         if isinstance(teacher, nn.Module):
             teacher.to(self.args.device).eval()
-        elif teacher.top_k and teacher.temperature != self.loss_config.temperature:
+        else:
+            self.check_signals(teacher)
+
+    def check_signals(self, cache: TeacherSignals) -> None:
+        """Raise LwaError for cached signals that were made for another loss or another student."""
+        if cache.top_k and cache.temperature != self.loss_config.temperature:
             raise LwaError(
-                f"these teacher signals were cut to {teacher.top_k} items at temperature {teacher.temperature}, the loss has "
+                f"these teacher signals were cut to {cache.top_k} items at temperature {cache.temperature}, the loss has "
                 f"{self.loss_config.temperature}: compute them again at that temperature, or with top_k=None"
+            )
+        if self.weights is not None and cache.hidden.shape[1] != self.n_layers:
+            raise LwaError(
+                f"these teacher signals hold the states of {cache.hidden.shape[1]} layers, the student has {self.n_layers}: "
+                "compute them again at the teacher layers that layer_map names"
             )
 
     def train(self, train_loader: Iterable[dict[str, Tensor]] | None = None, num_epochs: float | None = None, **kwargs):
@@ -207,8 +223,10 @@ class DistillationTrainer(RankingTrainer):
         """Return the teacher's logits (P, C), or its TopLogits, and its states at the mapped layers, S tensors (P, d)."""
         if isinstance(self.teacher, TeacherSignals):
             return self.teacher.lookup(inputs["window"], self.args.device)
-        out = signals(self.teacher, inputs)
-        return out.logits, [out.hidden[layer - 1] for layer in self.map]
+        out, k = signals(self.teacher, inputs), self.loss_config.top_k
+        cut = k and k < out.logits.shape[-1]
+        said = TopLogits.of(out.logits, k, self.loss_config.temperature) if cut else out.logits
+        return said, [out.hidden[layer - 1] for layer in self.map]
 
     def hidden_term(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Return the mean over the student's layers of weight times distance; a layer that is not matched has weight 0."""

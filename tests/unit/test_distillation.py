@@ -209,3 +209,12 @@ def test_a_bfloat16_student_of_another_width_trains_and_holds_no_projections_but
     before = trainer.projections["0"].weight.clone()
     trainer.train([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}], num_epochs=1)
     assert set(student.state_dict()) == names and not torch.equal(trainer.projections["0"].weight, before)
+
+
+def test_a_student_of_another_vocabulary_is_named():
+    teacher = language_model()
+    student = build_student(teacher, 2, "first", texts=TITLES[:2])
+    ids = torch.tensor([student.tokenizer(TITLES[0])["input_ids"]])
+    trainer = DistillationTrainer(teacher, student, strategy="uniform")
+    with pytest.raises(LwaError, match="cut the teacher's with trim_vocabulary"):
+        trainer.compute_loss(student.model, {"input_ids": ids, "labels": ids})

@@ -107,10 +107,18 @@ def test_the_loss_on_cached_likely_items_is_that_of_the_live_teacher(tmp_path):
     signals = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "s", False, top_k=7, temperature=2.0)
     live = DistillationTrainer(teacher, student, strategy="none", loss=loss)
     cached = DistillationTrainer(signals, student, strategy="none", loss=loss)
+    cut = loss.model_copy(update={"top_k": 2})
+    few = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "f", False, top_k=2, temperature=2.0)
+    lively = DistillationTrainer(teacher, student, strategy="none", loss=cut)
+    stored = DistillationTrainer(few, student, strategy="none", loss=cut)
     for batch in window_loader(data, 60, 0, seed=3):
-        assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=5e-3)
+        for one, other in ((cached, live), (stored, lively)):
+            want = other.compute_loss(student, batch).item()
+            assert one.compute_loss(student, batch).item() == pytest.approx(want, rel=5e-3, abs=1e-6)
     whole = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "w", False, top_k=8)
     assert whole.items is None and whole.logits.shape == (5, 8)
+    with pytest.raises(LwaError, match="states of 2 layers, the student has 3"):
+        DistillationTrainer(whole, item_model(language_model(layers=3)), strategy="uniform", loss=loss)
     with pytest.raises(LwaError, match="at temperature 2.0, the loss has 1.0"):
         DistillationTrainer(signals, student, strategy="none", loss=LossConfig(alpha=1.0, temperature=1.0, beta=0.0))
 
