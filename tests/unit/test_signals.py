@@ -13,7 +13,7 @@ from lwa_helpers.config import LossConfig
 from lwa_helpers.distillation import kl_divergence
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import ItemRankingModel
-from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, fuse
+from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, fuse, in_half
 from lwa_helpers.tuning import window_loader
 
 
@@ -81,6 +81,18 @@ def test_signals_are_mapped_from_disk_in_half_precision(tmp_path):
         assert isinstance(array, np.memmap) and array.shape == shape and array.dtype == kind
     with pytest.raises(LwaError, match="at least one window"):
         TeacherSignals.compute(item_model(lm), [], [2], tmp_path / "t", bf16=False)
+    with pytest.raises(LwaError, match="read only once"):
+        TeacherSignals.compute(item_model(lm), iter(list(ordered(lm))), [2], tmp_path / "u", bf16=False)
+    assert not (tmp_path / "u").exists()
+
+
+def test_states_beyond_half_precision_keep_their_direction():
+    """Gemma's inner states grow that large; an infinite one would make the loss NaN."""
+    small, large = torch.tensor([[[1.0, -3.5], [60000.0, 0.25]]]), torch.tensor([[[3e5, -4e5], [1.0, 7e4]]])
+    torch.testing.assert_close(in_half(small), small.half(), rtol=0, atol=0)
+    stored = in_half(large).float()
+    assert stored.isfinite().all()
+    torch.testing.assert_close(torch.cosine_similarity(stored, large, dim=-1), torch.ones(1, 2))
 
 
 def test_kl_over_the_likely_items_and_the_rest_by_hand():
