@@ -30,7 +30,7 @@ READ = ("input_ids", "attention_mask", "item_labels")
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
 ROWS = 1024  # positions fused at a time
 SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
-FORMAT = 1  # raise it when what is stored, or how it is computed, changes
+FORMAT = 2  # raise it when what is stored, or how it is computed, changes
 
 
 @dataclass
