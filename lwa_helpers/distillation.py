@@ -175,10 +175,9 @@ class DistillationTrainer(RankingTrainer):
 
         A list or generator of batches, which is read once, will do: each epoch then takes them in the order given.
         """
-        if train_loader is not None and not hasattr(train_loader, "dataset"):
-            train_loader = DataLoader(list(train_loader), batch_size=None)
         if train_loader is not None:
-            self.loader, self.train_dataset = train_loader, train_loader.dataset
+            self.loader = train_loader if hasattr(train_loader, "dataset") else loader_of(train_loader)
+            self.train_dataset = self.loader.dataset
         if self.loader is None:
             raise LwaError("DistillationTrainer has no data: pass train(train_loader) a DataLoader of batches")
         if num_epochs is not None:
@@ -260,6 +259,14 @@ def layer_weights(
             f"not of shape {weights.shape}"
         )
     return mean_one(weights * matched_layers(n_layers, match))
+
+
+def loader_of(batches: Iterable[dict[str, Tensor]]) -> DataLoader:
+    """Return a DataLoader that gives these batches, in their order, as often as wanted. Raises LwaError when there is none."""
+    kept = list(batches)
+    if not kept:
+        raise LwaError("train(train_loader) was given no batch: a generator can be read only once")
+    return DataLoader(kept, batch_size=None)
 
 
 def default_arguments() -> TrainingArguments:

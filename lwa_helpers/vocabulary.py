@@ -115,7 +115,7 @@ def _renumbered(tokenizer: PreTrainedTokenizerBase, spec: dict, old_ids: list[in
             token["ids"] = [new_id[old] for old in token["ids"]]
     rebuilt = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)), model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side, **tokenizer.special_tokens_map,
+        padding_side=tokenizer.padding_side, truncation_side=tokenizer.truncation_side, **tokenizer.special_tokens_map,
     )
     rebuilt.chat_template = getattr(tokenizer, "chat_template", None)
     return rebuilt

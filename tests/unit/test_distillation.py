@@ -196,6 +196,8 @@ def test_batches_in_a_list_or_generator_train_as_a_loader_of_them_does(given):
         trainer = DistillationTrainer(language_model(), student, strategy="uniform")
         trainer.train(batches, num_epochs=2)
         assert trainer.state.global_step == 6
+    with pytest.raises(LwaError, match="no batch: a generator"):
+        trainer.train(iter([]))
     got, want = (student.model.state_dict() for student in students)
     assert all(torch.equal(got[name], want[name]) for name in want)
 

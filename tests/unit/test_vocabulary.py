@@ -110,6 +110,14 @@ def test_a_first_token_set_by_a_sequence_of_processors_is_renumbered():
     assert same_tokens(full, cut, TEXTS[:1]) and cut.tokenizer("Toy")["input_ids"][0] == cut.tokenizer.bos_token_id
 
 
+def test_a_cut_tokenizer_pads_and_truncates_where_the_full_one_does():
+    full = language_model()
+    full.tokenizer.padding_side = full.tokenizer.truncation_side = "left"
+    cut = trim_vocabulary(full, TEXTS)
+    assert same_tokens(full, cut, TEXTS, truncation=True, max_length=1)
+    assert same_tokens(full, cut, TEXTS, padding="max_length", max_length=9)
+
+
 def test_no_texts_leave_the_alphabet():
     cut = trim_vocabulary(language_model(), [])
     assert cut.model.config.vocab_size == 257 and cut.tokenizer.decode(cut.tokenizer("Toy ☃")["input_ids"]) == "Toy ☃"
