@@ -196,9 +196,10 @@ def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory:
     teacher, for example its NDCG on the validation part, scaled to sum 1. Raises LwaError for signals of other windows,
     other catalogues or cut to top_k, and for weights that do not fit.
     """
-    first, share = signals[0], np.asarray(weights, dtype=np.float32)
+    share = np.asarray(weights, dtype=np.float32)
     if share.shape != (len(signals),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
         raise LwaError(f"weights {list(weights)}: give {len(signals)} finite numbers >= 0, not all zero")
+    first = signals[0]
     if any(s.items is not None for s in signals):
         raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
     if any(s.logits.shape != first.logits.shape or (s.starts != first.starts).any() for s in signals):

@@ -38,7 +38,7 @@ def select_layers(
     everything = list(range(teacher_layers))
     if not isinstance(selection, str):
         kept = sorted({int(index) for index in selection})
-        if len(kept) != n_layers or not set(kept) <= set(everything):
+        if not len(selection) == len(kept) == n_layers or not set(kept) <= set(everything):
             raise LwaError(f"selection {list(selection)} must name {n_layers} different layers of 0 to {teacher_layers - 1}")
         return kept
     match selection:

@@ -37,7 +37,7 @@ def test_selections(selection, expected):
 
 @pytest.mark.parametrize(("n_layers", "selection", "message"), [
     (0, "first", "1 to 10"), (11, "first", "1 to 10"), (4, "best", "unknown selection"), (2, [1, 1], "different layers"),
-    (2, [1, 10], "different layers"),
+    (2, [1, 10], "different layers"), (2, [0, 0, 1], "different layers"),
 ])
 def test_bad_selections_are_named(n_layers, selection, message):
     with pytest.raises(LwaError, match=message):
