@@ -22,7 +22,7 @@ from lwa_helpers.fisher import FisherResult
 from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.ranking import ItemRankingModel
 from lwa_helpers.signals import TeacherSignals, weights_hash
-from lwa_helpers.student import build_student
+from lwa_helpers.student import SCORED, build_student, select_layers
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import train_or_go_on, training_arguments, window_loader
 from lwa_helpers.warmup import fit_head
@@ -113,16 +113,25 @@ def distilled_student(
     depths = section.steps or [section.n_layers]
     parts = len(depths)
     whole = section.epochs >= parts
+    scores: Scores = fisher
     for place, depth in enumerate(depths):
         step = section.model_copy(update={"n_layers": depth, "epochs": section.epochs / parts if whole else section.epochs})
         mine = windows if whole else windows[place::parts]
         signals = teacher_signals(teacher, mine, step, lm, seed)
         ordered = window_loader(mine, section.tokens_per_batch, lm.pad_id, seed, shuffle=False)
-        student = fitted_student(teacher, signals, lm, step, head, ordered, seed, fisher)
+        student = fitted_student(teacher, signals, lm, step, head, ordered, seed, scores)
         board = logs if place == parts - 1 else None
         trainer = distil(student, signals, mine, fisher, section.strategy, step, lm.pad_id, seed, board)
+        if step.selection in SCORED:
+            scores = scores_left(scores, step, seed)
         teacher = student
     return student, trainer
+
+
+def scores_left(scores: FisherResult | np.ndarray, section: Section, seed: int) -> np.ndarray:
+    """Return the scores of the layers that a section's student keeps of a teacher whose layers have `scores`."""
+    values = scores.per_layer if isinstance(scores, FisherResult) else scores
+    return values[select_layers(len(values), section.n_layers, section.selection, scores, seed)]
 
 
 def run_arm(

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from lwa_helpers.config import LossConfig, read_yaml
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
-from lwa_helpers.models import LanguageModel, backbone, decoder_layers
+from lwa_helpers.fisher.losses import counted, read_at
+from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking import ItemRankingModel
 from lwa_helpers.signals import TeacherSignals, TopLogits, with_rest
@@ -34,23 +36,25 @@ class Signals:
 
 
 def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
-    """Run a ranking model (item_labels) or a causal LM (labels, shifted inside) and keep only the predicting positions."""
+    """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions."""
     if isinstance(model, ItemRankingModel):
         keys = ("input_ids", "attention_mask", "item_labels")
         out = model(**{key: batch[key] for key in keys}, output_hidden_states=True)
         return Signals(out.logits, out.loss, list(out.hidden[1:]))
-    states = backbone(model)(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True, use_cache=False
-    )
-    labels = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
-    at = labels != -100
-    logits = model.get_output_embeddings()(states.last_hidden_state[at])
-    return Signals(logits, F.cross_entropy(logits.float(), labels[at]), [state[at] for state in states.hidden_states[1:]])
+    kept = counted(batch)
+    logits, out = read_at(model, batch, kept, output_hidden_states=True)
+    loss = F.cross_entropy(logits.float(), batch["labels"][:, 1:][kept])
+    return Signals(logits, loss, [state[:, :-1][kept] for state in out.hidden_states[1:]])
+
+
+def nothing(student: Signals) -> Tensor:
+    """Return the loss of a batch without any label: 0, with a zero gradient for all that the signals depend on."""
+    return sum(value.sum() for value in (student.logits, *student.hidden))
 
 
 def layer_map(n_student: int, n_teacher: int) -> list[int]:
-    """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S)."""
-    return [round(layer * n_teacher / n_student) for layer in range(1, n_student + 1)]
+    """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S), at least 1."""
+    return [max(1, round(layer * n_teacher / n_student)) for layer in range(1, n_student + 1)]
 
 
 def matched_layers(n_layers: int, match: str) -> np.ndarray:
@@ -98,7 +102,13 @@ def kl_divergence(student: Tensor, teacher: Tensor | TopLogits, temperature: flo
     """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), mean over positions, a scalar. Inputs (P, C).
 
     A teacher's TopLogits, taken at that temperature, has k + 1 classes: its k items, and all others as one.
+    Raises LwaError for another number of classes.
     """
+    if isinstance(teacher, Tensor) and teacher.shape[-1] != student.shape[-1]:
+        raise LwaError(
+            f"the student tells {student.shape[-1]} tokens or items apart, its teacher {teacher.shape[-1]}: they must have the same "
+            "(where the vocabulary is to be cut, cut the teacher's with trim_vocabulary and build the student from that)"
+        )
     log_s = F.log_softmax(student.float() / temperature, dim=-1)
     if isinstance(teacher, TopLogits):
         log_s, log_t = with_rest(log_s, teacher.items), teacher.log_p
@@ -140,18 +150,34 @@ class DistillationTrainer(RankingTrainer):
             self.projections = nn.ModuleDict({str(place): nn.Linear(*width) for place in range(self.n_layers)})
             student.projections = self.projections
         super().__init__(student, args or default_arguments(), **trainer)
+        if self.projections is not None:
+            del student.projections  # until it trains
         if isinstance(teacher, nn.Module):
             teacher.to(self.args.device).eval()
-        elif teacher.top_k and teacher.temperature != self.loss_config.temperature:
+        else:
+            self.check_signals(teacher)
+
+    def check_signals(self, cache: TeacherSignals) -> None:
+        """Raise LwaError for cached signals that were made for another loss or another student."""
+        if cache.top_k and cache.temperature != self.loss_config.temperature:
             raise LwaError(
-                f"these teacher signals were cut to {teacher.top_k} items at temperature {teacher.temperature}, the loss has "
+                f"these teacher signals were cut to {cache.top_k} items at temperature {cache.temperature}, the loss has "
                 f"{self.loss_config.temperature}: compute them again at that temperature, or with top_k=None"
+            )
+        if self.weights is not None and cache.hidden.shape[1] != self.n_layers:
+            raise LwaError(
+                f"these teacher signals hold the states of {cache.hidden.shape[1]} layers, the student has {self.n_layers}: "
+                "compute them again at the teacher layers that layer_map names"
             )
 
     def train(self, train_loader: Iterable[dict[str, Tensor]] | None = None, num_epochs: float | None = None, **kwargs):
-        """Train on `train_loader`, if given, for `num_epochs`, if given; returns what Trainer.train returns."""
+        """Train on `train_loader`, if given, for `num_epochs`, if given; returns what Trainer.train returns.
+
+        A list or generator of batches, which is read once, will do: each epoch then takes them in the order given.
+        """
         if train_loader is not None:
-            self.loader, self.train_dataset = train_loader, train_loader.dataset
+            self.loader = train_loader if hasattr(train_loader, "dataset") else loader_of(train_loader)
+            self.train_dataset = self.loader.dataset
         if self.loader is None:
             raise LwaError("DistillationTrainer has no data: pass train(train_loader) a DataLoader of batches")
         if num_epochs is not None:
@@ -166,6 +192,11 @@ class DistillationTrainer(RankingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         student = through(model, self.accelerator.unwrap_model(model), self.student_signals, inputs)
+        total = self.total(student, inputs, model.training) if len(student.logits) else nothing(student)
+        return (total, {"logits": student.logits}) if return_outputs else total
+
+    def total(self, student: Signals, inputs: dict[str, Tensor], training: bool) -> Tensor:
+        """Return the loss of a batch with labels, a scalar; its terms are noted for the log while training."""
         teacher_logits, teacher_hidden = self.teacher_signals(inputs)
         config = self.loss_config
         parts = {"ce": student.loss}
@@ -174,15 +205,16 @@ class DistillationTrainer(RankingTrainer):
         if self.weights is not None and config.beta > 0:
             parts["hidden"] = self.hidden_term(student.hidden, teacher_hidden)
             total = total + config.beta * parts["hidden"]
-        if model.training:
+        if training:
             self.parts.append({name: value.detach() for name, value in parts.items()})
-        return (total, {"logits": student.logits}) if return_outputs else total
+        return total
 
     def student_signals(self, student: nn.Module, inputs: dict[str, Tensor]) -> Signals:
         """Return the student's signals, its states brought to the teacher's width."""
         out = signals(student, inputs)
         if self.projections is not None:
-            out.hidden = [self.projections[str(place)](state) for place, state in enumerate(out.hidden)]
+            project = [self.projections[str(place)] for place in range(self.n_layers)]
+            out.hidden = [layer(state.to(layer.weight.dtype)) for layer, state in zip(project, out.hidden, strict=True)]
         return out
 
     @torch.no_grad()
@@ -190,8 +222,10 @@ class DistillationTrainer(RankingTrainer):
         """Return the teacher's logits (P, C), or its TopLogits, and its states at the mapped layers, S tensors (P, d)."""
         if isinstance(self.teacher, TeacherSignals):
             return self.teacher.lookup(inputs["window"], self.args.device)
-        out = signals(self.teacher, inputs)
-        return out.logits, [out.hidden[layer - 1] for layer in self.map]
+        out, k = signals(self.teacher, inputs), self.loss_config.top_k
+        cut = k and k < out.logits.shape[-1]
+        said = TopLogits.of(out.logits, k, self.loss_config.temperature) if cut else out.logits
+        return said, [out.hidden[layer - 1] for layer in self.map]
 
     def hidden_term(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Return the mean over the student's layers of weight times distance; a layer that is not matched has weight 0."""
@@ -211,19 +245,28 @@ def layer_weights(
 ) -> np.ndarray | None:
     """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".
 
-    An array is taken as it is, scaled. The mean over all layers of weight times distance is then the mean over the matched
+    An array is taken as it is, scaled; the strategy must be a known one all the same. The mean over all layers of weight times distance is then the mean over the matched
     ones. Raises LwaError when the number of weights is not n_layers.
     """
     if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
         return None
-    if fisher is not None and not isinstance(fisher, FisherResult):
-        weights = mean_one(fisher)
-    else:
-        chosen = get_strategy(strategy) if isinstance(strategy, str) else strategy
-        weights = mean_one(chosen.calculate_layer_weights(fisher, n_layers))
+    chosen = strategy if isinstance(strategy, LayerwiseDistillation) else get_strategy(strategy)
+    given = fisher is not None and not isinstance(fisher, FisherResult)
+    weights = mean_one(fisher if given else chosen.calculate_layer_weights(fisher, n_layers))
     if weights.shape != (n_layers,):
-        raise LwaError(f"{len(weights)} layer weights for a student of {n_layers} layers: they must be as many")
+        raise LwaError(
+            f"{weights.size} layer weights for a student of {n_layers} layers: they must be as many, in one row, "
+            f"not of shape {weights.shape}"
+        )
     return mean_one(weights * matched_layers(n_layers, match))
+
+
+def loader_of(batches: Iterable[dict[str, Tensor]]) -> DataLoader:
+    """Return a DataLoader that gives these batches, in their order, as often as wanted. Raises LwaError when there is none."""
+    kept = list(batches)
+    if not kept:
+        raise LwaError("train(train_loader) was given no batch: a generator can be read only once")
+    return DataLoader(kept, batch_size=None)
 
 
 def default_arguments() -> TrainingArguments:

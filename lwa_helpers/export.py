@@ -76,13 +76,14 @@ def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
 
 
 def _add_tokenizer(writer: GGUFWriter, lm: LanguageModel) -> None:
-    """Vocabulary, merges and special tokens; rows of the embedding that no token names are marked as unused."""
+    """Vocabulary, merges and special tokens; rows of the embedding that no token names are marked as unused, and tokens that
+    the embedding has no row for are left out."""
     spec, size = json.loads(lm.tokenizer.backend_tokenizer.to_str()), lm.model.config.vocab_size
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [TokenType.UNUSED] * size
     for token, index in spec["model"]["vocab"].items():
         tokens[index], types[index] = token, TokenType.NORMAL
-    for token in spec["added_tokens"]:
+    for token in (token for token in spec["added_tokens"] if token["id"] < size):
         tokens[token["id"]] = token["content"]
         types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
@@ -91,7 +92,7 @@ def _add_tokenizer(writer: GGUFWriter, lm: LanguageModel) -> None:
     writer.add_token_types(types)
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]])
     for kind in ("bos", "eos", "unk", "pad"):
-        if (index := getattr(lm.tokenizer, f"{kind}_token_id")) is not None:
+        if (index := getattr(lm.tokenizer, f"{kind}_token_id")) is not None and index < size:
             getattr(writer, f"add_{kind}_token_id")(index)
     writer.add_add_bos_token(lm.tokenizer("")["input_ids"] == [lm.tokenizer.bos_token_id])
     if lm.tokenizer.chat_template:

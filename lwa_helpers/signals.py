@@ -30,7 +30,7 @@ READ = ("input_ids", "attention_mask", "item_labels")
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
 ROWS = 1024  # positions fused at a time
 SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
-FORMAT = 1  # raise it when what is stored, or how it is computed, changes
+FORMAT = 2  # raise it when what is stored, or how it is computed, changes
 
 
 @dataclass
@@ -112,7 +112,7 @@ class TeacherSignals:
 
         layers: the teacher layers (1 … L) that student layers are matched to. top_k: keep only the k most likely items at
         `temperature`; None, or as many as there are, keeps all logits. `batches` is read twice.
-        Raises LwaError for windows out of order.
+        Raises LwaError for windows out of order, and for batches that are there only once.
         """
         teacher.eval()
         device, n_items = next(teacher.parameters()).device, len(teacher.head.bias)
@@ -129,13 +129,21 @@ class TeacherSignals:
                 rows = slice(at, at := at + len(out.logits))
                 said = TopLogits.of(out.logits, k, temperature) if k else None
                 arrays["logits"][rows] = (said.log_p if said else out.logits).half().cpu().numpy()
-                arrays["hidden"][rows] = torch.stack([out.hidden[layer] for layer in layers], 1).half().cpu().numpy()
+                arrays["hidden"][rows] = in_half(torch.stack([out.hidden[layer] for layer in layers], 1)).cpu().numpy()
                 if said:
                     arrays["items"][rows] = said.items.cpu().numpy()
+            if at != positions:
+                raise LwaError(f"teacher signals: {positions} positions at first, then {at}: a generator can be read only once")
             np.save(folder / "starts.npy", starts)
             meta = {"n_layers": len(decoder_layers(teacher)), "top_k": k, "temperature": temperature}
             (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         return cls(directory)
+
+
+def in_half(states: Tensor) -> Tensor:
+    """Return states (…, d) as float16, one that is too large for it shortened to what fits: its direction is what counts."""
+    largest = states.float().abs().amax(-1, keepdim=True)
+    return (states.float() / (largest / torch.finfo(torch.float16).max).clamp_min(1)).half()
 
 
 def _starts(batches: Batches) -> np.ndarray:
@@ -188,9 +196,10 @@ def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory:
     teacher, for example its NDCG on the validation part, scaled to sum 1. Raises LwaError for signals of other windows,
     other catalogues or cut to top_k, and for weights that do not fit.
     """
-    first, share = signals[0], np.asarray(weights, dtype=np.float32)
+    share = np.asarray(weights, dtype=np.float32)
     if share.shape != (len(signals),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
         raise LwaError(f"weights {list(weights)}: give {len(signals)} finite numbers >= 0, not all zero")
+    first = signals[0]
     if any(s.items is not None for s in signals):
         raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
     if any(s.logits.shape != first.logits.shape or (s.starts != first.starts).any() for s in signals):

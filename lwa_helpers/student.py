@@ -19,6 +19,7 @@ SCORED = {
     "block_influence": "importance.block_influence(teacher, batches)",
     "greedy": "student.greedy_scores(teacher, batches)",
 }
+BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in a config with an entry for each layer
 SELECTIONS = ("first", "last", "first_last", "uniform", "drop_block", "random", *SCORED)
 
 
@@ -32,12 +33,12 @@ def select_layers(
     uniform: evenly spaced, both ends kept; random: drawn with the seed; top_fisher, block_influence, greedy: the n highest
     of `scores` (L,), of equal ones the lower layer; or the indices themselves. Raises LwaError for anything else.
     """
-    if not isinstance(n_layers, int) or not 1 <= n_layers <= teacher_layers:
+    if not isinstance(n_layers, (int, np.integer)) or not 1 <= n_layers <= teacher_layers:
         raise LwaError(f"n_layers = {n_layers!r}: the teacher has {teacher_layers} layers, choose 1 to {teacher_layers}")
     everything = list(range(teacher_layers))
     if not isinstance(selection, str):
         kept = sorted({int(index) for index in selection})
-        if len(kept) != n_layers or not set(kept) <= set(everything):
+        if not len(selection) == len(kept) == n_layers or not set(kept) <= set(everything):
             raise LwaError(f"selection {list(selection)} must name {n_layers} different layers of 0 to {teacher_layers - 1}")
         return kept
     match selection:
@@ -88,11 +89,17 @@ def greedy_scores(model: nn.Module, batches: Iterable[dict], loss: Loss = next_t
 
 def _drop_layer(model: nn.Module, index: int) -> None:
     """Take one decoder layer out of a model, in place."""
-    del decoder_layers(model)[index]
-    config = model.config
-    config.num_hidden_layers -= 1
-    if getattr(config, "layer_types", None):
-        config.layer_types = [kind for place, kind in enumerate(config.layer_types) if place != index]
+    layers = decoder_layers(model)
+    del layers[index]
+    _keep_settings(model.config, [place for place in range(len(layers) + 1) if place != index])
+
+
+def _keep_settings(config, kept: list[int]) -> None:
+    """Leave the layers `kept` in a config and, of its settings by layer, theirs, in place."""
+    config.num_hidden_layers = len(kept)
+    for name in BY_LAYER:
+        if values := getattr(config, name, None):
+            setattr(config, name, [values[index] for index in kept])
 
 
 def build_student(
@@ -112,9 +119,7 @@ def build_student(
 def _with_layers(model, kept: list[int]):
     """Copy a causal LM with only the layers `kept`, renumbered from 0."""
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [model.config.layer_types[index] for index in kept]
+    _keep_settings(config, kept)
     path = next(name for name, module in model.named_modules() if module is decoder_layers(model)) + "."
     state = {}
     for name, value in model.state_dict().items():

@@ -39,7 +39,8 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
     spec = json.loads(lm.tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE":
         raise LwaError(f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}")
-    old_ids = kept_tokens(lm.tokenizer, spec, texts)
+    rows = len(lm.model.get_input_embeddings().weight)
+    old_ids = [index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows]  # Gemma 3 names one more than it has
     tokenizer = _renumbered(lm.tokenizer, spec, old_ids)
     tokenizer.init_kwargs[WORDS] = sorted({word for text in texts for word in words(lm.tokenizer, text)})
     return LanguageModel(f"{lm.name}-{len(old_ids)}V", _with_rows(lm.model, old_ids), tokenizer, lm.sha256)
@@ -66,7 +67,10 @@ def check_covered(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> N
 
 
 def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[str]) -> list[int]:
-    """Return the old ids to keep, rising: special tokens, alphabet, the texts' tokens, and the parts these are merged from."""
+    """Return the old ids to keep, rising: special tokens, alphabet, the texts' tokens, and the parts these are merged from.
+
+    The texts' tokens are those with special tokens recognised in them and those with special tokens spelt out.
+    """
     vocabulary = spec["model"]["vocab"]
     parts: dict[str, set[str]] = {}
     for left, right in map(_pair, spec["model"]["merges"]):
@@ -75,13 +79,21 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[
     kept = {token["id"] for token in spec["added_tokens"] if token["special"]}
     bytes_ = [token for token in vocabulary if len(token) == 6 and token.startswith("<0x")]
     waiting = bytes_ or [token for token in vocabulary if len(token) == 1]
-    waiting += [names[i] for i in {i for row in tokenizer(list(texts))["input_ids"] for i in row} if i in names]
+    used = _used(tokenizer, list(texts))
+    kept.update(used - names.keys())
+    waiting += [names[i] for i in used & names.keys()]
     while waiting:
         token = waiting.pop()
         if vocabulary[token] not in kept:
             kept.add(vocabulary[token])
             waiting.extend(parts.get(token, ()))
     return sorted(kept)
+
+
+def _used(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> set[int]:
+    """Ids of all tokens of the texts, special tokens recognised or spelt out."""
+    ways = [tokenizer(texts, split_special_tokens=spelt)["input_ids"] for spelt in (False, True)] if texts else []
+    return {index for rows in ways for row in rows for index in row}
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:
@@ -97,11 +109,13 @@ def _renumbered(tokenizer: PreTrainedTokenizerBase, spec: dict, old_ids: list[in
     model["vocab"] = {token: new_id[old] for token, old in model["vocab"].items() if old in new_id}
     model["merges"] = [list(p) for p in map(_pair, model["merges"]) if {*p, "".join(p)} <= model["vocab"].keys()]
     spec["added_tokens"] = [token | {"id": new_id[token["id"]]} for token in spec["added_tokens"] if token["id"] in new_id]
-    for token in ((spec.get("post_processor") or {}).get("special_tokens") or {}).values():
-        token["ids"] = [new_id[old] for old in token["ids"]]
+    post = spec.get("post_processor") or {}
+    for part in (post, *post.get("processors", ())):
+        for token in (part.get("special_tokens") or {}).values():
+            token["ids"] = [new_id[old] for old in token["ids"]]
     rebuilt = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)), model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side, **tokenizer.special_tokens_map,
+        padding_side=tokenizer.padding_side, truncation_side=tokenizer.truncation_side, **tokenizer.special_tokens_map,
     )
     rebuilt.chat_template = getattr(tokenizer, "chat_template", None)
     return rebuilt
@@ -117,7 +131,7 @@ def _with_rows(model, old_ids: list[int]):
     for holder in (config, generation):
         for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(holder, field, _mapped(getattr(holder, field, None), new_id))
-    heads = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    heads = {id(p) for end in (model.get_input_embeddings(), model.get_output_embeddings()) for p in end.parameters()}
     cut = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in heads and p.shape[0] == rows}
     index = torch.tensor(old_ids, device=model.device)
     state = {name: value[index] if name in cut else value for name, value in model.state_dict().items()}

@@ -32,8 +32,10 @@ class LayerwiseDistillation:
         raise NotImplementedError(f"strategy {type(self).__name__} must define calculate_layer_weights")
 
 
-def get_strategy(name: str) -> LayerwiseDistillation:
-    """Return the strategy of that name with its default parameters; LwaError lists the known names."""
+def get_strategy(name: str | type[LayerwiseDistillation]) -> LayerwiseDistillation:
+    """Return the strategy of that name, or class, with its default parameters; LwaError lists the known names."""
+    if isinstance(name, type) and issubclass(name, LayerwiseDistillation):
+        return name()
     known = LayerwiseDistillation.strategies
     if name not in known:
         raise LwaError(f"unknown weighting strategy {name!r}: known are {', '.join(sorted(known))}")

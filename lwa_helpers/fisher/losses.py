@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,8 @@ def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     one before it are both real by attention_mask, so that a padded row (on either side) gives what it gives alone.
     Raises LwaError when the batch lacks input_ids or labels.
     """
-    kept = _kept(batch)
-    logits = _logits_at(model, batch, kept)
+    kept = counted(batch)
+    logits, _ = read_at(model, batch, kept)
     nll = _TokenNLL.apply(logits, batch["labels"][:, 1:][kept])
     rows = kept.nonzero(as_tuple=True)[0]
     return torch.zeros(len(kept), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
@@ -31,8 +32,9 @@ def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def _sample(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """The batch with every label that counts drawn from the model, given the data's tokens before it."""
-    kept = _kept(batch)
-    drawn = torch.multinomial(wide(_logits_at(model, batch, kept)).softmax(-1), 1, generator=generator).squeeze(1)
+    kept = counted(batch)
+    logits, _ = read_at(model, batch, kept)
+    drawn = torch.multinomial(wide(logits).softmax(-1), 1, generator=generator).squeeze(1)
     labels = batch["labels"].clone()
     labels[:, 1:][kept] = drawn
     return {**batch, "labels": labels}
@@ -64,7 +66,7 @@ class _TokenNLL(torch.autograd.Function):
         return out, None
 
 
-def _kept(batch: dict[str, Tensor]) -> Tensor:
+def counted(batch: dict[str, Tensor]) -> Tensor:
     """Where labels[:, 1:] count: bool (B, T-1)."""
     missing = {"input_ids", "labels"} - set(batch)
     if missing:
@@ -78,17 +80,22 @@ def _kept(batch: dict[str, Tensor]) -> Tensor:
     return kept
 
 
-def _logits_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor) -> Tensor:
-    """Logits (P, V) of the P kept positions: the head sees only those, whatever the model does with its output."""
+def read_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options: bool) -> tuple[Tensor, Any]:
+    """Logits (P, V) of the P kept positions, and all else that the model returns when called with `options`.
+
+    The head sees only those positions, whatever the model does with its output.
+    """
     def pack(_head: nn.Module, args: tuple) -> tuple:
         return (args[0][:, :-1][kept][None],)
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
-        return model(**_inputs(model, batch)).logits[:, :-1][kept]
+        out = model(**_inputs(model, batch), **options)
+        return out.logits[:, :-1][kept], out
     handle = head.register_forward_pre_hook(pack)
     try:
-        return model(**_inputs(model, batch)).logits.flatten(0, 1)
+        out = model(**_inputs(model, batch), **options)
+        return out.logits.flatten(0, 1), out
     finally:
         handle.remove()
 

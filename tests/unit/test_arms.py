@@ -88,3 +88,21 @@ def test_agreement_by_hand():
     alike = agreement(student, teacher, [[], [], [0]], k=2)
     np.testing.assert_allclose(alike.overlap, [1, 0, 1])
     np.testing.assert_allclose(alike.tau, [4 / 6, -1, 0])
+
+
+def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_has(taught, monkeypatch):
+    """Of scores 1, 8, 2, 9 the first step keeps 8, 2, 9, its student's layers; the second 8 and 9, which are layers 0 and 2."""
+    lm, layers, build = language_model(), [], arms.build_student
+
+    def recording(teacher, *args, **kwargs):
+        student = build(teacher, *args, **kwargs)
+        theirs, its = (
+            [layer.self_attn.q_proj.weight.tolist() for layer in decoder_layers(part.model)] for part in (teacher, student)
+        )
+        layers.append([theirs.index(weight) for weight in its])
+        return student
+
+    monkeypatch.setattr(arms, "build_student", recording)
+    own = section(selection="top_fisher", steps=[3, 2], epochs=1.0)
+    distilled_student(item_model(lm), lm, own, CONFIG.teacher, windows(lm), result([1.0, 8, 2, 9]), seed=0)
+    assert layers == [[1, 2, 3], [0, 2]]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from test_ranking import window
 from tiny_lm import TITLES, language_model
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig
 
 from lwa_helpers import DistillationTrainer, build_student
 from lwa_helpers.config import LossConfig
@@ -132,3 +133,90 @@ def test_signals_of_a_causal_lm_stand_where_the_next_token_is_a_label():
         full = lm.model(batch["input_ids"]).logits[0, [1, 2, 4]]
     torch.testing.assert_close(out.logits, full, rtol=1e-4, atol=1e-5)
     assert out.loss.item() == pytest.approx(-full.log_softmax(-1)[range(3), [7, 8, 9]].mean().item(), rel=1e-4)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+         "vocab_size": 340}
+
+
+@pytest.mark.parametrize("config", [
+    Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.1), GraniteConfig(**SMALL, logits_scaling=4.0),
+], ids=["capped", "scaled"])
+def test_a_causal_lm_that_transforms_its_logits_is_read_as_it_speaks(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(1, 300, (2, 6))
+    with torch.no_grad():
+        out, want = signals(model, {"input_ids": ids, "labels": ids}), model(ids, labels=ids)
+    torch.testing.assert_close(out.logits, want.logits[:, :-1].flatten(0, 1))
+    assert out.loss.item() == pytest.approx(want.loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_row_padded_on_the_left_says_what_it_says_alone(kind):
+    """gpt2 counts positions, so padding must not move them; the first real token is no target of the padding before it."""
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=340, n_positions=64)
+    model = language_model(config=config if kind == "gpt2" else None).model
+    ids = torch.randint(1, 300, (1, 5))
+    pad = torch.zeros(1, 3, dtype=torch.long)
+    padded = {"input_ids": torch.cat([pad, ids], 1), "attention_mask": torch.cat([pad, torch.ones_like(ids)], 1)}
+    padded["labels"] = torch.cat([pad - 100, ids], 1)
+    with torch.no_grad():
+        out, alone = signals(model, padded), model(ids, labels=ids, output_hidden_states=True)
+    assert out.loss.item() == pytest.approx(alone.loss.item(), rel=1e-5)
+    for state, want in zip(out.hidden, alone.hidden_states[1:], strict=True):
+        torch.testing.assert_close(state, want[0, :-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_without_labels_counts_for_nothing(pair):
+    """In either kind of model the loss is 0, no weight has a gradient but 0, and the log stays free of it."""
+    teacher, student, lm = pair
+    items = next(iter(window_loader(windows(lm), 999, 0, 0, shuffle=False)))
+    items["item_labels"] = torch.full_like(items["item_labels"], -100)
+    ids = torch.randint(1, 300, (2, 6))
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, -100)}
+    plain = language_model(layers=2, seed=1).model
+    for big, small, batch in ((teacher, student, items), (lm, plain, tokens)):
+        trainer = DistillationTrainer(big, small, strategy="uniform", loss=LOSS)
+        loss = trainer.compute_loss(small.train(), batch)
+        loss.backward()
+        assert loss.item() == 0 and not trainer.parts
+        assert all(not p.grad.any() for p in small.parameters() if p.grad is not None)
+        assert any(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.parametrize("given", [list, iter])
+def test_batches_in_a_list_or_generator_train_as_a_loader_of_them_does(given):
+    """Independent oracle: a DataLoader over the rows that makes the same batches."""
+    ids = torch.randint(1, 300, (6, 5), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids]
+    loader = DataLoader(rows, batch_size=2)
+    students = [language_model(layers=2, seed=1) for _ in range(2)]
+    for student, batches in zip(students, (loader, given(list(loader)))):
+        trainer = DistillationTrainer(language_model(), student, strategy="uniform")
+        trainer.train(batches, num_epochs=2)
+        assert trainer.state.global_step == 6
+    with pytest.raises(LwaError, match="no batch: a generator"):
+        trainer.train(iter([]))
+    got, want = (student.model.state_dict() for student in students)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_bfloat16_student_of_another_width_trains_and_holds_no_projections_but_then():
+    student = language_model(layers=2, seed=1).model.bfloat16()
+    names = set(student.state_dict())
+    trainer = DistillationTrainer(language_model(hidden=48), student, strategy="uniform")
+    assert set(student.state_dict()) == names
+    ids = torch.randint(1, 300, (2, 5))
+    before = trainer.projections["0"].weight.clone()
+    trainer.train([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}], num_epochs=1)
+    assert set(student.state_dict()) == names and not torch.equal(trainer.projections["0"].weight, before)
+
+
+def test_a_student_of_another_vocabulary_is_named():
+    teacher = language_model()
+    student = build_student(teacher, 2, "first", texts=TITLES[:2])
+    ids = torch.tensor([student.tokenizer(TITLES[0])["input_ids"]])
+    trainer = DistillationTrainer(teacher, student, strategy="uniform")
+    with pytest.raises(LwaError, match="cut the teacher's with trim_vocabulary"):
+        trainer.compute_loss(student.model, {"input_ids": ids, "labels": ids})

@@ -110,6 +110,16 @@ def test_llama_cpp_reads_the_same_model(movielens_lm, tmp_path):
             torch.testing.assert_close(torch.tensor([log_p[i] for i in range(size)]), want, rtol=0, atol=2e-3)
 
 
+def test_a_padding_token_that_the_model_has_no_row_for_is_left_out(tmp_path):
+    lm = language_model()
+    lm.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    again = load_teacher(export_gguf(lm, tmp_path, "f32"))
+    ids = torch.tensor([lm.tokenizer(TEXTS[3])["input_ids"]])
+    assert again.tokenizer(TEXTS[3])["input_ids"] == ids[0].tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, lm.model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_what_cannot_be_written_is_named(tmp_path):
     gpt2 = language_model(config=GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=340, n_positions=64))
     with pytest.raises(LwaError, match="is a gpt2: GGUF export knows llama"):

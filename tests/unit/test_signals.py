@@ -13,7 +13,7 @@ from lwa_helpers.config import LossConfig
 from lwa_helpers.distillation import kl_divergence
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import ItemRankingModel
-from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, fuse
+from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, fuse, in_half
 from lwa_helpers.tuning import window_loader
 
 
@@ -81,6 +81,18 @@ def test_signals_are_mapped_from_disk_in_half_precision(tmp_path):
         assert isinstance(array, np.memmap) and array.shape == shape and array.dtype == kind
     with pytest.raises(LwaError, match="at least one window"):
         TeacherSignals.compute(item_model(lm), [], [2], tmp_path / "t", bf16=False)
+    with pytest.raises(LwaError, match="read only once"):
+        TeacherSignals.compute(item_model(lm), iter(list(ordered(lm))), [2], tmp_path / "u", bf16=False)
+    assert not (tmp_path / "u").exists()
+
+
+def test_states_beyond_half_precision_keep_their_direction():
+    """Gemma's inner states grow that large; an infinite one would make the loss NaN."""
+    small, large = torch.tensor([[[1.0, -3.5], [60000.0, 0.25]]]), torch.tensor([[[3e5, -4e5], [1.0, 7e4]]])
+    torch.testing.assert_close(in_half(small), small.half(), rtol=0, atol=0)
+    stored = in_half(large).float()
+    assert stored.isfinite().all()
+    torch.testing.assert_close(torch.cosine_similarity(stored, large, dim=-1), torch.ones(1, 2))
 
 
 def test_kl_over_the_likely_items_and_the_rest_by_hand():
@@ -107,10 +119,18 @@ def test_the_loss_on_cached_likely_items_is_that_of_the_live_teacher(tmp_path):
     signals = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "s", False, top_k=7, temperature=2.0)
     live = DistillationTrainer(teacher, student, strategy="none", loss=loss)
     cached = DistillationTrainer(signals, student, strategy="none", loss=loss)
+    cut = loss.model_copy(update={"top_k": 2})
+    few = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "f", False, top_k=2, temperature=2.0)
+    lively = DistillationTrainer(teacher, student, strategy="none", loss=cut)
+    stored = DistillationTrainer(few, student, strategy="none", loss=cut)
     for batch in window_loader(data, 60, 0, seed=3):
-        assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=5e-3)
+        for one, other in ((cached, live), (stored, lively)):
+            want = other.compute_loss(student, batch).item()
+            assert one.compute_loss(student, batch).item() == pytest.approx(want, rel=5e-3, abs=1e-6)
     whole = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "w", False, top_k=8)
     assert whole.items is None and whole.logits.shape == (5, 8)
+    with pytest.raises(LwaError, match="states of 2 layers, the student has 3"):
+        DistillationTrainer(whole, item_model(language_model(layers=3)), strategy="uniform", loss=loss)
     with pytest.raises(LwaError, match="at temperature 2.0, the loss has 1.0"):
         DistillationTrainer(signals, student, strategy="none", loss=LossConfig(alpha=1.0, temperature=1.0, beta=0.0))
 
@@ -139,7 +159,7 @@ def test_signals_that_cannot_be_fused_are_named(tmp_path):
     cut = TeacherSignals.compute(teacher, ordered(lm), [4], tmp_path / "c", bf16=False, top_k=2)
     for parts, weights, message in (
         ([a, fewer], [1, 1], "same windows"), ([a, cut], [1, 1], "top_k=None"), ([a, a], [1], "2 finite numbers"),
-        ([a, a], [0, 0], "not all zero"), ([a, a], [1, -1], ">= 0"),
+        ([], [], "0 finite numbers"), ([a, a], [0, 0], "not all zero"), ([a, a], [1, -1], ">= 0"),
     ):
         with pytest.raises(LwaError, match=message):
             fuse(parts, weights, tmp_path / "fused")

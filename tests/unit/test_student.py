@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_weighting import result
 from tiny_lm import TITLES, language_model
-from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config
+from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config, SmolLM3Config
 
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
@@ -22,6 +22,7 @@ CONFIGS = {
     "llama": None,
     "qwen3": Qwen3Config(**SMALL, tie_word_embeddings=False),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=4, layer_types=["sliding_attention", "full_attention"] * 3),
+    "smollm3": SmolLM3Config(**SMALL, no_rope_layers=[1, 1, 0, 1, 1, 0], bos_token_id=0, eos_token_id=0, pad_token_id=0),
     "gpt2": GPT2Config(n_embd=32, n_layer=6, n_head=4, vocab_size=340, n_positions=64),
 }
 
@@ -31,12 +32,12 @@ CONFIGS = {
     ("uniform", [0, 3, 6, 9]), ([9, 0, 5, 4], [0, 4, 5, 9]),
 ])
 def test_selections(selection, expected):
-    assert select_layers(10, 4, selection) == expected
+    assert select_layers(10, 4, selection) == select_layers(10, np.int64(4), selection) == expected
 
 
 @pytest.mark.parametrize(("n_layers", "selection", "message"), [
     (0, "first", "1 to 10"), (11, "first", "1 to 10"), (4, "best", "unknown selection"), (2, [1, 1], "different layers"),
-    (2, [1, 10], "different layers"),
+    (2, [1, 10], "different layers"), (2, [0, 0, 1], "different layers"),
 ])
 def test_bad_selections_are_named(n_layers, selection, message):
     with pytest.raises(LwaError, match=message):

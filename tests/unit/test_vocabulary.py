@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from tiny_lm import TITLES, language_model
+from tokenizers import processors
+from transformers import PhiConfig, PreTrainedTokenizerFast
 
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
@@ -61,3 +63,72 @@ def test_words_that_are_covered_have_the_tokens_of_the_full_vocabulary():
     text = "Toy Soldiers à Paris\n"
     check_covered(cut.tokenizer, [text])
     assert [old[i] for i in cut.tokenizer(text)["input_ids"]] == full.tokenizer(text)["input_ids"]
+
+
+def same_tokens(full, cut, texts, **options):
+    """Whether a cut model's tokenizer gives the texts the tokens they had, by name, each within the model's rows."""
+    pairs = [(full.tokenizer(text, **options)["input_ids"], cut.tokenizer(text, **options)["input_ids"]) for text in texts]
+    rows = cut.model.get_input_embeddings().weight.shape[0]
+    names = [(full.tokenizer.convert_ids_to_tokens(a), cut.tokenizer.convert_ids_to_tokens(b)) for a, b in pairs]
+    return all(a == b for a, b in names) and all(index < rows for _, b in pairs for index in b)
+
+
+@pytest.mark.parametrize("spelt", [True, False])
+def test_the_name_of_a_special_token_in_a_title_is_kept_both_as_a_token_and_spelt_out(spelt):
+    """Windows spell it out, and "en" is a token that no other word here has."""
+    full = language_model()
+    assert "en" in full.tokenizer.tokenize("Toy <end>", split_special_tokens=True)
+    cut = trim_vocabulary(full, ["Toy <end>"])
+    assert same_tokens(full, cut, ["Toy <end>"], split_special_tokens=spelt)
+
+
+def test_added_tokens_in_a_title_are_kept():
+    full = language_model()
+    full.tokenizer.add_tokens(["NEW", "OTHER"])
+    full.model.resize_token_embeddings(len(full.tokenizer))
+    cut = trim_vocabulary(full, ["a NEW Toy"])
+    assert same_tokens(full, cut, ["a NEW Toy"]) and "OTHER" not in cut.tokenizer.get_vocab()
+
+
+def test_a_special_token_that_the_model_has_no_row_for_is_left_out():
+    full = language_model()
+    full.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    cut = trim_vocabulary(full, TEXTS)
+    assert same_tokens(full, cut, TEXTS) and len(cut.tokenizer) == cut.model.config.vocab_size
+
+
+def test_a_first_token_set_by_a_sequence_of_processors_is_renumbered():
+    """As Llama 3's tokenizer has it."""
+    full = language_model()
+    raw = full.tokenizer.backend_tokenizer
+    raw.add_special_tokens(["<begin>"])
+    first = processors.TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", raw.token_to_id("<begin>"))])
+    raw.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), first])
+    full.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<begin>", eos_token="<end>")
+    full.model.resize_token_embeddings(len(full.tokenizer))
+    cut = trim_vocabulary(full, TEXTS[:1])
+    assert same_tokens(full, cut, TEXTS[:1]) and cut.tokenizer("Toy")["input_ids"][0] == cut.tokenizer.bos_token_id
+
+
+def test_a_cut_tokenizer_pads_and_truncates_where_the_full_one_does():
+    full = language_model()
+    full.tokenizer.padding_side = full.tokenizer.truncation_side = "left"
+    cut = trim_vocabulary(full, TEXTS)
+    assert same_tokens(full, cut, TEXTS, truncation=True, max_length=1)
+    assert same_tokens(full, cut, TEXTS, padding="max_length", max_length=9)
+
+
+def test_no_texts_leave_the_alphabet():
+    cut = trim_vocabulary(language_model(), [])
+    assert cut.model.config.vocab_size == 257 and cut.tokenizer.decode(cut.tokenizer("Toy ☃")["input_ids"]) == "Toy ☃"
+
+
+def test_a_head_with_a_bias_is_cut_whole():
+    config = PhiConfig(vocab_size=340, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    full = language_model(config=config)
+    torch.nn.init.normal_(full.model.lm_head.bias)
+    cut = trim_vocabulary(full, TEXTS[:1])
+    before, after = (torch.tensor([lm.tokenizer(TEXTS[0])["input_ids"]]) for lm in (full, cut))
+    old = kept_tokens(full.tokenizer, json.loads(full.tokenizer.backend_tokenizer.to_str()), TEXTS[:1])
+    with torch.no_grad():
+        torch.testing.assert_close(full.model(before).logits[..., old], cut.model(after).logits, rtol=0, atol=1e-6)

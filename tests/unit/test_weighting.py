@@ -75,7 +75,8 @@ def test_a_subclass_is_found_by_its_name(monkeypatch):
         def calculate_layer_weights(self, fisher_scores, n_layers):
             return np.eye(n_layers)[-1]
 
-    np.testing.assert_allclose(layer_weights(None, "last_only", 4), [0, 0, 0, 4])
+    for given in ("last_only", LastOnly(), LastOnly):
+        np.testing.assert_allclose(layer_weights(None, given, 4), [0, 0, 0, 4])
 
 
 def test_bad_input_is_named():
@@ -89,6 +90,13 @@ def test_bad_input_is_named():
         layer_weights(np.ones(3), "fisher", 1, "no_last")
     with pytest.raises(LwaError, match="finite"):
         layer_weights(np.array([1.0, -1, 1, 1]), "fisher", 4)
+    with pytest.raises(LwaError, match="1 layer weights for a student of 4"):
+        layer_weights(2.0, "fisher", 4)
+    with pytest.raises(LwaError, match=r"shape \(4, 1\)"):
+        layer_weights(np.ones((4, 1)), "fisher", 4)
+    for unknown in ("fishy", 3, None):
+        with pytest.raises(LwaError, match="unknown weighting strategy"):
+            layer_weights(np.ones(4), unknown, 4)
     with pytest.raises(LwaError, match="`name`"):
         type("Nameless", (LayerwiseDistillation,), {})
 
@@ -97,3 +105,4 @@ def test_layers_are_matched_at_the_same_relative_depth():
     assert layer_map(8, 32) == [4, 8, 12, 16, 20, 24, 28, 32]
     assert layer_map(8, 30) == [4, 8, 11, 15, 19, 22, 26, 30]
     assert layer_map(3, 3) == [1, 2, 3]
+    assert layer_map(5, 2) == [1, 1, 1, 2, 2] and layer_map(6, 1) == [1] * 6  # a student deeper than its teacher
