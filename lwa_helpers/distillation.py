@@ -245,8 +245,8 @@ def layer_weights(
 ) -> np.ndarray | None:
     """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".
 
-    An array is taken as it is, scaled; the strategy must be a known one all the same. The mean over all layers of weight times distance is then the mean over the matched
-    ones. Raises LwaError when the number of weights is not n_layers.
+    An array is taken as it is, scaled; the strategy must be a known one all the same. The mean over all layers of weight times
+    distance is then the mean over the matched ones. Raises LwaError when the number of weights is not n_layers.
     """
     if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
         return None
