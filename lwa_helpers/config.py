@@ -20,6 +20,7 @@ from pydantic import (
 
 from lwa_helpers.errors import LwaError
 
+TITLE_LIMIT = 200  # characters
 PROFILES = ("smoke", "quick", "paper")
 Bf16 = Literal["auto"] | bool  # what "auto" means on a device: precision.computes_in_bf16
 
@@ -40,7 +41,7 @@ class DataConfig(Section):
     examples: Literal["windows", "pairs"] = "windows"
     max_titles: int = Field(ge=2)
     context_titles: int = Field(ge=1)
-    title_limit: int = Field(200, ge=20, le=1000)
+    title_limit: int = Field(TITLE_LIMIT, ge=20, le=1000)
     max_tokens: PositiveInt | None = None
 
 

@@ -8,6 +8,7 @@ from lwa_helpers.config import DataConfig
 from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.movielens import load_movielens
+from lwa_helpers.data.prompts import mend_title
 from lwa_helpers.errors import LwaError
 from lwa_helpers.paths import ROOT
 
@@ -25,5 +26,5 @@ def load_data(config: DataConfig) -> Interactions:
     if config.split != "last_out":
         raise LwaError(f"data.split={config.split!r}: movielens is split leave-one-out; set data.split to last_out")
     data, limit = load_movielens(), config.title_limit
-    shortened = sum(len(title) > limit for title in data.items.title)
+    shortened = sum("shortened_titles" in mend_title(title, limit)[1] for title in data.items.title)
     return replace(data, title_limit=limit, report=data.report | {"shortened_titles": shortened})

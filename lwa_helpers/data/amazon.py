@@ -10,10 +10,11 @@ import pandas as pd
 import polars as pl
 
 from lwa_helpers import paths
+from lwa_helpers.config import TITLE_LIMIT
 from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
 from lwa_helpers.data.items import item_table
 from lwa_helpers.data.pieces import core
-from lwa_helpers.data.prompts import TITLE_LIMIT, mend_title
+from lwa_helpers.data.prompts import mend_title
 from lwa_helpers.data.reading import Repairs, find_file, warn
 from lwa_helpers.data.splits import with_part
 from lwa_helpers.errors import LwaError

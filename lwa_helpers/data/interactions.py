@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from lwa_helpers.data.prompts import TITLE_LIMIT, clean_title, distinct_titles
+from lwa_helpers.config import TITLE_LIMIT
+from lwa_helpers.data.prompts import clean_title, distinct_titles
 from lwa_helpers.errors import LwaError
 
 PARTS = ("train", "valid", "test")
@@ -22,7 +23,8 @@ class Interactions:
 
     train, valid, test: columns user_id and parent_asin (str), rating (float, null where unknown), timestamp (int64, as
     in the source); the rows of a user stand in order of time. items: parent_asin and title (null where there is none),
-    with whatever else the source says; a row for every item that occurs. title_limit: characters of a title that are used. report: counts of what loading met and mended.
+    with whatever else the source says; a row for every item that occurs. report: counts of what loading met and mended.
+    title_limit: characters of a title that are used.
 
     Raises LwaError when a column is missing or an interaction's item is not among the items.
     """

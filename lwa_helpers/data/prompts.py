@@ -8,10 +8,9 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lwa_helpers.config import read_yaml
+from lwa_helpers.config import TITLE_LIMIT, read_yaml
 from lwa_helpers.errors import LwaError
 
-TITLE_LIMIT = 200
 TAGS = "a|b|br|div|em|font|h[1-6]|hr|i|img|li|p|small|span|strong|sub|sup|table|td|tr|u|ul"
 TAG = re.compile(rf"</?(?:{TAGS})\b[^<>]*>", re.IGNORECASE)
 
