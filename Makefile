@@ -7,7 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-TEX_PACKAGES := latexmk texlive-publishers texlive-latex-recommended texlive-fonts-recommended
+TEX_PACKAGES := latexmk texlive-publishers texlive-latex-recommended texlive-latex-extra texlive-plain-generic \
+  texlive-fonts-recommended tex-gyre lmodern
+TEX_FILES := acmart.cls xstring.sty hyperxmp.sty tgtermes.sty lmodern.sty
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test reproduce paper lab benchmark clean
@@ -45,12 +47,13 @@ paper: RUN := results/$(PROFILE)
 paper: FIGURES := results/$(PROFILE)/figures
 endif
 paper: ## build paper/build/main.pdf from the published results (PROFILE=quick: from that run)
-	@command -v latexmk >/dev/null || { echo "make paper needs latexmk: apt-get install $(TEX_PACKAGES)" >&2; exit 1; }
+	@command -v latexmk >/dev/null && kpsewhich $(TEX_FILES) >/dev/null \
+	  || { echo "make paper needs latexmk and $(TEX_FILES): apt-get install $(TEX_PACKAGES)" >&2; exit 1; }
 	@test -f $(RUN)/results.tex || { echo "$(RUN)/results.tex is missing: $(if $(PUBLISHED),run lwa publish PROFILE,run make reproduce PROFILE=$(PROFILE)) first" >&2; exit 1; }
 	@rm -rf $(BUILD)/tables $(BUILD)/figures && mkdir -p $(BUILD)/figures
 	@cp -p $(filter-out paper/results.tex,$(wildcard paper/*.tex paper/*.bib)) $(RUN)/results.tex $(BUILD)/
 	@cp -rp $(RUN)/tables $(BUILD)/tables && cp -p $(FIGURES)/*.pdf $(BUILD)/figures/
-	cd $(BUILD) && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet main.tex
+	cd $(BUILD) && latexmk -g -pdf -interaction=nonstopmode -halt-on-error -quiet main.tex
 	@echo "$(BUILD)/main.pdf"
 
 lab: $(READY) ## open JupyterLab on the notebooks

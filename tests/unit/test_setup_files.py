@@ -94,3 +94,9 @@ def test_make_paper_without_latexmk_names_the_packages(tmp_path) -> None:
     )
     assert done.returncode != 0
     assert "apt-get install latexmk texlive-publishers" in done.stderr
+
+
+def test_continuous_integration_installs_what_make_paper_names() -> None:
+    makefile, ci = (re.sub(r"\\\n\s*", "", (ROOT / name).read_text()) for name in ("Makefile", ".ci/run"))
+    assert re.search(r"^TEX_PACKAGES := (.*)$", makefile, re.MULTILINE)[1] in ci
+    assert f"kpsewhich {re.search(r'^TEX_FILES := (.*)$', makefile, re.MULTILINE)[1]} " in ci
