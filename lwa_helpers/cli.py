@@ -95,10 +95,10 @@ def _download(arguments: argparse.Namespace) -> None:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from lwa_helpers.reproduce import reproduce
 
-    reproduce(arguments.profile, _overrides(arguments.set), arguments.only, arguments.force, arguments.publish)
+    reproduce(arguments.profile, parse_overrides(arguments.set), arguments.only, arguments.force, arguments.publish)
 
 
-def _overrides(assignments: list[str]) -> dict[str, Any]:
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """["a.b=1"] -> {"a.b": 1}; values are read as YAML 1.1, to which 1e-4 is a text and 1.0e-4 a number."""
     overrides = {}
     for assignment in assignments:

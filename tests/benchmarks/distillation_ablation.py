@@ -237,9 +237,9 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    from lwa_helpers.cli import _overrides
+    from lwa_helpers.cli import parse_overrides
 
-    ablation = Ablation(load_config(arguments.profile, _overrides(arguments.set)), arguments.part, arguments.epochs)
+    ablation = Ablation(load_config(arguments.profile, parse_overrides(arguments.set)), arguments.part, arguments.epochs)
     if not arguments.report:
         for experiment in arguments.only.split(","):
             if experiment == "fusion":

@@ -1,12 +1,12 @@
 """Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer student.
 
     python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--epochs 4] [--history 10]
-        [--every-target]
+        [--every-target] [--set data.title_limit=40 …] [--name NAME]
 
 FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
 row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
-lies beside. Settings and epochs are chosen on the validation part; the test part is ranked once, at the end of each system.
+lies beside. What made the rows is in <name>.json; rows of other settings need another name. Settings and epochs are chosen on the validation part; the test part is ranked once, at the end of each system.
 `ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
 """
 
@@ -24,10 +24,13 @@ import pandas as pd
 import torch
 from row_file import RowFile
 
+from lwa_helpers import manifest
 from lwa_helpers.arms import fitted_student
+from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.data import load_data
 from lwa_helpers.distillation import DistillationTrainer, layer_map
+from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
     EASE,
     Cases,
@@ -45,7 +48,7 @@ from lwa_helpers.evaluation import (
     tune,
 )
 from lwa_helpers.models import decoder_layers, load_teacher
-from lwa_helpers.paths import RESULTS
+from lwa_helpers.paths import RESULTS, atomic_write
 from lwa_helpers.ranking import ItemRanker, ItemRankingModel, load_item_ranker
 from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.student import trim_vocabulary
@@ -107,7 +110,8 @@ class Study:
         self.config = settings(options)
         self.data, self.epochs = load_data(self.config.data), options.epochs
         self.asked = cases(self.data, "test", options.every_target)
-        self.table = Table(RESULTS / "benchmarks" / "literature" / options.root.resolve().name)
+        self.table = Table(RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name))
+        keep_manifest(self.table.folder.with_suffix(".json"), self.config, options)
         some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
         valid = cases(self.data, "valid")
         self.valid = Cases(*([values[i] for i in some] for values in valid[:2]), valid.targets[some])
@@ -222,13 +226,27 @@ class Study:
             print(line)
 
 
+def keep_manifest(path: Path, config: ExperimentConfig, options: argparse.Namespace) -> None:
+    """Write what makes this table's rows: the first run's manifest, to which every later one must be alike."""
+    asked = {"epochs": options.epochs, "history": options.history, "every_target": options.every_target}
+    summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in ("settings", *asked) if before[key] != summary[key]]
+        if changed:
+            raise LwaError(f"{path} was made with other {', '.join(changed)}: give this run another --name")
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def settings(options: argparse.Namespace) -> ExperimentConfig:
-    """The paper profile on windows as short as the histories that are ranked."""
+    """The paper profile on windows as short as the histories that are ranked, and what --set says."""
     return load_config("paper", {
         "data.name": "Office_Products", "data.root": str(options.root.resolve()), "data.split": "file", "data.k_core": 0,
         "data.max_titles": options.history + 1, "data.context_titles": 2, "evaluation.history_titles": options.history,
         "teacher.next_items": 1, "teacher.head_learning_rate": 1e-3, "distillation.next_items": 1,
-        "distillation.head_learning_rate": 1e-3,
+        "distillation.head_learning_rate": 1e-3, **parse_overrides(options.set),
     })  # fmt: skip
 
 
@@ -240,6 +258,8 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=4, help="of teacher and student")
     parser.add_argument("--history", type=int, default=10, help="newest titles read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.title_limit=40")
+    parser.add_argument("--name", help="of the table; by default that of FOLDER")
     study = Study(parser.parse_args())
     torch.manual_seed(0)
     for system in parser.parse_args().systems:
