@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lwa_helpers.evaluation.statistics import Interval, difference_of_arms, paired_difference, spearman
+from lwa_helpers.evaluation.statistics import difference_of_arms, paired_difference, ratio_of_means, spearman
 
 UPPER_DEPTH = 0.3
+FEWEST = 5  # windows, or layers, that a bootstrap interval is taken over
 GROWING = ("linear", "exponential", "schedule")
 LLAMA = "llama3:latest"
 
@@ -36,15 +37,24 @@ def verdict_of(low: float, high: float, null: float = 0.0) -> str:
     return "refuted" if high < null else "undecided"
 
 
+def unmeasured(sentence: str) -> Verdict:
+    """Return the verdict where there is nothing to judge by."""
+    return Verdict("undecided", np.nan, np.nan, np.nan, "none", 0, sentence)
+
+
 def h1_upper_layers(per_example: np.ndarray, seed: int) -> Verdict:
     """H1: the upper layers have a larger mean trace than the lower ones; ratio above 1.
 
-    per_example (n, L): Fisher trace of each layer for each window.
+    per_example (n, L): Fisher trace of each layer for each window. ValueError on NaN.
     """
-    ratio = layer_contrast(per_example, upper_layers(per_example.shape[1]), seed)
+    n, n_layers = per_example.shape
+    if n < FEWEST or n_layers < 2:
+        return unmeasured(f"{n} windows and {n_layers} layers are too few to tell upper layers from lower ones.")
+    upper = upper_layers(n_layers)
+    ratio = ratio_of_means(per_example[:, upper].mean(1), per_example[:, ~upper].mean(1), seed=seed)
     low, high = ratio.low, ratio.high
     return Verdict(
-        verdict_of(low, high, null=1.0), *ratio, "bootstrap over windows", len(per_example),
+        verdict_of(low, high, null=1.0), *ratio, "bootstrap over windows", n,
         f"An upper layer has {ratio.estimate:.2f} [{low:.2f}, {high:.2f}] times the Fisher trace of a lower one.",
     )
 
@@ -52,8 +62,11 @@ def h1_upper_layers(per_example: np.ndarray, seed: int) -> Verdict:
 def h2_foretells_worth(trace: np.ndarray, harm: np.ndarray, block_influence: np.ndarray, seed: int) -> Verdict:
     """H2: a layer's trace foretells the loss of leaving it out; Spearman's correlation above 0.
 
-    trace, harm (the leave-one-layer-out loss) and the rival block_influence: (L,).
+    trace, harm (the leave-one-layer-out loss) and the rival block_influence: (L,). ValueError on NaN or where all layers
+    are alike.
     """
+    if len(harm) < FEWEST:
+        return unmeasured(f"{len(harm)} layers are too few for a rank correlation.")
     own = spearman(trace, harm, seed=seed)
     rival, depth = (spearman(x, harm, seed=seed).estimate for x in (block_influence, np.arange(len(harm))))
     return Verdict(
@@ -66,9 +79,12 @@ def h2_foretells_worth(trace: np.ndarray, harm: np.ndarray, block_influence: np.
 def h3_growing_weights(ndcg: Mapping[str, np.ndarray], seed: int) -> Verdict:
     """H3: layer weights that grow with depth, pooled, give a better student than uniform ones; difference above 0.
 
-    ndcg: for "uniform" and any of GROWING, NDCG@10 (users, seeds).
+    ndcg: NDCG@10 (users, seeds) of each arm; "uniform" and those of GROWING are looked at.
     """
-    growing = np.mean([ndcg[name] for name in GROWING if name in ndcg], axis=0)
+    grown = [ndcg[name] for name in GROWING if name in ndcg]
+    if not grown or "uniform" not in ndcg:
+        return unmeasured(f"The ablation needs the arm uniform and one of {', '.join(GROWING)}; it has {', '.join(ndcg)}.")
+    growing = np.mean(grown, axis=0)
     pooled = difference_of_arms(growing, ndcg["uniform"], seed=seed)
     users, seeds = growing.shape
     return Verdict(
@@ -89,7 +105,7 @@ def h4_best_teacher(ndcg: Mapping[str, np.ndarray], untuned: Sequence[str], seed
         sentence = "llama3 could not be reached from the machine of this run, so nothing was measured for it."
         if LLAMA in untuned:
             sentence = "llama3 was the only untuned teacher that could be reached, so there is nothing to compare it with."
-        return Verdict("undecided", np.nan, np.nan, np.nan, "none", 0, sentence)
+        return unmeasured(sentence)
     rival = max(rivals, key=lambda name: ndcg[name].mean())
     lead = paired_difference(ndcg[LLAMA], ndcg[rival], seed=seed)
     return Verdict(
@@ -101,16 +117,3 @@ def h4_best_teacher(ndcg: Mapping[str, np.ndarray], untuned: Sequence[str], seed
 def upper_layers(n_layers: int, depth: float = UPPER_DEPTH) -> np.ndarray:
     """Return a mask (L,) of the layers in the top `depth` share of the stack, at least one of them."""
     return np.arange(n_layers) >= n_layers - max(1, round(depth * n_layers))
-
-
-def layer_contrast(per_example: np.ndarray, upper: np.ndarray, seed: int, resamples: int = 2000) -> Interval:
-    """Return the mean trace of an upper layer over that of a lower one, with a 95 % bootstrap interval over examples.
-
-    per_example (n, L): trace of each layer for each example; upper (L,): mask. ValueError on NaN or fewer than two examples.
-    """
-    if len(per_example) < 2 or not np.isfinite(per_example).all():
-        raise ValueError(f"need finite traces of two or more examples, got {len(per_example)} examples")
-    above, below = per_example[:, upper].mean(1), per_example[:, ~upper].mean(1)
-    rows = np.random.default_rng(seed).integers(len(above), size=(resamples, len(above)))
-    low, high = np.quantile(above[rows].mean(1) / below[rows].mean(1), [0.025, 0.975])
-    return Interval(float(above.mean() / below.mean()), float(low), float(high))

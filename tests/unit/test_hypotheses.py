@@ -14,7 +14,6 @@ from lwa_helpers.hypotheses import (
     h2_foretells_worth,
     h3_growing_weights,
     h4_best_teacher,
-    layer_contrast,
     upper_layers,
     verdict_of,
 )
@@ -25,13 +24,10 @@ def test_upper_layers(n_layers, first_upper):
     assert upper_layers(n_layers).nonzero()[0].tolist() == list(range(first_upper, n_layers))
 
 
-def test_layer_contrast():
+def test_h1_is_the_ratio_of_an_upper_layer_to_a_lower_one():
     per_example = np.tile([1.0, 1, 4], (20, 1)) * np.arange(1, 21)[:, None]
-    ratio = layer_contrast(per_example, np.array([False, False, True]), seed=0)
-    assert ratio == pytest.approx((4, 4, 4))
-    noisy = np.random.default_rng(0).exponential(1.0, (400, 4))
-    estimate, low, high = layer_contrast(noisy, np.array([False, False, False, True]), seed=0)
-    assert low < 1 < high and low < estimate < high
+    h1 = h1_upper_layers(per_example, seed=0)
+    assert h1[:4] == ("supported", *[pytest.approx(4)] * 3) and h1.n_units == 20
 
 
 @pytest.mark.parametrize(("low", "high", "null", "verdict"), [
@@ -75,10 +71,21 @@ def test_arms_that_end_up_equal_leave_h3_open(seeds):
     assert h3[:4] == ("undecided", 0, 0, 0) and h3.n_units == 20
 
 
-@pytest.mark.parametrize("per_example", [np.array([[1.0, 1, 1, 5]]), np.array([[1.0, 1, 1, 5], [1, 1, 1, np.nan]])])
-def test_h1_is_not_judged_from_one_window_or_from_what_is_no_number(per_example):
-    with pytest.raises(ValueError, match="two or more"):
-        h1_upper_layers(per_example, seed=0)
+def test_h1_is_not_judged_from_what_is_no_number():
+    with pytest.raises(ValueError, match="finite"):
+        h1_upper_layers(np.where(np.eye(9), np.nan, 1.0), seed=0)
+
+
+@pytest.mark.parametrize(("verdict", "words"), [
+    (lambda: h1_upper_layers(np.ones((4, 9)), seed=0), "4 windows"),
+    (lambda: h1_upper_layers(np.ones((9, 1)), seed=0), "1 layers"),
+    (lambda: h2_foretells_worth(*np.random.default_rng(0).random((3, 4)), seed=0), "4 layers are too few"),
+    (lambda: h3_growing_weights({"uniform": np.ones((9, 1)), "fisher": np.ones((9, 1))}, seed=0), "has uniform, fisher"),
+    (lambda: h3_growing_weights({"linear": np.ones((9, 1))}, seed=0), "needs the arm uniform"),
+])
+def test_a_hypothesis_that_nothing_can_be_said_of_is_undecided(verdict, words):
+    found = verdict()
+    assert found.verdict == "undecided" and found.n_units == 0 and np.isnan(found.effect) and words in found.sentence
 
 
 @pytest.mark.parametrize(("untuned", "words"), [(["a"], "could not be reached"), ([LLAMA], "the only untuned")])
