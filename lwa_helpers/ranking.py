@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers.config import Bf16
-from lwa_helpers.data.windows import Window, collate
+from lwa_helpers.data.windows import Window, check_items, collate, encode
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import LanguageModel, backbone, load_teacher
 from lwa_helpers.precision import autocast
@@ -203,9 +203,7 @@ def title_vectors(
 ) -> Tensor:
     """Return a starting vector for every title, (N, d): its mean final hidden state after `header`, each dimension
     standardised over the catalogue and scaled by INITIAL_SCALE, so that first scores are small beside log popularity."""
-    prefix = tokenizer(header)["input_ids"]
-    texts = [title + "\n" for title in titles]
-    tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    prefix, tokens = encode(tokenizer, header, [title + "\n" for title in titles])
     vectors = torch.empty(len(titles), causal_lm.config.hidden_size)
     by_length = sorted(range(len(titles)), key=lambda i: len(tokens[i]))
     for start in range(0, len(titles), batch_size):
@@ -261,12 +259,16 @@ class ItemRanker:
         Raises LwaError for a title outside the model's cut vocabulary.
         """
         self.model, self.batch_size, self.bf16, self.max_titles = model, batch_size, bf16, max_titles
-        texts = [header, *(title + "\n" for title in titles)]
-        check_covered(tokenizer, texts)
-        self.header, *self.tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        lines = [title + "\n" for title in titles]
+        check_covered(tokenizer, [header, *lines])
+        self.header, self.tokens = encode(tokenizer, header, lines)
 
     def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the score of every item of the catalogue after each history, (B, N) float32."""
+        """Return the score of every item of the catalogue after each history, (B, N) float32.
+
+        Raises ValueError for an item index outside the catalogue.
+        """
+        check_items(histories, len(self.tokens))
         newest = histories
         if self.max_titles is not None:
             newest = [history[max(0, len(history) - self.max_titles) :] for history in histories]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lwa_helpers.data import Interactions, load_amazon, load_movielens
 from lwa_helpers.data.prompts import prompt_for
+from lwa_helpers.data.windows import encode
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
 from lwa_helpers.models import load_teacher
@@ -141,9 +142,8 @@ class CatalogueRanker:
 
     def _tokens(self, shop: Shop, history: Sequence[int]) -> list[int]:
         prompt = prompt_for(shop.data.name)
-        texts = [prompt.header, *(shop.titles[item] + prompt.separator for item in history)]
-        rows = self.lm.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [token for row in rows for token in row]
+        header, rows = encode(self.lm.tokenizer, prompt.header, [shop.titles[item] + prompt.separator for item in history])
+        return header + [token for row in rows for token in row]
 
     @torch.no_grad()
     def _scores(self, rows: Sequence[list[int]]) -> np.ndarray:

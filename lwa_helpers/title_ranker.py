@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from lwa_helpers.data.windows import check_items, encode
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import backbone
 from lwa_helpers.trie import TitleTrie, pieces
@@ -111,9 +112,9 @@ class TitleRanker:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.header, self.titles = header, list(titles)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
-        texts = [title + "\n" for title in self.titles]
-        check_covered(tokenizer, texts)
-        self.tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+        lines = [title + "\n" for title in self.titles]
+        check_covered(tokenizer, lines)
+        self.opening, self.tokens = encode(tokenizer, header, lines)
 
     @cached_property
     def trie(self) -> TitleTrie:
@@ -121,8 +122,15 @@ class TitleRanker:
         return TitleTrie(self.tokens)
 
     def prompt(self, history: Sequence[int]) -> list[int]:
-        """Token ids of header (with the beginning-of-text token where the tokenizer adds one) and history, oldest first."""
-        return self.tokenizer(self.header)["input_ids"] + [token for item in history for token in self.tokens[item]]
+        """Token ids of header (with the beginning-of-text token where the tokenizer adds one) and history, oldest first.
+
+        Raises ValueError for an item index outside the catalogue, and where neither header nor history has a token.
+        """
+        check_items([history], len(self.tokens))
+        ids = self.opening + [token for item in history for token in self.tokens[item]]
+        if not ids:
+            raise ValueError("an empty history needs a header, or there is nothing for the first token to follow")
+        return ids
 
     def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the log-probability of every title of the catalogue after each history, (B, N) float64."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,23 @@ class Window:
     item_labels: list[int]
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, header: str, lines: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the header, after the beginning-of-text token where the tokenizer puts one, and of each line alone.
+
+    Special tokens are neither added to a line nor recognised inside it.
+    """
+    first, *rows = tokenizer([header, *lines], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    begin = [tokenizer.bos_token_id]
+    return (begin if tokenizer("")["input_ids"][:1] == begin else []) + first, rows
+
+
+def check_items(histories: Iterable[Iterable[int]], n_items: int) -> None:
+    """Raise ValueError for an item index that is not one of the catalogue's n_items."""
+    for history in histories:
+        if wrong := [item for item in history if not 0 <= item < n_items]:
+            raise ValueError(f"item {wrong[0]} is outside the catalogue: indices are 0 to {n_items - 1}")
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of the header and of every title of a catalogue, each tokenised once and alone."""
@@ -45,21 +62,19 @@ class Encoded:
     def of(
         cls, interactions: Interactions, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, max_tokens: int | None
     ) -> Encoded:
-        """Tokenise; special tokens are neither added nor recognised inside a title.
+        """Tokenise by `encode`.
 
         Raises LwaError when max_tokens does not hold the header and the two longest titles, which keeps every window
         whole: no title is ever cut.
         """
-        texts = [prompt.header, *(title + prompt.separator for title in interactions.titles)]
-        ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        longest = sorted(map(len, ids[1:]), reverse=True)[:2]
-        needed = len(ids[0]) + sum(longest)
+        header, titles = encode(tokenizer, prompt.header, [title + prompt.separator for title in interactions.titles])
+        needed = len(header) + sum(sorted(map(len, titles), reverse=True)[:2])
         if max_tokens is not None and max_tokens < needed:
             raise LwaError(
                 f"{interactions.name}: {max_tokens} tokens cannot hold the header and the two longest titles; "
                 f"set max_tokens and tokens_per_batch to at least {needed}"
             )
-        return cls(ids[0], ids[1:], {item: i for i, item in enumerate(interactions.item_ids)})
+        return cls(header, titles, {item: i for i, item in enumerate(interactions.item_ids)})
 
     def window(self, user: str, items: Sequence[int], first_target: int, last_text: bool = True) -> Window:
         """The window over item indices `items`, of which items[first_target:] are targets."""

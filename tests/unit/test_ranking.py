@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_lm import TITLES, language_model
+from tiny_lm import TITLES, begin_with_a_token, language_model
 
-from lwa_helpers.data.windows import Window, collate
+from lwa_helpers.data.windows import Window, collate, encode
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import (
     ItemHead,
@@ -20,6 +20,7 @@ from lwa_helpers.ranking import (
     sampled_nll,
     title_vectors,
 )
+from lwa_helpers.title_ranker import TitleRanker
 
 HEADER = "Seen:\n"
 
@@ -110,6 +111,26 @@ def test_histories_are_asked_as_windows_are(lm, ranker):
     windows = [window(lm, history, [-100] * len(history)) for history in histories]
     got = ItemRanker(ranker, lm.tokenizer, HEADER, TITLES, batch_size=2).scores(histories)
     np.testing.assert_allclose(got, rank_catalogue(ranker, windows, 3), atol=1e-4)
+
+
+def test_every_reader_begins_with_the_token_that_the_tokenizer_begins_with():
+    """Once, before the header; without it Llama 3 and Gemma read the first token as they never do."""
+    lm = begin_with_a_token(language_model())
+    history, begin = [2, 0], lm.tokenizer.bos_token_id
+    want = lm.tokenizer(HEADER + "".join(TITLES[item] + "\n" for item in history))["input_ids"]
+    assert want[0] == begin and want.count(begin) == 1
+    header, rows = encode(lm.tokenizer, HEADER, [title + "\n" for title in TITLES])
+    assert header + rows[2] + rows[0] == want == TitleRanker(lm.model, lm.tokenizer, HEADER, TITLES).prompt(history)
+    vectors = title_vectors(lm.model, lm.tokenizer, HEADER, TITLES)
+    ranker = ItemRankingModel(lm.model, ItemHead(vectors * 20, torch.zeros(len(TITLES)))).eval()
+    got = ItemRanker(ranker, lm.tokenizer, HEADER, TITLES).scores([history])
+    np.testing.assert_allclose(got, rank_catalogue(ranker, [Window("u", want, [-100] * len(want))], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [-1, len(TITLES)])
+def test_an_item_outside_the_catalogue_is_refused(lm, ranker, wrong):
+    with pytest.raises(ValueError, match=f"item {wrong} is outside"):
+        ItemRanker(ranker, lm.tokenizer, HEADER, TITLES).scores([[0], [1, wrong]])
 
 
 @pytest.mark.parametrize("newest", [0, 1, 2, 9])

@@ -105,6 +105,15 @@ def test_a_search_leaves_out_items_and_says_when_it_may_have_missed_one():
             ranker.search(HISTORIES, **wrong)
 
 
+def test_nothing_to_read_and_an_item_outside_the_catalogue_are_refused():
+    lm = language_model()
+    with pytest.raises(ValueError, match="needs a header"):
+        TitleRanker(lm.model, lm.tokenizer, "", CATALOGUE).scores([[0], []])
+    for wrong in (-1, len(CATALOGUE)):
+        with pytest.raises(ValueError, match=f"item {wrong} is outside"):
+            ranker_of("llama").scores([[wrong]])
+
+
 def test_no_histories_give_no_rows_and_left_out_items_come_in_a_row_for_each():
     ranker, n = ranker_of("llama"), len(CATALOGUE)
     assert ranker.scores([]).shape == (0, n)

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from tiny_lm import TITLES, language_model
-from tokenizers import processors
-from transformers import PhiConfig, PreTrainedTokenizerFast
+from tiny_lm import TITLES, begin_with_a_token, language_model
+from transformers import PhiConfig
 
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
@@ -97,15 +96,8 @@ def test_a_special_token_that_the_model_has_no_row_for_is_left_out():
     assert same_tokens(full, cut, TEXTS) and len(cut.tokenizer) == cut.model.config.vocab_size
 
 
-def test_a_first_token_set_by_a_sequence_of_processors_is_renumbered():
-    """As Llama 3's tokenizer has it."""
-    full = language_model()
-    raw = full.tokenizer.backend_tokenizer
-    raw.add_special_tokens(["<begin>"])
-    first = processors.TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", raw.token_to_id("<begin>"))])
-    raw.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), first])
-    full.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<begin>", eos_token="<end>")
-    full.model.resize_token_embeddings(len(full.tokenizer))
+def test_a_first_token_is_renumbered():
+    full = begin_with_a_token(language_model())
     cut = trim_vocabulary(full, TEXTS[:1])
     assert same_tokens(full, cut, TEXTS[:1]) and cut.tokenizer("Toy")["input_ids"][0] == cut.tokenizer.bos_token_id
 

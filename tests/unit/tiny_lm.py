@@ -4,7 +4,7 @@ import json
 
 import gguf
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from lwa_helpers.models import LanguageModel
@@ -33,6 +33,17 @@ def language_model(layers=4, hidden=32, seed=0, config=None, **options):
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, **options,
     )
     return LanguageModel("tiny", AutoModelForCausalLM.from_config(config).eval(), tok, "0" * 64)
+
+
+def begin_with_a_token(lm):
+    """Give the model's tokenizer a first token set by a sequence of processors, as Llama 3's has it."""
+    raw = lm.tokenizer.backend_tokenizer
+    raw.add_special_tokens(["<begin>"])
+    first = processors.TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", raw.token_to_id("<begin>"))])
+    raw.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), first])
+    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<begin>", eos_token="<end>", pad_token="<end>")
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    return lm
 
 
 def write_gguf(lm, path, architecture):
