@@ -54,7 +54,7 @@ def fitted_student(
     states = torch.from_numpy(signals.hidden[:, -1].astype(np.float32)).to(student.head.bias.device)
     with torch.no_grad():
         student.head.bias += student.head.table @ student.head.project(states.mean(0))
-        student.head.project.weight *= states.std(0)
+        student.head.project.weight *= states.std(0, correction=min(1, len(states) - 1))
     fit_head(student, loader, head, seed)
     return student
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,36 +14,13 @@ from transformers import TrainingArguments
 from lwa_helpers.config import LossConfig, read_yaml
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
-from lwa_helpers.fisher.losses import counted, read_at
 from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
-from lwa_helpers.ranking import ItemRankingModel
-from lwa_helpers.signals import TeacherSignals, TopLogits, with_rest
+from lwa_helpers.signals import Signals, TeacherSignals, TopLogits, signals, with_rest
 from lwa_helpers.tuning import UNEVEN, RankingTrainer
 from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
 
 NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all
-
-
-@dataclass
-class Signals:
-    """What is compared at the P positions that predict: logits (P, C), loss against the labels, states (P, d) after each layer."""
-
-    logits: Tensor
-    loss: Tensor
-    hidden: list[Tensor]
-
-
-def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
-    """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions."""
-    if isinstance(model, ItemRankingModel):
-        keys = ("input_ids", "attention_mask", "item_labels")
-        out = model(**{key: batch[key] for key in keys}, output_hidden_states=True)
-        return Signals(out.logits, out.loss, list(out.hidden[1:]))
-    kept = counted(batch)
-    logits, out = read_at(model, batch, kept, output_hidden_states=True)
-    loss = F.cross_entropy(logits.float(), batch["labels"][:, 1:][kept])
-    return Signals(logits, loss, [state[:, :-1][kept] for state in out.hidden_states[1:]])
 
 
 def nothing(student: Signals) -> Tensor:
@@ -161,7 +137,7 @@ class DistillationTrainer(RankingTrainer):
         """Raise LwaError for cached signals that were made for another loss or another student."""
         if cache.top_k and cache.temperature != self.loss_config.temperature:
             raise LwaError(
-                f"these teacher signals were cut to {cache.top_k} items at temperature {cache.temperature}, the loss has "
+                f"these teacher signals were cut to {cache.top_k} items or tokens at temperature {cache.temperature}, the loss has "
                 f"{self.loss_config.temperature}: compute them again at that temperature, or with top_k=None"
             )
         if self.weights is not None and cache.hidden.shape[1] != self.n_layers:
@@ -196,13 +172,18 @@ class DistillationTrainer(RankingTrainer):
         return (total, {"logits": student.logits}) if return_outputs else total
 
     def total(self, student: Signals, inputs: dict[str, Tensor], training: bool) -> Tensor:
-        """Return the loss of a batch with labels, a scalar; its terms are noted for the log while training."""
-        teacher_logits, teacher_hidden = self.teacher_signals(inputs)
-        config = self.loss_config
-        parts = {"ce": student.loss}
-        parts["kl"] = kl_divergence(student.logits, teacher_logits, config.temperature)
-        total = (1 - config.alpha) * parts["ce"] + config.alpha * parts["kl"]
-        if self.weights is not None and config.beta > 0:
+        """Return the loss of a batch with labels, a scalar; its terms are noted for the log while training.
+
+        A teacher that the loss does not need is not asked.
+        """
+        config, parts = self.loss_config, {"ce": student.loss}
+        total = (1 - config.alpha) * parts["ce"]
+        matched = self.weights is not None and config.beta > 0
+        if config.alpha > 0 or matched:
+            teacher_logits, teacher_hidden = self.teacher_signals(inputs)
+            parts["kl"] = kl_divergence(student.logits, teacher_logits, config.temperature)
+            total = total + config.alpha * parts["kl"]
+        if matched:
             parts["hidden"] = self.hidden_term(student.hidden, teacher_hidden)
             total = total + config.beta * parts["hidden"]
         if training:
@@ -221,6 +202,8 @@ class DistillationTrainer(RankingTrainer):
     def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Tensor | TopLogits, list[Tensor]]:
         """Return the teacher's logits (P, C), or its TopLogits, and its states at the mapped layers, S tensors (P, d)."""
         if isinstance(self.teacher, TeacherSignals):
+            if "window" not in inputs:
+                raise LwaError('cached teacher signals are found by window: each batch needs "window" (B,), as window_loader gives it')
             return self.teacher.lookup(inputs["window"], self.args.device)
         out, k = signals(self.teacher, inputs), self.loss_config.top_k
         cut = k and k < out.logits.shape[-1]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
@@ -21,12 +22,12 @@ from torch import Tensor, nn
 from lwa_helpers import paths
 from lwa_helpers.config import Bf16
 from lwa_helpers.errors import LwaError
+from lwa_helpers.fisher.losses import counted, read_at
 from lwa_helpers.models import decoder_layers
 from lwa_helpers.precision import autocast, computes_in_bf16
 from lwa_helpers.ranking import ItemRankingModel
 
 Batches = Iterable[dict[str, Tensor]]
-READ = ("input_ids", "attention_mask", "item_labels")
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
 ROWS = 1024  # positions fused at a time
 SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
@@ -34,9 +35,30 @@ FORMAT = 2  # raise it when what is stored, or how it is computed, changes
 
 
 @dataclass
+class Signals:
+    """What is compared at the P positions that predict: logits (P, C), loss against the labels, states (P, d) after each layer."""
+
+    logits: Tensor
+    loss: Tensor
+    hidden: list[Tensor]
+
+
+def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
+    """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions."""
+    if isinstance(model, ItemRankingModel):
+        keys = ("input_ids", "attention_mask", "item_labels")
+        out = model(**{key: batch[key] for key in keys}, output_hidden_states=True)
+        return Signals(out.logits, out.loss, list(out.hidden[1:]))
+    kept = counted(batch)
+    logits, out = read_at(model, batch, kept, output_hidden_states=True)
+    loss = F.cross_entropy(logits.float(), batch["labels"][:, 1:][kept])
+    return Signals(logits, loss, [state[:, :-1][kept] for state in out.hidden_states[1:]])
+
+
+@dataclass
 class TopLogits:
-    """The k most likely items of each position and how likely they are: items (P, k); log_p (P, k+1), the last column the
-    log of the mass of all other items."""
+    """The k most likely items (or tokens) of each position and how likely they are: items (P, k); log_p (P, k+1), the last
+    column the log of the mass of all others."""
 
     items: Tensor
     log_p: Tensor
@@ -56,9 +78,11 @@ def with_rest(log_p: Tensor, items: Tensor) -> Tensor:
 
 
 class TeacherSignals:
-    """A teacher's item logits (P, N), or its k most likely items, and its states at mapped layers (P, S, d), found by window.
+    """A teacher's logits (P, N), or its k most likely outputs, and its states at mapped layers (P, S, d), found by window.
 
-    Arrays of float16 on disk, memory-mapped; positions stand in the order of the windows.
+    The outputs are the items of a ranking model at its item labels, the tokens of a causal LM at its labels: one text has
+    many more of these positions and outputs, for which top_k is meant. Arrays of float16 on disk, memory-mapped; positions
+    stand in the order of the windows.
     """
 
     def __init__(self, directory: Path):
@@ -82,7 +106,7 @@ class TeacherSignals:
 
     @classmethod
     def cached(
-        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], bf16: Bf16, top_k: int | None = None,
+        cls, teacher: nn.Module, batches: Batches, layers: list[int], bf16: Bf16, top_k: int | None = None,
         temperature: float = 1.0,
     ) -> TeacherSignals:
         """Return the signals from the cache folder, where `compute` puts them if they are not there yet.
@@ -92,8 +116,8 @@ class TeacherSignals:
         """
         device = next(teacher.parameters()).device
         bf16 = computes_in_bf16(bf16, device)
-        key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches), layers, bf16, top_k]
-        key += [temperature if top_k else None, device.type, torch.__version__, transformers.__version__]
+        key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches, read_by(teacher))]
+        key += [layers, bf16, top_k, temperature if top_k else None, device.type, torch.__version__, transformers.__version__]
         directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
         if not directory.is_dir():
             cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
@@ -105,31 +129,31 @@ class TeacherSignals:
     @classmethod
     @torch.no_grad()
     def compute(
-        cls, teacher: ItemRankingModel, batches: Batches, layers: list[int], directory: Path, bf16: Bf16,
+        cls, teacher: nn.Module, batches: Batches, layers: list[int], directory: Path, bf16: Bf16,
         top_k: int | None = None, temperature: float = 1.0,
     ) -> TeacherSignals:
         """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its signals in `directory`.
 
-        layers: the teacher layers (1 … L) that student layers are matched to. top_k: keep only the k most likely items at
-        `temperature`; None, or as many as there are, keeps all logits. `batches` is read twice.
+        teacher: a ranking model or a causal LM. layers: those of its layers (1 … L) that student layers are matched to.
+        top_k: keep only the k most likely items or tokens at `temperature`; None, or as many as there are, keeps all logits. `batches` is read twice.
         Raises LwaError for windows out of order, and for batches that are there only once.
         """
         teacher.eval()
-        device, n_items = next(teacher.parameters()).device, len(teacher.head.bias)
-        k = top_k if top_k and top_k < n_items else None
-        starts = _starts(batches)
+        device, n_outputs = next(teacher.parameters()).device, outputs_of(teacher)
+        k = top_k if top_k and top_k < n_outputs else None
+        starts = _starts(batches, isinstance(teacher, ItemRankingModel))
         positions, width = int(starts[-1]), teacher.config.hidden_size
-        shapes = {"logits": (positions, k + 1 if k else n_items), "hidden": (positions, len(layers), width)}
+        shapes = {"logits": (positions, k + 1 if k else n_outputs), "hidden": (positions, len(layers), width)}
         with paths.atomic_write(directory) as folder, _arrays(folder, shapes, k) as arrays:
             at = 0
             for batch in batches:
-                inputs = {key: batch[key].to(device) for key in READ}
+                inputs = {key: batch[key].to(device) for key in read_by(teacher)}
                 with autocast(bf16, device):
-                    out = teacher(**inputs, output_hidden_states=True)
+                    out = signals(teacher, inputs)
                 rows = slice(at, at := at + len(out.logits))
                 said = TopLogits.of(out.logits, k, temperature) if k else None
                 arrays["logits"][rows] = (said.log_p if said else out.logits).half().cpu().numpy()
-                arrays["hidden"][rows] = in_half(torch.stack([out.hidden[layer] for layer in layers], 1)).cpu().numpy()
+                arrays["hidden"][rows] = in_half(torch.stack([out.hidden[layer - 1] for layer in layers], 1)).cpu().numpy()
                 if said:
                     arrays["items"][rows] = said.items.cpu().numpy()
             if at != positions:
@@ -146,13 +170,27 @@ def in_half(states: Tensor) -> Tensor:
     return (states.float() / (largest / torch.finfo(torch.float16).max).clamp_min(1)).half()
 
 
-def _starts(batches: Batches) -> np.ndarray:
-    """First position of every window, and the number of positions: (windows + 1,). Raises LwaError for windows out of order."""
+def read_by(model: nn.Module) -> tuple[str, ...]:
+    """Return what of a batch a model is shown and asked at."""
+    return "input_ids", "attention_mask", "item_labels" if isinstance(model, ItemRankingModel) else "labels"
+
+
+def outputs_of(model: nn.Module) -> int:
+    """Return how many items or tokens a model tells apart."""
+    return len(model.head.bias if isinstance(model, ItemRankingModel) else model.get_output_embeddings().weight)
+
+
+def _starts(batches: Batches, items: bool) -> np.ndarray:
+    """First position of every window, and the number of positions: (windows + 1,). items: positions are those of item labels,
+    else of labels. Raises LwaError for windows out of order."""
     counts: list[int] = []
     for batch in batches:
+        if "window" not in batch:
+            raise LwaError('teacher signals are found by window: each batch needs "window" (B,), as window_loader gives it')
         if batch["window"].tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
             raise LwaError("teacher signals need the windows in order: make the loader with shuffle=False")
-        counts += (batch["item_labels"] != -100).sum(1).tolist()
+        asked = batch["item_labels"] != -100 if items else counted(batch)
+        counts += asked.sum(1).tolist()
     if not counts:
         raise LwaError("teacher signals need at least one window: the loader gave no batch (a generator can be read only once)")
     return np.concatenate([[0], np.cumsum(counts)])
@@ -179,11 +217,11 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def batches_hash(batches: Batches) -> str:
-    """SHA-256 over what a ranking model reads of every batch, padding included."""
+def batches_hash(batches: Batches, keys: Sequence[str]) -> str:
+    """SHA-256 over these tensors of every batch, padding included."""
     digest = hashlib.sha256()
     for batch in batches:
-        for name in READ:
+        for name in keys:
             digest.update(f"{name} {tuple(batch[name].shape)}\n".encode())
             digest.update(batch[name].contiguous().numpy())
     return digest.hexdigest()

@@ -26,7 +26,7 @@ class StandardisedHead(nn.Module):
         super().__init__()
         self.head = head
         self.register_buffer("mean", states.mean(0))
-        self.register_buffer("scale", states.std(0).clamp_min(1e-6))
+        self.register_buffer("scale", states.std(0, correction=min(1, len(states) - 1)).clamp_min(1e-6))
 
     def forward(self, states: Tensor, future: Tensor) -> dict[str, Tensor]:
         """Loss of the targets `future` (P, n) given states (P, d)."""

@@ -102,6 +102,14 @@ def test_cached_signals_equal_the_teachers(pair, tmp_path):
         TeacherSignals.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path / "other", bf16=False)
 
 
+def test_labels_alone_need_no_teacher(pair):
+    teacher, student, lm = pair
+    batch = next(iter(window_loader(windows(lm), 60, 0, seed=3)))
+    trainer = DistillationTrainer(teacher, student, strategy="labels", loss=LOSS)
+    teacher.forward = None  # cannot be called
+    assert trainer.compute_loss(student, batch).item() == pytest.approx(signals(student, batch).loss.item())
+
+
 def test_plain_causal_lms_of_other_widths_train():
     """The bare public call: next-token labels, another width, and the loss falls."""
     teacher, student = language_model(hidden=48), language_model(layers=2, seed=1)

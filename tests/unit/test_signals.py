@@ -135,6 +135,33 @@ def test_the_loss_on_cached_likely_items_is_that_of_the_live_teacher(tmp_path):
         DistillationTrainer(signals, student, strategy="none", loss=LossConfig(alpha=1.0, temperature=1.0, beta=0.0))
 
 
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_a_causal_lm_is_cached_as_it_speaks_at_its_labels(tmp_path, top_k):
+    """The title head's loss: tokens of titles in place of items."""
+    teacher, student = language_model(), language_model(layers=2, seed=1).model
+    data, loss = windows(teacher), LossConfig(alpha=0.7, temperature=2.0, beta=0.5, top_k=top_k)
+    batches = ordered(teacher, data)
+    layers, folder = [2, 4], tmp_path / "s"
+    signals = TeacherSignals.compute(teacher.model, batches, layers, folder, bf16=False, top_k=top_k, temperature=2.0)
+    tokens = sum(len(window.input_ids) - 1 - next(i for i, x in enumerate(window.item_labels) if x != -100) for window in data)
+    assert signals.logits.shape == (tokens, top_k + 1 if top_k else teacher.model.config.vocab_size) and signals.hidden.shape == (tokens, 2, 32)
+    live = DistillationTrainer(teacher, student, strategy="uniform", loss=loss)
+    cached = DistillationTrainer(signals, student, strategy="uniform", loss=loss)
+    for batch in window_loader(data, 60, 0, seed=3):
+        assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=5e-3)
+
+
+def test_batches_that_do_not_say_which_windows_they_hold_are_named(tmp_path):
+    lm = language_model()
+    batches = [{key: value for key, value in batch.items() if key != "window"} for batch in ordered(lm, windows(lm))]
+    with pytest.raises(LwaError, match="window_loader"):
+        TeacherSignals.compute(item_model(lm), batches, [2, 4], tmp_path / "s", bf16=False)
+    signals = TeacherSignals.compute(item_model(lm), ordered(lm, windows(lm)), [2, 4], tmp_path / "s", bf16=False)
+    student = item_model(language_model(layers=2))
+    with pytest.raises(LwaError, match="window_loader"):
+        DistillationTrainer(signals, student, strategy="none").compute_loss(student, batches[0])
+
+
 def test_fused_teachers_are_the_weighted_mean_of_their_probabilities(tmp_path):
     """Two teachers of other widths, one with its texts in another order of tokens: a position is a target in both."""
     small, wide = language_model(), language_model(hidden=48, seed=3)
