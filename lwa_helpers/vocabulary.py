@@ -33,8 +33,10 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
     A text of `texts` gets the same tokens as before (renumbered) because each merge that its tokens are made of is kept. The
     byte or character alphabet and the special tokens stay, so any text can be read and written exactly, but one with another
     word may be cut into smaller tokens than before, on which the model is worse: check_covered refuses it.
-    Raises LwaError for a tokenizer that is not BPE.
+    Raises LwaError for a tokenizer that is not BPE, and for one text in place of several.
     """
+    if isinstance(texts, str):
+        raise LwaError(f"texts must be a list of texts, not the one text {texts[:40]!r}: put it in brackets")
     texts = list(texts)
     spec = json.loads(lm.tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE":

@@ -96,6 +96,11 @@ def test_a_special_token_that_the_model_has_no_row_for_is_left_out():
     assert same_tokens(full, cut, TEXTS) and len(cut.tokenizer) == cut.model.config.vocab_size
 
 
+def test_one_text_is_not_taken_for_a_list_of_letters():
+    with pytest.raises(LwaError, match="list of texts, not the one text 'Heat"):
+        build_student(language_model(), 2, "first", texts="Heat\n")
+
+
 def test_a_first_token_is_renumbered():
     full = begin_with_a_token(language_model())
     cut = trim_vocabulary(full, TEXTS[:1])
