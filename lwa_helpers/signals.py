@@ -46,8 +46,7 @@ class Signals:
 def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
     """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions."""
     if isinstance(model, ItemRankingModel):
-        keys = ("input_ids", "attention_mask", "item_labels")
-        out = model(**{key: batch[key] for key in keys}, output_hidden_states=True)
+        out = model(**{key: batch[key] for key in read_by(model)}, output_hidden_states=True)
         return Signals(out.logits, out.loss, list(out.hidden[1:]))
     kept = counted(batch)
     logits, out = read_at(model, batch, kept, output_hidden_states=True)
