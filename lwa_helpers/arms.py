@@ -20,7 +20,7 @@ from lwa_helpers.distillation import DistillationTrainer, layer_map
 from lwa_helpers.evaluation import top_k
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.models import LanguageModel, decoder_layers
-from lwa_helpers.ranking import ItemRankingModel
+from lwa_helpers.ranking import ItemRankingModel, spread
 from lwa_helpers.signals import TeacherSignals, weights_hash
 from lwa_helpers.student import SCORED, build_student, select_layers
 from lwa_helpers.task import RankingTask
@@ -54,7 +54,7 @@ def fitted_student(
     states = torch.from_numpy(signals.hidden[:, -1].astype(np.float32)).to(student.head.bias.device)
     with torch.no_grad():
         student.head.bias += student.head.table @ student.head.project(states.mean(0))
-        student.head.project.weight *= states.std(0, correction=min(1, len(states) - 1))
+        student.head.project.weight *= spread(states)
     fit_head(student, loader, head, seed)
     return student
 

@@ -16,7 +16,7 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
-from lwa_helpers.signals import Signals, TeacherSignals, TopLogits, signals, with_rest
+from lwa_helpers.signals import Signals, TeacherSignals, TopLogits, signals, windows_of, with_rest
 from lwa_helpers.tuning import UNEVEN, RankingTrainer
 from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
 
@@ -202,9 +202,7 @@ class DistillationTrainer(RankingTrainer):
     def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Tensor | TopLogits, list[Tensor]]:
         """Return the teacher's logits (P, C), or its TopLogits, and its states at the mapped layers, S tensors (P, d)."""
         if isinstance(self.teacher, TeacherSignals):
-            if "window" not in inputs:
-                raise LwaError('cached teacher signals are found by window: each batch needs "window" (B,), as window_loader gives it')
-            return self.teacher.lookup(inputs["window"], self.args.device)
+            return self.teacher.lookup(windows_of(inputs), self.args.device)
         out, k = signals(self.teacher, inputs), self.loss_config.top_k
         cut = k and k < out.logits.shape[-1]
         said = TopLogits.of(out.logits, k, self.loss_config.temperature) if cut else out.logits

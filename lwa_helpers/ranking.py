@@ -215,8 +215,12 @@ def title_vectors(
         own[:, : len(prefix)] = 0
         vectors[chosen] = ((hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)).float().cpu()
     centred = vectors - vectors.mean(0)
-    spread = centred.std(0, correction=min(1, len(titles) - 1))
-    return INITIAL_SCALE * centred / spread.clamp_min(1e-6)
+    return INITIAL_SCALE * centred / spread(centred).clamp_min(1e-6)
+
+
+def spread(rows: Tensor) -> Tensor:
+    """Return the standard deviation of each column of (n, d): (d,), 0 for a single row."""
+    return rows.std(0, correction=min(1, len(rows) - 1))
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:

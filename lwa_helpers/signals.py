@@ -174,6 +174,13 @@ def read_by(model: nn.Module) -> tuple[str, ...]:
     return "input_ids", "attention_mask", "item_labels" if isinstance(model, ItemRankingModel) else "labels"
 
 
+def windows_of(batch: dict[str, Tensor]) -> Tensor:
+    """Return which window each row of a batch is, (B,). Raises LwaError where the batch does not say it."""
+    if "window" not in batch:
+        raise LwaError('teacher signals are found by window: each batch needs "window" (B,), as window_loader gives it')
+    return batch["window"]
+
+
 def outputs_of(model: nn.Module) -> int:
     """Return how many items or tokens a model tells apart."""
     return len(model.head.bias if isinstance(model, ItemRankingModel) else model.get_output_embeddings().weight)
@@ -184,9 +191,7 @@ def _starts(batches: Batches, items: bool) -> np.ndarray:
     else of labels. Raises LwaError for windows out of order."""
     counts: list[int] = []
     for batch in batches:
-        if "window" not in batch:
-            raise LwaError('teacher signals are found by window: each batch needs "window" (B,), as window_loader gives it')
-        if batch["window"].tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
+        if windows_of(batch).tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
             raise LwaError("teacher signals need the windows in order: make the loader with shuffle=False")
         asked = batch["item_labels"] != -100 if items else counted(batch)
         counts += asked.sum(1).tolist()

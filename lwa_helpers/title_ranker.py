@@ -110,11 +110,11 @@ class TitleRanker:
     ):
         """batch_size: histories read together, of like length; tokens_per_batch: of their tries, read at a time."""
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.header, self.titles = header, list(titles)
+        self.titles = list(titles)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         lines = [title + "\n" for title in self.titles]
         check_covered(tokenizer, lines)
-        self.opening, self.tokens = encode(tokenizer, header, lines)
+        self.header, self.tokens = encode(tokenizer, header, lines)
 
     @cached_property
     def trie(self) -> TitleTrie:
@@ -127,7 +127,7 @@ class TitleRanker:
         Raises ValueError for an item index outside the catalogue, and where neither header nor history has a token.
         """
         check_items([history], len(self.tokens))
-        ids = self.opening + [token for item in history for token in self.tokens[item]]
+        ids = self.header + [token for item in history for token in self.tokens[item]]
         if not ids:
             raise ValueError("an empty history needs a header, or there is nothing for the first token to follow")
         return ids

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from lwa_helpers.config import Bf16, TeacherConfig
 from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.precision import autocast
-from lwa_helpers.ranking import ItemHead, ItemRankingModel, future_nll, future_targets
+from lwa_helpers.ranking import ItemHead, ItemRankingModel, future_nll, future_targets, spread
 
 ROWS, DROPOUT = 256, 0.2
 
@@ -26,7 +26,7 @@ class StandardisedHead(nn.Module):
         super().__init__()
         self.head = head
         self.register_buffer("mean", states.mean(0))
-        self.register_buffer("scale", states.std(0, correction=min(1, len(states) - 1)).clamp_min(1e-6))
+        self.register_buffer("scale", spread(states).clamp_min(1e-6))
 
     def forward(self, states: Tensor, future: Tensor) -> dict[str, Tensor]:
         """Loss of the targets `future` (P, n) given states (P, d)."""

@@ -6,7 +6,8 @@
 FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
 row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
-lies beside. What made the rows is in <name>.json; rows of other settings need another name. Settings and epochs are chosen on the validation part; the test part is ranked once, at the end of each system.
+lies beside. What made the rows is in <name>.json; rows of other settings need another name. Settings and epochs are chosen on
+the validation part; the test part is ranked once, at the end of each system.
 `ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
 """
 
