@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
@@ -16,16 +17,36 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
+from lwa_helpers.ranking import future_nll
 from lwa_helpers.signals import Signals, TeacherSignals, TopLogits, signals, windows_of, with_rest
 from lwa_helpers.tuning import UNEVEN, RankingTrainer
 from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
 
+Said = Callable[[slice], Tensor | TopLogits]
 NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all
 
 
 def nothing(student: Signals) -> Tensor:
     """Return the loss of a batch without any label: 0, with a zero gradient for all that the signals depend on."""
     return sum(value.sum() for value in (student.logits, *student.hidden))
+
+
+def output_losses(student: Signals, teacher: Said | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the mean over positions of the cross-entropy with the targets and of the KL to the teacher (0 without), scalars.
+
+    teacher(rows): what it says at these positions. Where they have more logits than may exist at a time, each part's are
+    computed, used, and computed again in the backward pass.
+    """
+
+    def losses(rows: slice) -> Tensor:
+        logits = student.head(student.states[rows])
+        kl = kl_divergence(logits, teacher(rows), temperature) if teacher else logits.new_zeros(())
+        return torch.stack([future_nll(logits, student.targets[rows]), kl]) * (len(logits) / len(student.states))
+
+    first, *others = student.parts()
+    if not others:
+        return losses(first).unbind()
+    return sum(checkpoint(losses, rows, use_reentrant=False) for rows in (first, *others)).unbind()
 
 
 def layer_map(n_student: int, n_teacher: int) -> list[int]:
@@ -167,26 +188,28 @@ class DistillationTrainer(RankingTrainer):
             del self.model.projections  # the student is saved without them
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        student = through(model, self.accelerator.unwrap_model(model), self.student_signals, inputs)
-        total = self.total(student, inputs, model.training) if len(student.logits) else nothing(student)
-        return (total, {"logits": student.logits}) if return_outputs else total
+        total = through(model, self.accelerator.unwrap_model(model), self.total, inputs)
+        return (total, {}) if return_outputs else total
 
-    def total(self, student: Signals, inputs: dict[str, Tensor], training: bool) -> Tensor:
-        """Return the loss of a batch with labels, a scalar; its terms are noted for the log while training.
+    def total(self, student: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, a scalar; its terms are noted for the log while training.
 
         A teacher that the loss does not need is not asked.
         """
-        config, parts = self.loss_config, {"ce": student.loss}
-        total = (1 - config.alpha) * parts["ce"]
+        own, config = self.student_signals(student, inputs), self.loss_config
+        if not len(own.states):
+            return nothing(own)
         matched = self.weights is not None and config.beta > 0
-        if config.alpha > 0 or matched:
-            teacher_logits, teacher_hidden = self.teacher_signals(inputs)
-            parts["kl"] = kl_divergence(student.logits, teacher_logits, config.temperature)
-            total = total + config.alpha * parts["kl"]
+        said, states = self.teacher_signals(inputs) if config.alpha > 0 or matched else (None, [])
+        ce, kl = output_losses(own, said, config.temperature)
+        total, parts = (1 - config.alpha) * ce, {"ce": ce}
+        if said:
+            parts["kl"] = kl
+            total = total + config.alpha * kl
         if matched:
-            parts["hidden"] = self.hidden_term(student.hidden, teacher_hidden)
+            parts["hidden"] = self.hidden_term(own.hidden, states)
             total = total + config.beta * parts["hidden"]
-        if training:
+        if student.training:
             self.parts.append({name: value.detach() for name, value in parts.items()})
         return total
 
@@ -199,14 +222,20 @@ class DistillationTrainer(RankingTrainer):
         return out
 
     @torch.no_grad()
-    def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Tensor | TopLogits, list[Tensor]]:
-        """Return the teacher's logits (P, C), or its TopLogits, and its states at the mapped layers, S tensors (P, d)."""
+    def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Said, list[Tensor]]:
+        """Return what the teacher says at given positions, logits (P, N) or TopLogits, and its states at the mapped layers, (P, d)."""
         if isinstance(self.teacher, TeacherSignals):
-            return self.teacher.lookup(windows_of(inputs), self.args.device)
-        out, k = signals(self.teacher, inputs), self.loss_config.top_k
-        cut = k and k < out.logits.shape[-1]
-        said = TopLogits.of(out.logits, k, self.loss_config.temperature) if cut else out.logits
-        return said, [out.hidden[layer - 1] for layer in self.map]
+            said, states = self.teacher.lookup(windows_of(inputs), self.args.device)
+            return said.__getitem__, states
+        out, loss = signals(self.teacher, inputs), self.loss_config
+
+        @torch.no_grad()
+        def say(rows: slice) -> Tensor | TopLogits:
+            logits = out.head(out.states[rows])
+            cut = loss.top_k and loss.top_k < logits.shape[-1]
+            return TopLogits.of(logits, loss.top_k, loss.temperature) if cut else logits
+
+        return say, [out.hidden[layer - 1] for layer in self.map]
 
     def hidden_term(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Return the mean over the student's layers of weight times distance; a layer that is not matched has weight 0."""

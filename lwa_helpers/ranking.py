@@ -45,12 +45,10 @@ class ItemHead(nn.Module):
 
 @dataclass
 class RankingOutput:
-    """loss: mean NLL over targets, or None; logits (P, N) at the P labelled positions, None where the loss was sampled;
-    hidden: L+1 tensors (P, d) or None."""
+    """loss: mean NLL over targets, or None; logits (P, N) at the P labelled positions, None where the loss was sampled."""
 
     loss: Tensor | None
     logits: Tensor | None
-    hidden: tuple[Tensor, ...] | None = None
 
 
 class ItemRankingModel(nn.Module):
@@ -70,22 +68,16 @@ class ItemRankingModel(nn.Module):
         return self.causal_lm.config
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, item_labels: Tensor, labels: Tensor | None = None,
-        output_hidden_states: bool = False,
+        self, input_ids: Tensor, attention_mask: Tensor, item_labels: Tensor, labels: Tensor | None = None
     ) -> RankingOutput:
         """Score every item at each position of (B, T) whose item_labels is not -100; `labels` (title tokens) are not read."""
-        out = backbone(self.causal_lm)(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states
-        )
         at = item_labels != -100
-        sampled = self.training and self.softmax_items and len(self.head.bias) > self.softmax_items
-        if sampled and not output_hidden_states and at.any():  # distillation, which asks for states, needs all logits
+        states = self.last_hidden(input_ids, attention_mask)[at]
+        if self.training and self.softmax_items and len(self.head.bias) > self.softmax_items and at.any():
             future = future_targets(item_labels, self.next_items)
-            return RankingOutput(sampled_nll(self.head, out.last_hidden_state[at], future, self.softmax_items), None)
-        logits = self.head(out.last_hidden_state[at])
-        loss = next_items_loss(logits, item_labels, self.next_items) if at.any() else None
-        hidden = tuple(state[at] for state in out.hidden_states) if output_hidden_states else None
-        return RankingOutput(loss, logits, hidden)
+            return RankingOutput(sampled_nll(self.head, states, future, self.softmax_items), None)
+        logits = self.head(states)
+        return RankingOutput(next_items_loss(logits, item_labels, self.next_items) if at.any() else None, logits)
 
     def gradient_checkpointing_enable(self, **options) -> None:
         """Compute activations again in the backward pass; Trainer calls it when its arguments say so."""

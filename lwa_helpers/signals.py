@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
@@ -22,36 +21,51 @@ from torch import Tensor, nn
 from lwa_helpers import paths
 from lwa_helpers.config import Bf16
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher.losses import counted, read_at
-from lwa_helpers.models import decoder_layers
+from lwa_helpers.fisher.losses import counted, states_at
+from lwa_helpers.models import backbone, decoder_layers
 from lwa_helpers.precision import autocast, computes_in_bf16
-from lwa_helpers.ranking import ItemRankingModel
+from lwa_helpers.ranking import ItemRankingModel, future_targets
 
 Batches = Iterable[dict[str, Tensor]]
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
 ROWS = 1024  # positions fused at a time
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
 FORMAT = 2  # raise it when what is stored, or how it is computed, changes
 
 
 @dataclass
 class Signals:
-    """What is compared at the P positions that predict: logits (P, C), loss against the labels, states (P, d) after each layer."""
+    """What is compared at the P positions that predict: logits head(states) (P, N), which need not exist all at once, the
+    targets (P, n) of each, -100 where it has fewer, and the states (P, d) after each layer."""
 
-    logits: Tensor
-    loss: Tensor
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+    targets: Tensor
     hidden: list[Tensor]
+
+    @property
+    def logits(self) -> Tensor:
+        return self.head(self.states)
+
+    @torch.no_grad()
+    def parts(self) -> list[slice]:
+        """The positions in parts that have at most LOGITS_AT_ONCE logits (or are a single position)."""
+        size = max(1, LOGITS_AT_ONCE // self.head(self.states[:1]).shape[-1])
+        return [slice(start, min(start + size, len(self.states))) for start in range(0, len(self.states), size)]
 
 
 def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
     """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions."""
     if isinstance(model, ItemRankingModel):
-        out = model(**{key: batch[key] for key in read_by(model)}, output_hidden_states=True)
-        return Signals(out.logits, out.loss, list(out.hidden[1:]))
+        inputs, at = {key: batch[key] for key in ("input_ids", "attention_mask")}, batch["item_labels"] != -100
+        out = backbone(model.causal_lm)(**inputs, output_hidden_states=True)
+        targets, states = future_targets(batch["item_labels"], model.next_items), out.last_hidden_state[at]
+        return Signals(states, model.head, targets, [state[at] for state in out.hidden_states[1:]])
     kept = counted(batch)
-    logits, out = read_at(model, batch, kept, output_hidden_states=True)
-    loss = F.cross_entropy(logits.float(), batch["labels"][:, 1:][kept])
-    return Signals(logits, loss, [state[:, :-1][kept] for state in out.hidden_states[1:]])
+    states, head, out = states_at(model, batch, kept, output_hidden_states=True)
+    hidden = [state[:, :-1][kept] for state in out.hidden_states[1:]]
+    return Signals(states, head, batch["labels"][:, 1:][kept][:, None], hidden)
 
 
 @dataclass
@@ -61,6 +75,9 @@ class TopLogits:
 
     items: Tensor
     log_p: Tensor
+
+    def __getitem__(self, rows: slice) -> TopLogits:
+        return TopLogits(self.items[rows], self.log_p[rows])
 
     @classmethod
     def of(cls, logits: Tensor, k: int, temperature: float) -> TopLogits:
@@ -149,12 +166,14 @@ class TeacherSignals:
                 inputs = {key: batch[key].to(device) for key in read_by(teacher)}
                 with autocast(bf16, device):
                     out = signals(teacher, inputs)
-                rows = slice(at, at := at + len(out.logits))
-                said = TopLogits.of(out.logits, k, temperature) if k else None
-                arrays["logits"][rows] = (said.log_p if said else out.logits).half().cpu().numpy()
+                    for part in out.parts():
+                        rows, logits = slice(at + part.start, at + part.stop), out.head(out.states[part])
+                        said = TopLogits.of(logits, k, temperature) if k else None
+                        arrays["logits"][rows] = (said.log_p if said else logits).half().cpu().numpy()
+                        if said:
+                            arrays["items"][rows] = said.items.cpu().numpy()
+                rows = slice(at, at := at + len(out.states))
                 arrays["hidden"][rows] = in_half(torch.stack([out.hidden[layer - 1] for layer in layers], 1)).cpu().numpy()
-                if said:
-                    arrays["items"][rows] = said.items.cpu().numpy()
             if at != positions:
                 raise LwaError(f"teacher signals: {positions} positions at first, then {at}: a generator can be read only once")
             np.save(folder / "starts.npy", starts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from lwa_helpers.fisher.kernels import wide
 
 IGNORED = -100
 CHUNK = 64  # positions whose logits are looked at together: they stay in the cache
+TRANSFORMING: WeakSet[nn.Module] = WeakSet()  # models seen to say something else than their head does
 
 
 def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -98,6 +101,32 @@ def read_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options:
         return out.logits.flatten(0, 1), out
     finally:
         handle.remove()
+
+
+def states_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options: bool) -> tuple[Tensor, Callable, Any]:
+    """States (P, d) that the head reads at the P kept positions, the head, and all else that the model returns.
+
+    So that logits need not exist all at once. Of a model without a head of its own, or that transforms what its head says
+    (Gemma 2 caps it, Granite scales it; one position tells), the logits (P, V) and the identity.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and model not in TRANSFORMING and kept.any():
+        read = []
+
+        def one(_head: nn.Module, args: tuple) -> tuple:
+            read.append(args[0][:, :-1][kept])
+            return (read[0][None, :1],)
+
+        handle = head.register_forward_pre_hook(one)
+        try:
+            out = model(**_inputs(model, batch), **options)
+        finally:
+            handle.remove()
+        if torch.equal(out.logits.float(), head(read[0][None, :1]).float()):
+            return read[0], head, out
+        TRANSFORMING.add(model)
+    logits, out = read_at(model, batch, kept, **options)
+    return logits, nn.Identity(), out
 
 
 def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
