@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from lwa_helpers import paths
 from lwa_helpers.config import Bf16
+from lwa_helpers.data.windows import Window
 from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import Baseline
 from lwa_helpers.fisher.losses import counted, states_at
 from lwa_helpers.models import backbone, decoder_layers
 from lwa_helpers.precision import autocast, computes_in_bf16
@@ -250,6 +252,27 @@ def batches_hash(batches: Batches, keys: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def recommender_signals(
+    recommender: Baseline, windows: Sequence[Window], like: TeacherSignals, directory: Path, scale: float = 1.0
+) -> TeacherSignals:
+    """Write what a recommender without a language model (SASRec, EASE) says on the windows of `like`, whose states it borrows.
+
+    Logits are scale times its scores, given the items that each window shows. Raises LwaError for other windows, and where
+    `like` was cut to top_k.
+    """
+    histories = [history for window in windows for history in window.histories()]
+    if len(histories) != int(like.starts[-1]):
+        raise LwaError(f"these windows have {len(histories)} targets, the signals {like.starts[-1]}: give the same windows")
+    if like.items is not None:
+        raise LwaError("signals that a recommender is to be beside need all logits: compute them with top_k=None")
+    shape = len(histories), like.logits.shape[1]
+    with paths.atomic_write(directory) as folder, _arrays(folder, {"logits": shape}, None) as arrays:
+        for start in range(0, len(histories), ROWS):
+            arrays["logits"][start : start + ROWS] = scale * recommender.scores(histories[start : start + ROWS])
+        _copy_all_but_logits(like, folder)
+    return TeacherSignals(directory)
+
+
 def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path) -> TeacherSignals:
     """Write several teachers' signals as one: item probabilities are the weighted mean of theirs, states the first one's.
 
@@ -271,6 +294,10 @@ def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory:
             rows = slice(start, start + ROWS)
             parts = [torch.from_numpy(np.array(s.logits[rows])).float().softmax(-1) * w for s, w in zip(signals, share.tolist())]
             arrays["logits"][rows] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
-        for name in ("hidden.npy", "starts.npy", "meta.json"):
-            shutil.copyfile(first.directory / name, folder / name)
+        _copy_all_but_logits(first, folder)
     return TeacherSignals(directory)
+
+
+def _copy_all_but_logits(signals: TeacherSignals, folder: Path) -> None:
+    for name in ("hidden.npy", "starts.npy", "meta.json"):
+        shutil.copyfile(signals.directory / name, folder / name)

@@ -26,11 +26,18 @@ class Window:
 
     input_ids: the header's tokens, then each title's, oldest first; a title's last token is its separator.
     item_labels, same length: at a title's last token the index of the next item, -100 elsewhere and on context.
+    items: those of the window in order, shown or asked for.
     """
 
     user_id: str
     input_ids: list[int]
     item_labels: list[int]
+    items: tuple[int, ...] = ()
+
+    def histories(self) -> list[list[int]]:
+        """The items of the window before each of its targets, for recommenders that read no text."""
+        targets = sum(label != IGNORE for label in self.item_labels)
+        return [list(self.items[:place]) for place in range(len(self.items) - targets, len(self.items))]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, header: str, lines: Sequence[str]) -> tuple[list[int], list[list[int]]]:
@@ -87,7 +94,7 @@ class Encoded:
             labels += [IGNORE] * (len(tokens) - 1) + [target]
         if first_target == 0:
             labels[len(self.header) - 1] = items[0]
-        return Window(user, ids, labels)
+        return Window(user, ids, labels, tuple(items))
 
     def start(self, items: Sequence[int], end: int, max_titles: int, max_tokens: int | None) -> int:
         """First place s such that items[s:end] keeps to both budgets, whole titles only."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lwa_helpers.evaluation.baselines import EASE, ItemKNN, Popularity, RecentPopularity, Tuned, tune
+from lwa_helpers.evaluation.calibration import fitted_scale
 from lwa_helpers.evaluation.metrics import (
     bias_frame,
     coverage_at_k,
@@ -49,6 +50,7 @@ __all__ = [
     "difference_of_arms",
     "difference_over_seeds",
     "effect_size",
+    "fitted_scale",
     "hit_rate_at_k",
     "holm",
     "kendall_tau",

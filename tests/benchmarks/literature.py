@@ -1,4 +1,4 @@
-"""Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer student.
+"""Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer students.
 
     python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--epochs 4] [--history 10]
         [--every-target] [--set data.title_limit=40 …] [--name NAME]
@@ -7,7 +7,8 @@ FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
 row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
 lies beside. What made the rows is in <name>.json; rows of other settings need another name. Settings and epochs are chosen on
-the validation part; the test part is ranked once, at the end of each system.
+the validation part; the test part is ranked once, at the end of each system. `fused` is a student like `student`, taught by the
+teacher, SASRec and EASE together, weighted by their validation NDCG@10.
 `ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
 """
 
@@ -40,6 +41,7 @@ from lwa_helpers.evaluation import (
     RecentPopularity,
     SASRec,
     cases,
+    fitted_scale,
     hit_rate_at_k,
     mean_interval,
     ndcg_at_k,
@@ -51,7 +53,7 @@ from lwa_helpers.evaluation import (
 from lwa_helpers.models import decoder_layers, load_teacher
 from lwa_helpers.paths import RESULTS, atomic_write
 from lwa_helpers.ranking import ItemRanker, ItemRankingModel, load_item_ranker
-from lwa_helpers.signals import TeacherSignals
+from lwa_helpers.signals import TeacherSignals, fuse, recommender_signals
 from lwa_helpers.student import trim_vocabulary
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
@@ -132,7 +134,7 @@ class Study:
         for epoch in range(1, self.epochs + 1):
             if not self.table.has(name, "valid", epoch):
                 start = time.perf_counter()
-                model, task = (self.teacher if name == "teacher" else self.student)(epoch)
+                model, task = self.teacher(epoch) if name == "teacher" else self.student(name, epoch)
                 model.save(self.checkpoint(name, epoch), task.lm.tokenizer, self.data.item_ids)
                 both = both_ranks(self.ranker(model, task), self.valid)
                 self.table.add(name, "valid", *both, epoch=epoch, seconds=time.perf_counter() - start)
@@ -166,19 +168,19 @@ class Study:
         RankingTrainer(model, arguments, loader, self.fall(epoch) * section.head_learning_rate).train()
         return model, task
 
-    def student(self, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
-        """One epoch more of the student: first layers of the best teacher, distilled from what it says."""
+    def student(self, name: str, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
+        """One epoch more of a student: first layers of the best teacher, distilled from what it says, alone or fused."""
         section, (teacher, task, windows, ordered, signals) = self.config.distillation, self.taught
         lm = task.lm
         if epoch == 1:
             student = fitted_student(teacher, signals, lm, section, self.config.teacher, ordered, 0)
         else:
-            before, _ = load_item_ranker(self.checkpoint("student", epoch - 1))
+            before, _ = load_item_ranker(self.checkpoint(name, epoch - 1))
             student = ItemRankingModel(before.causal_lm, before.head, section.next_items)
             student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
         loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, seed=epoch)
         DistillationTrainer(
-            signals, student, None, "uniform", section.loss, self.arguments(section, len(loader), epoch), loader=loader,
+            self.fused_signals if name == "fused" else signals, student, None, "uniform", section.loss, self.arguments(section, len(loader), epoch), loader=loader,
             head_learning_rate=self.fall(epoch) * section.head_learning_rate,
         ).train()
         return student, task
@@ -194,6 +196,24 @@ class Study:
         layers, folder = layer_map(section.n_layers, len(decoder_layers(teacher))), self.table.folder / "signals"
         signals = TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
         return teacher, task, windows, ordered, signals
+
+    @cached_property
+    def fused_signals(self) -> TeacherSignals:
+        """What the teacher, SASRec and EASE say together: each as sure as fits the validation part, weighted by its NDCG@10 there."""
+        _, _, windows, _, signals = self.taught
+        parts, valid = [signals], self.table.frame.query("system == 'teacher' and part == 'valid'")
+        weights = [valid.ndcg.astype(float).max()]
+        for name in ("sasrec", "ease"):
+            if not self.table.has(name, "test"):
+                raise LwaError(f"fused needs the tuned {name}: run --systems {name} first")
+            tuned = json.loads(self.table.frame.query("system == @name").settings.iloc[0])
+            system = BASELINES[name][0](**tuned).fit(self.data)
+            scale = fitted_scale(system.scores(self.valid.histories), self.valid.targets)
+            weights.append(ndcg_at_k(both_ranks(system, self.valid)[0], 10).mean())
+            folder = self.table.folder / f"signals_{name}"
+            parts.append(recommender_signals(system, windows, signals, folder, scale))
+            print(f"{name}: scores times {scale:.3g}, weight {weights[-1]:.4f} beside {weights[0]:.4f} of the teacher", flush=True)
+        return fuse(parts, weights, self.table.folder / "signals_fused")
 
     def task(self, lm) -> RankingTask:
         return RankingTask(self.data, lm, self.config.data, self.config.evaluation, 0)
@@ -254,7 +274,7 @@ def settings(options: argparse.Namespace) -> ExperimentConfig:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
-    everything = [*BASELINES, "teacher", "student"]
+    everything = [*BASELINES, "teacher", "student", "fused"]
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
     parser.add_argument("--epochs", type=int, default=4, help="of teacher and student")
     parser.add_argument("--history", type=int, default=10, help="newest titles read")

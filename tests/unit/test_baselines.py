@@ -18,6 +18,7 @@ from lwa_helpers.evaluation import (
     RecentPopularity,
     SASRec,
     cases,
+    fitted_scale,
     hit_rate_at_k,
     ndcg_at_k,
     ranks,
@@ -302,3 +303,13 @@ def test_item_without_interactions_and_empty_history_are_scored():
         scores = model.fit(data).scores([[3], []])
         assert scores.shape == (2, 4) and np.isfinite(scores).all()
         assert 1 <= ranks(model, asked)[0] <= 4
+
+
+def test_the_fitted_scale_is_the_one_that_scores_were_made_with():
+    """Targets drawn from softmax(3 x): the scale of x that is most likely is 3; of x / 3 it is 9."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(4000, 6))
+    p = np.exp(3 * scores) / np.exp(3 * scores).sum(1, keepdims=True)
+    targets = (rng.random((4000, 1)) > p.cumsum(1)).sum(1)
+    assert fitted_scale(scores, targets) == pytest.approx(3, rel=0.05)
+    assert fitted_scale(scores / 3, targets) == pytest.approx(3 * fitted_scale(scores, targets), rel=1e-3)

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from test_distillation import item_model, windows
-from tiny_lm import language_model
+from tiny_lm import TITLES, language_model
 
 import lwa_helpers.signals as signals_module
 from lwa_helpers import DistillationTrainer, paths
 from lwa_helpers.config import LossConfig
+from lwa_helpers.data.windows import Encoded
 from lwa_helpers.distillation import kl_divergence
 from lwa_helpers.errors import LwaError
-from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, fuse, in_half
+from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, fuse, in_half, recommender_signals
 from lwa_helpers.tuning import window_loader
 
 
@@ -176,6 +177,34 @@ def test_fused_teachers_are_the_weighted_mean_of_their_probabilities(tmp_path):
     student = item_model(language_model(layers=2), seed=1)
     trainer = DistillationTrainer(fused, student, strategy="uniform")
     assert np.isfinite(trainer.compute_loss(student, next(iter(ordered(small)))).item())
+
+
+class Counting:
+    """Scores an item by how often it stands in the history, and 10 for the newest."""
+
+    def scores(self, histories):
+        return np.array([[h.count(item) + 10.0 * (h[-1:] == [item]) for item in range(len(TITLES))] for h in histories])
+
+
+def test_a_recommender_speaks_at_the_targets_of_the_windows_from_the_items_they_show(tmp_path):
+    """Two users by hand; the second's first title is a target too, with nothing before it."""
+    lm = language_model()
+    encoded = Encoded([1, 2], [lm.tokenizer(title + "\n")["input_ids"] for title in TITLES], {})
+    data = [encoded.window("u", [4, 2, 4, 7, 1], 3, last_text=False), encoded.window("v", [3, 5], 0, last_text=False)]
+    assert [window.histories() for window in data] == [[[4, 2, 4], [4, 2, 4, 7]], [[], [3]]]
+    like = TeacherSignals.compute(item_model(lm), ordered(lm, data), [2, 4], tmp_path / "like", bf16=False)
+    got = recommender_signals(Counting(), data, like, tmp_path / "said", scale=0.5)
+    want = np.zeros((4, len(TITLES)))
+    want[0, [4, 2]], want[1, [4, 2, 7]], want[3, 3] = [6, 0.5], [1, 0.5, 5.5], 5.5
+    np.testing.assert_array_equal(got.logits, want)
+    np.testing.assert_array_equal(got.hidden, like.hidden)
+    both = fuse([like, got], [1, 1], tmp_path / "both")
+    assert both.logits.shape == like.logits.shape
+    with pytest.raises(LwaError, match="have 2 targets, the signals 4"):
+        recommender_signals(Counting(), data[:1], like, tmp_path / "few")
+    cut = TeacherSignals.compute(item_model(lm), ordered(lm, data), [2, 4], tmp_path / "cut", bf16=False, top_k=2)
+    with pytest.raises(LwaError, match="top_k=None"):
+        recommender_signals(Counting(), data, cut, tmp_path / "other")
 
 
 def test_signals_that_cannot_be_fused_are_named(tmp_path):
