@@ -74,20 +74,27 @@ def matched_layers(n_layers: int, match: str) -> np.ndarray:
 
 
 def through(wrapped: nn.Module, model: nn.Module, function: Callable, *args):
-    """Return function(model, *args), computed inside the forward pass of `wrapped`, which may be `model` in a wrapper.
+    """Return function(model, *args), computed inside the forward pass of `wrapped`: `model`, maybe in a wrapper.
 
-    DistributedDataParallel and FSDP gather gradients only for what happens inside their forward pass.
+    DistributedDataParallel and FSDP, which wraps a model or hooks into it, gather weights and gradients only for what
+    happens inside their forward pass.
     """
-    if wrapped is model:
-        return function(model, *args)
-    forward = model.forward
+    own = model.__dict__.get("forward")
+
+    def restore() -> None:
+        model.__dict__.pop("forward", None)
+        if own is not None:
+            model.forward = own
 
     def redirected(*inputs):
-        model.forward = forward
+        restore()
         return function(model, *inputs)
 
     model.forward = redirected
-    return wrapped(*args)
+    try:
+        return wrapped(*args)
+    finally:
+        restore()
 
 
 def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -58,7 +58,10 @@ class Signals:
 
 
 def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
-    """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions."""
+    """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions.
+
+    Hooks of the model itself do not run: one that is sharded is to be asked inside its own forward pass.
+    """
     if isinstance(model, ItemRankingModel):
         inputs, at = {key: batch[key] for key in ("input_ids", "attention_mask")}, batch["item_labels"] != -100
         out = backbone(model.causal_lm)(**inputs, output_hidden_states=True)

@@ -83,8 +83,10 @@ def counted(batch: dict[str, Tensor]) -> Tensor:
     return kept
 
 
-def read_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options: bool) -> tuple[Tensor, Any]:
-    """Logits (P, V) of the P kept positions, and all else that the model returns when called with `options`.
+def read_at(
+    model: nn.Module, batch: dict[str, Tensor], kept: Tensor, call: Callable | None = None, **options: bool
+) -> tuple[Tensor, Any]:
+    """Logits (P, V) of the P kept positions, and all else that `call`, by default the model, returns with `options`.
 
     The head sees only those positions, whatever the model does with its output.
     """
@@ -93,18 +95,18 @@ def read_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options:
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
-        out = model(**_inputs(model, batch), **options)
+        out = (call or model)(**_inputs(model, batch), **options)
         return out.logits[:, :-1][kept], out
     handle = head.register_forward_pre_hook(pack)
     try:
-        out = model(**_inputs(model, batch), **options)
+        out = (call or model)(**_inputs(model, batch), **options)
         return out.logits.flatten(0, 1), out
     finally:
         handle.remove()
 
 
 def states_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options: bool) -> tuple[Tensor, Callable, Any]:
-    """States (P, d) that the head reads at the P kept positions, the head, and all else that the model returns.
+    """States (P, d) that the head reads at the P kept positions, the head, and all else that the model's forward returns.
 
     So that logits need not exist all at once. Of a model without a head of its own, or that transforms what its head says
     (Gemma 2 caps it, Granite scales it; one position tells), the logits (P, V) and the identity.
@@ -119,13 +121,13 @@ def states_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **option
 
         handle = head.register_forward_pre_hook(one)
         try:
-            out = model(**_inputs(model, batch), **options)
+            out = model.forward(**_inputs(model, batch), **options)
         finally:
             handle.remove()
         if torch.equal(out.logits.float(), head(read[0][None, :1]).float()):
             return read[0], head, out
         TRANSFORMING.add(model)
-    logits, out = read_at(model, batch, kept, **options)
+    logits, out = read_at(model, batch, kept, model.forward, **options)
     return logits, nn.Identity(), out
 
 

@@ -11,16 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.smoke
-SCRIPT = Path(__file__).with_name("train_tiny.py")
+SCRIPT, SHARDED = (Path(__file__).with_name(name) for name in ("train_tiny.py", "train_sharded.py"))
 TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
        "--dynamo_backend", "no", "--main_process_port", "0"]  # without a GPU the two processes talk through gloo
 
 
-def run(*arguments, launcher=()):
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+
+
+def run(*arguments, launcher=(), script=SCRIPT):
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), *sys.path])
     }
-    command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, *launcher, str(script), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -45,3 +48,14 @@ def test_two_processes_equal_one_with_twice_the_batches_a_step(tmp_path):
     assert got.pop("processes") == 2 and want.pop("processes") == 1
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, rtol=0, atol=1e-5)
+
+
+def test_a_sharded_student_has_the_loss_and_the_gradients_of_a_whole_one(tmp_path):
+    """FSDP over two processes, which average their gradients: the mean over the batches of one process without it."""
+    for name, launcher in (("two", TORCHRUN), ("one", ())):
+        done = run(tmp_path / name, launcher=launcher, script=SHARDED)
+        assert done.returncode == 0, done.stderr
+    got, want = load_file(tmp_path / "two"), load_file(tmp_path / "one")
+    assert got.keys() == want.keys() and len(want) > 40 and any(value.any() for value in want.values())
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
