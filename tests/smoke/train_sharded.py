@@ -29,7 +29,7 @@ def gradients(head: str, teacher: torch.nn.Module, student: torch.nn.Module, bat
             fully_shard(layer)
         fully_shard(student, reshard_after_forward=True)  # as accelerate does
     trainer = DistillationTrainer(teacher, student, strategy="linear")
-    mine = batches[int(os.environ.get("RANK", 0)) :: world]
+    mine = batches[int(os.environ.get("RANK", "0")) :: world]
     total = torch.zeros(())
     for batch in mine:
         loss = trainer.compute_loss(student, batch) / len(mine)
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     out = gradients("title in parts", lm.model, language_model(layers=2, seed=1).model, batches) | out
     signals.LOGITS_AT_ONCE = 2**25
     out |= gradients("item", item_model(lm), item_model(language_model(layers=2, seed=1), seed=1), batches)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if int(os.environ.get("RANK", "0")) == 0:
         save_file(out, sys.argv[1])
     if dist.is_initialized():
         dist.destroy_process_group()
