@@ -50,7 +50,6 @@ class Signals:
     def logits(self) -> Tensor:
         return self.head(self.states)
 
-    @torch.no_grad()
     def parts(self) -> list[slice]:
         """The positions in parts that have at most LOGITS_AT_ONCE logits (or are a single position)."""
         size = max(1, LOGITS_AT_ONCE // self.head(self.states[:1]).shape[-1])

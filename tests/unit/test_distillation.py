@@ -145,6 +145,20 @@ def test_logits_in_parts_give_the_same_loss_and_gradients(monkeypatch, tmp_path,
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
+def test_in_bfloat16_every_trained_weight_has_its_gradient(pair):
+    """Autocast keeps the weights that it has cast: were the head asked without gradients before, it would never learn."""
+    teacher, student, lm = pair
+    batch = next(iter(window_loader(windows(lm), 999, 0, 0, shuffle=False)))
+    trainer = DistillationTrainer(teacher, student, strategy="uniform", loss=LOSS)
+    found = []
+    for enabled in (False, True):
+        student.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            trainer.compute_loss(student, batch).backward()
+        found.append({name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()})
+    assert found[0] == found[1] >= {"head.table", "head.project.weight"}
+
+
 def test_labels_alone_need_no_teacher(pair):
     teacher, student, lm = pair
     batch = next(iter(window_loader(windows(lm), 60, 0, seed=3)))
