@@ -130,8 +130,10 @@ class Study:
         self.table.add(name, "test", *both, seconds=time.perf_counter() - start, settings=json.dumps(tuned.settings))
 
     def model(self, name: str) -> None:
-        """Train teacher or student epoch by epoch, each a row; then rank test with the epoch that is best on valid."""
+        """Train teacher or student epoch by epoch, each a row, until one is worse on valid; then rank test with the best one."""
         for epoch in range(1, self.epochs + 1):
+            if epoch > 1 and self.best(name) < epoch - 1:
+                break
             if not self.table.has(name, "valid", epoch):
                 start = time.perf_counter()
                 model, task = self.teacher(epoch) if name == "teacher" else self.student(name, epoch)
@@ -276,7 +278,7 @@ if __name__ == "__main__":
     parser.add_argument("--root", type=Path, required=True)
     everything = [*BASELINES, "teacher", "student", "fused"]
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
-    parser.add_argument("--epochs", type=int, default=4, help="of teacher and student")
+    parser.add_argument("--epochs", type=int, default=4, help="of teacher and students, at most")
     parser.add_argument("--history", type=int, default=10, help="newest titles read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.title_limit=40")
