@@ -1,7 +1,7 @@
 """Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer students.
 
-    python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--epochs 4] [--history 10]
-        [--every-target] [--set data.title_limit=40 …] [--name NAME]
+    python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--history 10] [--every-target]
+        [--set teacher.epochs=1 …] [--name NAME]
 
 FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
@@ -25,11 +25,12 @@ import numpy as np
 import pandas as pd
 import torch
 from row_file import RowFile
+from transformers import TrainingArguments
 
 from lwa_helpers import manifest
 from lwa_helpers.arms import fitted_student
 from lwa_helpers.cli import parse_overrides
-from lwa_helpers.config import ExperimentConfig, load_config
+from lwa_helpers.config import ExperimentConfig, TuningConfig, load_config
 from lwa_helpers.data import load_data
 from lwa_helpers.distillation import DistillationTrainer, layer_map
 from lwa_helpers.errors import LwaError
@@ -111,7 +112,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.config = settings(options)
-        self.data, self.epochs = load_data(self.config.data), options.epochs
+        self.data = load_data(self.config.data)
         self.asked = cases(self.data, "test", options.every_target)
         self.table = Table(RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name))
         keep_manifest(self.table.folder.with_suffix(".json"), self.config, options)
@@ -131,7 +132,8 @@ class Study:
 
     def model(self, name: str) -> None:
         """Train teacher or student epoch by epoch, each a row, until one is worse on valid; then rank test with the best one."""
-        for epoch in range(1, self.epochs + 1):
+        section = self.config.teacher if name == "teacher" else self.config.distillation
+        for epoch in range(1, round(section.epochs) + 1):
             if epoch > 1 and self.best(name) < epoch - 1:
                 break
             if not self.table.has(name, "valid", epoch):
@@ -166,8 +168,8 @@ class Study:
         loader = task.train_loader(section, seed=epoch)
         if epoch == 1:
             fit_head(model, loader, section, seed=0)
-        arguments = self.arguments(section, len(loader), epoch)
-        RankingTrainer(model, arguments, loader, self.fall(epoch) * section.head_learning_rate).train()
+        head_rate = fall(section, epoch) * section.head_learning_rate
+        RankingTrainer(model, arguments(section, len(loader), epoch), loader, head_rate).train()
         return model, task
 
     def student(self, name: str, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
@@ -182,8 +184,9 @@ class Study:
             student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
         loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, seed=epoch)
         DistillationTrainer(
-            self.fused_signals if name == "fused" else signals, student, None, "uniform", section.loss, self.arguments(section, len(loader), epoch), loader=loader,
-            head_learning_rate=self.fall(epoch) * section.head_learning_rate,
+            self.fused_signals if name == "fused" else signals, student, None, "uniform", section.loss,
+            arguments(section, len(loader), epoch), loader=loader,
+            head_learning_rate=fall(section, epoch) * section.head_learning_rate,
         ).train()
         return student, task
 
@@ -228,16 +231,6 @@ class Study:
     def checkpoint(self, name: str, epoch: int) -> Path:
         return self.table.folder / f"{name}_{epoch}"
 
-    def fall(self, epoch: int) -> float:
-        """Share of the learning rate in this epoch: a cosine over all of them, by steps, so that each can be run alone."""
-        return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.epochs))
-
-    def arguments(self, section, steps: int, epoch: int):
-        one = {"epochs": 1.0, "learning_rate": self.fall(epoch) * section.learning_rate}
-        arguments = training_arguments(section.model_copy(update=one), steps, seed=epoch, logging_steps=50)
-        arguments.lr_scheduler_type = "constant_with_warmup"
-        return arguments
-
     def compare(self) -> None:
         """Every system with test ranks against SASRec, and what so many cases can show."""
         found = {path.stem: ndcg_at_k(np.load(path), 10) for path in sorted(self.table.folder.glob("*.npy"))}
@@ -249,9 +242,24 @@ class Study:
             print(line)
 
 
+def fall(section: TuningConfig, epoch: int) -> float:
+    """Share of the learning rate where this epoch begins: a cosine over all of them, which each, run alone, follows in a
+    straight line."""
+    return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / round(section.epochs)))
+
+
+def arguments(section: TuningConfig, steps: int, epoch: int) -> TrainingArguments:
+    """What Trainer needs for one epoch."""
+    one = {"epochs": 1.0, "learning_rate": fall(section, epoch) * section.learning_rate}
+    made = training_arguments(section.model_copy(update=one), steps, seed=epoch, logging_steps=50)
+    end = {"lr_end": fall(section, epoch + 1) * section.learning_rate}
+    made.lr_scheduler_type, made.lr_scheduler_kwargs = "polynomial", end
+    return made
+
+
 def keep_manifest(path: Path, config: ExperimentConfig, options: argparse.Namespace) -> None:
     """Write what makes this table's rows: the first run's manifest, to which every later one must be alike."""
-    asked = {"epochs": options.epochs, "history": options.history, "every_target": options.every_target}
+    asked = {"history": options.history, "every_target": options.every_target}
     summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -278,10 +286,9 @@ if __name__ == "__main__":
     parser.add_argument("--root", type=Path, required=True)
     everything = [*BASELINES, "teacher", "student", "fused"]
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
-    parser.add_argument("--epochs", type=int, default=4, help="of teacher and students, at most")
     parser.add_argument("--history", type=int, default=10, help="newest titles read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.title_limit=40")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. teacher.epochs=1")
     parser.add_argument("--name", help="of the table; by default that of FOLDER")
     study = Study(parser.parse_args())
     torch.manual_seed(0)
