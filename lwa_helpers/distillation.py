@@ -195,7 +195,8 @@ class DistillationTrainer(RankingTrainer):
             del self.model.projections  # the student is saved without them
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        total = through(model, self.accelerator.unwrap_model(model), self.total, inputs)
+        with self.accelerator.autocast():  # accelerate's own is around the student's forward alone, which the loss goes round
+            total = through(model, self.accelerator.unwrap_model(model), self.total, inputs)
         return (total, {}) if return_outputs else total
 
     def total(self, student: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Granite
 
 import lwa_helpers.signals as signals_module
 from lwa_helpers import DistillationTrainer, build_student
-from lwa_helpers.config import LossConfig
+from lwa_helpers.config import LossConfig, load_config
 from lwa_helpers.distillation import matched_layers, signals
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import ItemHead, ItemRankingModel
 from lwa_helpers.signals import TeacherSignals, read_by
-from lwa_helpers.tuning import window_loader
+from lwa_helpers.tuning import training_arguments, window_loader
 
 LOSS = LossConfig(alpha=0.3, temperature=2.0, beta=0.7)
 
@@ -157,6 +157,24 @@ def test_in_bfloat16_every_trained_weight_has_its_gradient(pair):
             trainer.compute_loss(student, batch).backward()
         found.append({name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()})
     assert found[0] == found[1] >= {"head.table", "head.project.weight"}
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("kind", ["item", "title"])
+def test_student_and_live_teacher_compute_in_the_precision_that_is_asked_for(pair, kind, bf16):
+    teacher, student, lm = pair
+    if kind == "title":
+        teacher, student = lm.model, language_model(layers=2, seed=1).model
+    seen = set()
+    for model in (teacher, student):
+        for name in ("gate_proj", "project", "lm_head"):
+            for module in (m for n, m in model.named_modules() if n.endswith(name)):
+                module.register_forward_hook(lambda _m, _i, out, who=(model is student, name): seen.add((*who, out.dtype)))
+    loader = window_loader(windows(lm), 60, 0, seed=3)
+    arguments = training_arguments(load_config("smoke").ablation.model_copy(update={"bf16": bf16}), 2, 0)
+    DistillationTrainer(teacher, student, strategy="uniform", loss=LOSS, args=arguments, loader=loader).train()
+    head, dtype = "project" if kind == "item" else "lm_head", torch.bfloat16 if bf16 else torch.float32
+    assert seen == {(who, name, dtype) for who in (True, False) for name in ("gate_proj", head)}
 
 
 def test_labels_alone_need_no_teacher(pair):
