@@ -35,8 +35,13 @@ class Window:
     items: tuple[int, ...] = ()
 
     def histories(self) -> list[list[int]]:
-        """The items of the window before each of its targets, for recommenders that read no text."""
+        """The items of the window before each of its targets, for recommenders that read no text.
+
+        Raises ValueError for a window that was made without its items.
+        """
         targets = sum(label != IGNORE for label in self.item_labels)
+        if targets > len(self.items):
+            raise ValueError(f"a window with {targets} targets names {len(self.items)} items: make it with Encoded.window")
         return [list(self.items[:place]) for place in range(len(self.items) - targets, len(self.items))]
 
 

@@ -83,6 +83,10 @@ def counted(batch: dict[str, Tensor]) -> Tensor:
     return kept
 
 
+def _head(model: nn.Module) -> nn.Module | None:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
 def read_at(
     model: nn.Module, batch: dict[str, Tensor], kept: Tensor, call: Callable | None = None, **options: bool
 ) -> tuple[Tensor, Any]:
@@ -93,7 +97,7 @@ def read_at(
     def pack(_head: nn.Module, args: tuple) -> tuple:
         return (args[0][:, :-1][kept][None],)
 
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = _head(model)
     if head is None:
         out = (call or model)(**_inputs(model, batch), **options)
         return out.logits[:, :-1][kept], out
@@ -111,7 +115,7 @@ def states_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **option
     So that logits need not exist all at once. Of a model without a head of its own, or that transforms what its head says
     (Gemma 2 caps it, Granite scales it; one position tells), the logits (P, V) and the identity.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = _head(model)
     if head is not None and model not in TRANSFORMING and kept.any():
         read = []
 

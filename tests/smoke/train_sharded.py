@@ -1,6 +1,6 @@
 """Save losses and gradients of tiny students on two batches: one process does both, of two each does one, the student sharded.
 
-Run by test_training_processes.py alone. The title head's logits are made in parts, the item head's at once.
+Run by test_training_processes.py alone. The title head's logits are made at once and in parts, the item head's at once.
 """
 
 import os
@@ -36,7 +36,7 @@ def gradients(head: str, teacher: torch.nn.Module, student: torch.nn.Module, bat
         loss.backward()
         total += loss.detach()
     if world > 1:
-        dist.all_reduce(total, dist.ReduceOp.AVG if dist.get_backend() == "nccl" else dist.ReduceOp.SUM)
+        dist.all_reduce(total)
         total /= world
     found = {name: p.grad.full_tensor() if world > 1 else p.grad for name, p in student.named_parameters() if p.grad is not None}
     return {f"{head} {name}": value.clone() for name, value in found.items()} | {f"{head} loss": total}
@@ -46,12 +46,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    lm, small = language_model(), language_model(layers=2, seed=1)
+    lm = language_model()
     batches = list(window_loader(windows(lm) * 2, 40, 0, 0, shuffle=False))[:2]
-    out = gradients("title", lm.model, small.model, batches)
-    signals.LOGITS_AT_ONCE = 3 * lm.model.config.vocab_size
-    out = gradients("title in parts", lm.model, language_model(layers=2, seed=1).model, batches) | out
-    signals.LOGITS_AT_ONCE = 2**25
+    whole, out = signals.LOGITS_AT_ONCE, {}
+    for head, at_once in {"title": whole, "title in parts": 3 * lm.model.config.vocab_size}.items():
+        signals.LOGITS_AT_ONCE = at_once
+        out |= gradients(head, lm.model, language_model(layers=2, seed=1).model, batches)
+    signals.LOGITS_AT_ONCE = whole
     out |= gradients("item", item_model(lm), item_model(language_model(layers=2, seed=1), seed=1), batches)
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(out, sys.argv[1])

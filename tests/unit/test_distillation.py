@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Granite
 import lwa_helpers.signals as signals_module
 from lwa_helpers import DistillationTrainer, build_student
 from lwa_helpers.config import LossConfig, load_config
-from lwa_helpers.distillation import matched_layers, signals
+from lwa_helpers.distillation import matched_layers, output_losses, signals
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import ItemHead, ItemRankingModel
 from lwa_helpers.signals import TeacherSignals, read_by
@@ -102,6 +102,11 @@ def test_cached_signals_equal_the_teachers(pair, tmp_path):
         assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=2e-3)
     with pytest.raises(LwaError, match="in order"):
         TeacherSignals.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path / "other", bf16=False)
+
+
+def ce(out):
+    """The cross-entropy of a model's signals with their targets."""
+    return output_losses(out, None, 1.0)[0].item()
 
 
 class Largest(TorchDispatchMode):
@@ -216,6 +221,7 @@ def test_signals_of_a_causal_lm_stand_where_the_next_token_is_a_label():
         full = lm.model(batch["input_ids"]).logits[0, [1, 2, 4]]
     torch.testing.assert_close(out.logits, full, rtol=1e-4, atol=1e-5)
     assert out.targets.tolist() == [[7], [8], [9]]
+    assert ce(out) == pytest.approx(-full.log_softmax(-1)[range(3), [7, 8, 9]].mean().item(), rel=1e-4)
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
@@ -230,9 +236,11 @@ def test_a_causal_lm_that_transforms_its_logits_is_read_as_it_speaks(config):
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.randint(1, 300, (2, 6))
     with torch.no_grad():
-        want = model(ids).logits[:, :-1].flatten(0, 1)
+        want = model(ids, labels=ids)
         for _ in range(2):  # the first time this is found out, the second it is known
-            torch.testing.assert_close(signals(model, {"input_ids": ids, "labels": ids}).logits, want)
+            out = signals(model, {"input_ids": ids, "labels": ids})
+            torch.testing.assert_close(out.logits, want.logits[:, :-1].flatten(0, 1))
+            assert ce(out) == pytest.approx(want.loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -245,7 +253,8 @@ def test_a_row_padded_on_the_left_says_what_it_says_alone(kind):
     padded = {"input_ids": torch.cat([pad, ids], 1), "attention_mask": torch.cat([pad, torch.ones_like(ids)], 1)}
     padded["labels"] = torch.cat([pad - 100, ids], 1)
     with torch.no_grad():
-        out, alone = signals(model, padded), model(ids, output_hidden_states=True)
+        out, alone = signals(model, padded), model(ids, labels=ids, output_hidden_states=True)
+        assert ce(out) == pytest.approx(alone.loss.item(), rel=1e-5)
         torch.testing.assert_close(out.logits, alone.logits[0, :-1], rtol=1e-4, atol=1e-5)
     for state, want in zip(out.hidden, alone.hidden_states[1:], strict=True):
         torch.testing.assert_close(state, want[0, :-1], rtol=1e-4, atol=1e-5)

@@ -200,6 +200,8 @@ def test_a_recommender_speaks_at_the_targets_of_the_windows_from_the_items_they_
     np.testing.assert_array_equal(got.hidden, like.hidden)
     both = fuse([like, got], [1, 1], tmp_path / "both")
     assert both.logits.shape == like.logits.shape
+    with pytest.raises(ValueError, match="names 0 items"):
+        windows(lm)[0].histories()
     with pytest.raises(LwaError, match="have 2 targets, the signals 4"):
         recommender_signals(Counting(), data[:1], like, tmp_path / "few")
     cut = TeacherSignals.compute(item_model(lm), ordered(lm, data), [2, 4], tmp_path / "cut", bf16=False, top_k=2)
