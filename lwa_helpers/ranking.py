@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lwa_helpers.config import Bf16
 from lwa_helpers.data.windows import Window, check_items, collate, encode
 from lwa_helpers.errors import LwaError
+from lwa_helpers.last_layer import last_layer_at
 from lwa_helpers.models import LanguageModel, backbone, load_teacher
 from lwa_helpers.precision import autocast
 from lwa_helpers.vocabulary import check_covered
@@ -86,6 +87,12 @@ class ItemRankingModel(nn.Module):
     def last_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Final hidden states, (B, T, d)."""
         return backbone(self.causal_lm)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def end_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Final hidden states at the last token of each right-padded row, (B, d), without gradients."""
+        rows, ends = torch.arange(len(input_ids), device=input_ids.device), attention_mask.sum(1) - 1
+        with torch.no_grad(), last_layer_at(self.causal_lm, rows, ends):
+            return self.last_hidden(input_ids, attention_mask)[rows, ends]
 
     def save(self, directory: str | Path, tokenizer: PreTrainedTokenizerBase, item_ids: Sequence[str]) -> None:
         """Write a plain transformers checkpoint with its tokenizer, the item head beside it, and whose rows they are."""
@@ -237,9 +244,7 @@ def rank_catalogue(model: ItemRankingModel, windows: Sequence[Window], batch_siz
         rows = order[start : start + batch_size]
         batch = {key: value.to(device) for key, value in collate([windows[i] for i in rows], pad_id=0).items()}
         with autocast(bf16, device):
-            hidden = model.last_hidden(batch["input_ids"], batch["attention_mask"])
-            ends = batch["attention_mask"].sum(1) - 1
-            scores[rows] = model.head(hidden[torch.arange(len(rows)), ends]).cpu().numpy()
+            scores[rows] = model.head(model.end_states(batch["input_ids"], batch["attention_mask"])).cpu().numpy()
     return scores
 
 

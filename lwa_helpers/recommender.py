@@ -148,9 +148,7 @@ class CatalogueRanker:
     @torch.no_grad()
     def _scores(self, rows: Sequence[list[int]]) -> np.ndarray:
         """Every item's score for each user, (B, N) float64."""
-        ids, mask = pad_right(rows)
-        hidden = self.model.last_hidden(ids, mask)[torch.arange(len(rows)), mask.sum(1) - 1]
-        return self.model.head(hidden).double().numpy()
+        return self.model.head(self.model.end_states(*pad_right(rows))).double().numpy()
 
 
 def best_unseen(items: np.ndarray, scores: np.ndarray, history: list[int], n: int) -> Ranked:

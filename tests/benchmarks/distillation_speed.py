@@ -4,7 +4,8 @@
 
 Needs `lwa reproduce --profile PROFILE --only 02`. The ways take turns in one process, so that a busy machine disturbs all
 alike; rows are added to results/benchmarks/distillation_speed.csv. Goals on two cores: a step >= 3 times as fast with
-cached signals, inference >= 4 times as fast with 8 of 30 layers.
+cached signals; for the same users and the whole catalogue, 8 of 30 layers >= 4 times as fast with the same head and >= 8 times
+as fast as the teacher's title head (in float32, which it always computes in).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from lwa_helpers.distillation import DistillationTrainer
 from lwa_helpers.efficiency import speed_ratio, time_side_by_side, weight_bytes
 from lwa_helpers.ranking import load_item_ranker, rank_catalogue
 from lwa_helpers.task import RankingTask
+from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.tuning import training_arguments, window_loader
 
 STEPS = 4  # of each timed run of the trainer
+TITLE_HEAD_USERS = 2
 
 
 def main(profile: str, rounds: int, bf16: bool) -> None:
@@ -47,13 +50,23 @@ def main(profile: str, rounds: int, bf16: bool) -> None:
     models = {"teacher": teacher, "student": student_ranker(teacher, lm, section)}
     calls = {name: lambda m=m: rank_catalogue(m, asked, size, bf16) for name, m in models.items()}
     inference = time_side_by_side(calls, rounds)
+    head = TitleRanker(teacher.causal_lm, lm.tokenizer, task.prompt.header, task.data.titles)
+    few = [history[-config.evaluation.history_titles :] for history in task.asked.histories[:TITLE_HEAD_USERS]]
+    heads = time_side_by_side({
+        "teacher, title head": lambda: head.scores(few),
+        "student, item head": lambda: rank_catalogue(models["student"], asked[:TITLE_HEAD_USERS], size),
+    }, rounds)  # fmt: skip
     frame = pd.concat([
         training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
         inference.assign(what="inference", rate=len(asked) / inference.seconds, unit="users/s"),
+        heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
     ]).assign(profile=profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
     RowFile(paths.RESULTS / "benchmarks" / "distillation_speed.csv").add(frame)
     print(frame.groupby(["what", "name", "unit"]).rate.median().round(1).to_string())
-    pairs = (("step", training, "live teacher", "cached signals"), ("inference", inference, "teacher", "student"))
+    pairs = (
+        ("step", training, "live teacher", "cached signals"), ("inference", inference, "teacher", "student"),
+        ("heads", heads, "teacher, title head", "student, item head"),
+    )  # fmt: skip
     for what, times, slow, fast in pairs:
         ratio = speed_ratio(times, slow, fast)
         print(f"{what}: {fast} {ratio.median():.2f} times as fast as {slow} ({ratio.min():.2f} to {ratio.max():.2f})")
