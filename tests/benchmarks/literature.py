@@ -8,17 +8,19 @@ nothing else; Amazon 2018 (published test rows) wants --every-target, since a us
 row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
 lies beside. What made the rows is in <name>.json; rows of other settings need another name. Settings and epochs are chosen on
 the validation part; the test part is ranked once, at the end of each system. `fused` is a student like `student`, taught by the
-teacher, SASRec and EASE together, weighted by their validation NDCG@10.
+teacher, SASRec and EASE together, weighted by their validation NDCG@10; `fused_teacher` is the teacher itself, all its layers,
+taught on by the three; `student_of_fused` is taught by that one alone.
 `ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ from lwa_helpers.arms import fitted_student
 from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import ExperimentConfig, TuningConfig, load_config
 from lwa_helpers.data import load_data
-from lwa_helpers.distillation import DistillationTrainer, layer_map
+from lwa_helpers.distillation import NO_HIDDEN, DistillationTrainer, layer_map
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
     EASE,
@@ -61,6 +63,7 @@ from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
 from lwa_helpers.warmup import fit_head
 
 BUDGET, VALID_USERS = 8, 600
+TAUGHT_BY = {"student": "teacher", "fused": "teacher", "fused_teacher": "teacher", "student_of_fused": "fused_teacher"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BASELINES = {
     "popularity": (Popularity, {}),
@@ -118,6 +121,7 @@ class Study:
         keep_manifest(self.table.folder.with_suffix(".json"), self.config, options)
         some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
         valid = cases(self.data, "valid")
+        self.taught = lru_cache(maxsize=1)(self._taught)
         self.valid = Cases(*([values[i] for i in some] for values in valid[:2]), valid.targets[some])
         print(f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.asked.targets)} test cases", flush=True)
 
@@ -132,7 +136,7 @@ class Study:
 
     def model(self, name: str) -> None:
         """Train teacher or student epoch by epoch, each a row, until one is worse on valid; then rank test with the best one."""
-        section = self.config.teacher if name == "teacher" else self.config.distillation
+        section = self.section(name)
         for epoch in range(1, round(section.epochs) + 1):
             if epoch > 1 and self.best(name) < epoch - 1:
                 break
@@ -173,39 +177,45 @@ class Study:
         return model, task
 
     def student(self, name: str, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
-        """One epoch more of a student: first layers of the best teacher, distilled from what it says, alone or fused."""
-        section, (teacher, task, windows, ordered, signals) = self.config.distillation, self.taught
-        lm = task.lm
-        if epoch == 1:
-            student = fitted_student(teacher, signals, lm, section, self.config.teacher, ordered, 0)
-        else:
+        """One epoch more of a student: first layers of its teacher (or all), distilled from what that says, alone or fused."""
+        section, whole, cut = self.section(name), name == "fused_teacher", self.config.distillation
+        teacher, task, windows, ordered, signals = self.taught(TAUGHT_BY[name])
+        if epoch > 1:
             before, _ = load_item_ranker(self.checkpoint(name, epoch - 1))
             student = ItemRankingModel(before.causal_lm, before.head, section.next_items)
-            student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
-        loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, seed=epoch)
+        elif whole:
+            student = ItemRankingModel(copy.deepcopy(teacher.causal_lm), copy.deepcopy(teacher.head), section.next_items)
+        else:
+            student = fitted_student(teacher, signals, task.lm, cut, self.config.teacher, ordered, 0)
+        student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
+        loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, seed=epoch)
         DistillationTrainer(
-            self.fused_signals if name == "fused" else signals, student, None, "uniform", section.loss,
-            arguments(section, len(loader), epoch), loader=loader,
+            self.fused_signals if name.startswith("fused") else signals, student, None, NO_HIDDEN if whole else "uniform",
+            cut.loss, arguments(section, len(loader), epoch), loader=loader,
             head_learning_rate=fall(section, epoch) * section.head_learning_rate,
         ).train()
         return student, task
 
-    @cached_property
-    def taught(self) -> tuple:
-        """The best teacher, its task, the windows, their loader in order, and what the teacher says on them."""
-        section = self.config.distillation
-        teacher, lm = load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
+    def section(self, name: str) -> TuningConfig:
+        """The settings that a model is trained by: the teacher's for all that has its layers."""
+        return self.config.teacher if name in ("teacher", "fused_teacher") else self.config.distillation
+
+    def _taught(self, name: str) -> tuple:
+        """The best epoch of a teacher, its task, the windows, their loader in order, and what the teacher says on them."""
+        section, best = self.config.distillation, self.best(name)
+        teacher, lm = load_item_ranker(self.checkpoint(name, best))
         task = self.task(lm)
         windows = task.train_windows(section)
         ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0, shuffle=False)
-        layers, folder = layer_map(section.n_layers, len(decoder_layers(teacher))), self.table.folder / "signals"
-        signals = TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
-        return teacher, task, windows, ordered, signals
+        layers, folder = layer_map(section.n_layers, len(decoder_layers(teacher))), self.table.folder / f"signals_{name}_{best}"
+        if not folder.is_dir():
+            TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
+        return teacher.to(DEVICE), task, windows, ordered, TeacherSignals(folder)
 
     @cached_property
     def fused_signals(self) -> TeacherSignals:
         """What the teacher, SASRec and EASE say together: each as sure as fits the validation part, weighted by its NDCG@10 there."""
-        _, _, windows, _, signals = self.taught
+        _, _, windows, _, signals = self.taught("teacher")
         parts, valid = [signals], self.table.frame.query("system == 'teacher' and part == 'valid'")
         weights = [valid.ndcg.astype(float).max()]
         for name in ("sasrec", "ease"):
@@ -284,7 +294,7 @@ def settings(options: argparse.Namespace) -> ExperimentConfig:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
-    everything = [*BASELINES, "teacher", "student", "fused"]
+    everything = [*BASELINES, "teacher", *TAUGHT_BY]
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
     parser.add_argument("--history", type=int, default=10, help="newest titles read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
