@@ -7,9 +7,11 @@ FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
 row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
 lies beside. What made the rows is in <name>.json; rows of other settings need another name. Settings and epochs are chosen on
-the validation part; the test part is ranked once, at the end of each system. `fused` is a student like `student`, taught by the
-teacher, SASRec and EASE together, weighted by their validation NDCG@10; `fused_teacher` is the teacher itself, all its layers,
-taught on by the three; `student_of_fused` is taught by that one alone.
+the validation part; the test part is ranked once, at the end of each system.
+
+`fused` is a student like `student`, taught by the teacher, SASRec and EASE together, weighted by their validation NDCG@10, and
+`student_of_sasrec` one taught by SASRec's ranking alone; `ensemble` asks the three together, without a student. `fused_teacher`
+is the teacher itself, all its layers, taught on by the three, and `student_of_fused` is taught by that one alone.
 `ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
 """
 
@@ -20,13 +22,15 @@ import copy
 import json
 import math
 import time
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from row_file import RowFile
+from scipy.special import softmax
 from transformers import TrainingArguments
 
 from lwa_helpers import manifest
@@ -34,10 +38,12 @@ from lwa_helpers.arms import fitted_student
 from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import ExperimentConfig, TuningConfig, load_config
 from lwa_helpers.data import load_data
+from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation import NO_HIDDEN, DistillationTrainer, layer_map
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
     EASE,
+    Baseline,
     Cases,
     ItemKNN,
     Popularity,
@@ -63,7 +69,11 @@ from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
 from lwa_helpers.warmup import fit_head
 
 BUDGET, VALID_USERS = 8, 600
-TAUGHT_BY = {"student": "teacher", "fused": "teacher", "fused_teacher": "teacher", "student_of_fused": "fused_teacher"}
+FUSED = ["teacher", "sasrec", "ease"]
+STUDENTS = {  # whose layers, and who teaches them
+    "student": ("teacher", ["teacher"]), "student_of_sasrec": ("teacher", ["sasrec"]), "fused": ("teacher", FUSED),
+    "fused_teacher": ("teacher", FUSED), "student_of_fused": ("fused_teacher", ["fused_teacher"]),
+}  # fmt: skip
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BASELINES = {
     "popularity": (Popularity, {}),
@@ -110,6 +120,18 @@ def both_ranks(system, asked: Cases, batch_size: int = 256) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
+@dataclass
+class Ensemble:
+    """The weighted mean of several systems' item probabilities, softmax(scale * scores)."""
+
+    systems: list[tuple]
+    weights: list[float]
+
+    def scores(self, histories: list[list[int]]) -> np.ndarray:
+        each = [softmax(scale * system.scores(histories).astype(float), axis=1) for system, scale in self.systems]
+        return np.log(np.average(each, axis=0, weights=self.weights))
+
+
 class Study:
     """One dataset, its cases and its table."""
 
@@ -121,7 +143,7 @@ class Study:
         keep_manifest(self.table.folder.with_suffix(".json"), self.config, options)
         some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
         valid = cases(self.data, "valid")
-        self.taught = lru_cache(maxsize=1)(self._taught)
+        self.taught, self.recommender = lru_cache(maxsize=1)(self._taught), lru_cache(self._recommender)
         self.valid = Cases(*([values[i] for i in some] for values in valid[:2]), valid.targets[some])
         print(f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.asked.targets)} test cases", flush=True)
 
@@ -179,7 +201,7 @@ class Study:
     def student(self, name: str, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
         """One epoch more of a student: first layers of its teacher (or all), distilled from what that says, alone or fused."""
         section, whole, cut = self.section(name), name == "fused_teacher", self.config.distillation
-        teacher, task, windows, ordered, signals = self.taught(TAUGHT_BY[name])
+        teacher, task, windows, ordered, signals = self.taught(STUDENTS[name][0])
         if epoch > 1:
             before, _ = load_item_ranker(self.checkpoint(name, epoch - 1))
             student = ItemRankingModel(before.causal_lm, before.head, section.next_items)
@@ -190,8 +212,8 @@ class Study:
         student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
         loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, seed=epoch)
         DistillationTrainer(
-            self.fused_signals if name.startswith("fused") else signals, student, None, NO_HIDDEN if whole else "uniform",
-            cut.loss, arguments(section, len(loader), epoch), loader=loader,
+            self.said(name), student, None, NO_HIDDEN if whole else "uniform", cut.loss,
+            arguments(section, len(loader), epoch), loader=loader,
             head_learning_rate=fall(section, epoch) * section.head_learning_rate,
         ).train()
         return student, task
@@ -212,23 +234,45 @@ class Study:
             TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
         return teacher.to(DEVICE), task, windows, ordered, TeacherSignals(folder)
 
-    @cached_property
-    def fused_signals(self) -> TeacherSignals:
-        """What the teacher, SASRec and EASE say together: each as sure as fits the validation part, weighted by its NDCG@10 there."""
-        _, _, windows, _, signals = self.taught("teacher")
-        parts, valid = [signals], self.table.frame.query("system == 'teacher' and part == 'valid'")
-        weights = [valid.ndcg.astype(float).max()]
-        for name in ("sasrec", "ease"):
-            if not self.table.has(name, "test"):
-                raise LwaError(f"fused needs the tuned {name}: run --systems {name} first")
-            tuned = json.loads(self.table.frame.query("system == @name").settings.iloc[0])
-            system = BASELINES[name][0](**tuned).fit(self.data)
-            scale = fitted_scale(system.scores(self.valid.histories), self.valid.targets)
-            weights.append(ndcg_at_k(both_ranks(system, self.valid)[0], 10).mean())
-            folder = self.table.folder / f"signals_{name}"
-            parts.append(recommender_signals(system, windows, signals, folder, scale))
-            print(f"{name}: scores times {scale:.3g}, weight {weights[-1]:.4f} beside {weights[0]:.4f} of the teacher", flush=True)
-        return fuse(parts, weights, self.table.folder / "signals_fused")
+    def said(self, name: str) -> TeacherSignals:
+        """What a student is taught on the training windows: by its only teacher, or by all as one."""
+        own, teachers = STUDENTS[name]
+        _, _, windows, _, signals = self.taught(own)
+        parts = [signals if teacher == own else self.said_by_recommender(teacher, windows, signals) for teacher in teachers]
+        if len(parts) == 1:
+            return parts[0]
+        return fuse(parts, [self.weight(teacher) for teacher in teachers], self.table.folder / "signals_fused")
+
+    def said_by_recommender(self, name: str, windows: list[Window], like: TeacherSignals) -> TeacherSignals:
+        """What SASRec or EASE says on the training windows."""
+        folder = self.table.folder / f"signals_{name}"
+        if not folder.is_dir():
+            system, scale = self.recommender(name)
+            recommender_signals(system, windows, like, folder, scale)
+        return TeacherSignals(folder)
+
+    def _recommender(self, name: str) -> tuple[Baseline, float]:
+        """SASRec or EASE as tuned, and the scale that makes it as sure as fits the validation part."""
+        if not self.table.has(name, "test"):
+            raise LwaError(f"the tuned {name} is needed: run --systems {name} first")
+        tuned = json.loads(self.table.frame.query("system == @name").settings.iloc[0])
+        system = BASELINES[name][0](**tuned).fit(self.data)
+        return system, fitted_scale(system.scores(self.valid.histories), self.valid.targets)
+
+    def weight(self, name: str) -> float:
+        """A teacher's NDCG@10 on valid."""
+        if name in BASELINES:
+            return ndcg_at_k(both_ranks(self.recommender(name)[0], self.valid)[0], 10).mean()
+        return self.table.frame.query("system == @name and part == 'valid'").ndcg.astype(float).max()
+
+    def ensemble(self, name: str) -> None:
+        """Rank test by the weighted mean of the item probabilities of those that teach the fused students."""
+        start, (model, lm) = time.perf_counter(), load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
+        systems = [(self.ranker(model.to(DEVICE), self.task(lm)), 1.0), *map(self.recommender, FUSED[1:])]
+        weights = [self.weight(each) for each in FUSED]
+        both = both_ranks(Ensemble(systems, weights), self.asked)
+        settings = {each: [scale, weight] for each, (_, scale), weight in zip(FUSED, systems, weights)}
+        self.table.add(name, "test", *both, seconds=time.perf_counter() - start, settings=json.dumps(settings))
 
     def task(self, lm) -> RankingTask:
         return RankingTask(self.data, lm, self.config.data, self.config.evaluation, 0)
@@ -294,7 +338,7 @@ def settings(options: argparse.Namespace) -> ExperimentConfig:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
-    everything = [*BASELINES, "teacher", *TAUGHT_BY]
+    everything = [*BASELINES, "teacher", *STUDENTS, "ensemble"]
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
     parser.add_argument("--history", type=int, default=10, help="newest titles read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
@@ -304,5 +348,6 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for system in parser.parse_args().systems:
         if not study.table.has(system, "test"):
-            study.baseline(system) if system in BASELINES else study.model(system)
+            run = study.baseline if system in BASELINES else study.ensemble if system == "ensemble" else study.model
+            run(system)
     study.compare()

@@ -1,0 +1,67 @@
+"""The comparison with the literature, from baselines to fused students, on a catalogue of eight titles and a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from tiny_lm import TITLES, language_model
+
+from lwa_helpers.evaluation import ndcg_at_k
+
+pytestmark = pytest.mark.smoke
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "literature.py"
+SYSTEMS = ["sasrec", "ease", "teacher", "student", "student_of_sasrec", "fused", "fused_teacher", "student_of_fused", "ensemble"]
+USERS = 24
+
+
+def office(folder: Path) -> Path:
+    """Users who each went round the catalogue from a place of their own; complete, leave-one-out."""
+    rows = [(f"u{user:02d}", f"i{(user + step) % len(TITLES)}", step) for user in range(USERS) for step in range(6)]
+    part = {4: "valid", 5: "test"}
+    folder.mkdir()
+    pd.DataFrame([
+        {"user_id": user, "parent_asin": item, "rating": None, "timestamp": step, "split": part.get(step, "train")}
+        for user, item, step in rows
+    ]).to_parquet(folder / "Office_Products.parquet")
+    titles = pd.DataFrame({"parent_asin": [f"i{n}" for n in range(len(TITLES))], "title": TITLES})
+    titles.to_parquet(folder / "meta_Office_Products.parquet")
+    return folder
+
+
+def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_path):
+    language_model().save(tmp_path / "tiny")
+    data, table = office(tmp_path / "office"), tmp_path / "results" / "benchmarks" / "literature" / "tiny"
+
+    def run(*more, systems=SYSTEMS):
+        settings = [f"teacher.model={tmp_path / 'tiny'}", "teacher.epochs=1", "distillation.epochs=1", "distillation.n_layers=2"]
+        flags = [word for setting in [*settings, *more] for word in ("--set", setting)]
+        command = [sys.executable, str(SCRIPT), "--root", str(data), "--name", "tiny", "--systems", *systems, *flags]
+        environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    early = run(systems=["teacher", "fused"])
+    assert early.returncode and "the tuned sasrec is needed" in early.stderr
+    done = run()
+    assert not done.returncode, done.stderr[-3000:]
+    rows = pd.read_csv(table.with_suffix(".csv"))
+    tested = rows[rows.part == "test"].set_index("system")
+    assert sorted(tested.index) == sorted(SYSTEMS) and (tested.cases == USERS).all()
+    for name in SYSTEMS:
+        ranks = np.load(table / f"{name}.npy")
+        assert ranks.shape == (USERS,) and tested.ndcg[name] == pytest.approx(ndcg_at_k(ranks, 10).mean())
+    layers = {name: json.loads((table / f"{name}_1" / "config.json").read_text())["num_hidden_layers"] for name in SYSTEMS[2:8]}
+    assert layers == {"teacher": 4, "student": 2, "student_of_sasrec": 2, "fused": 2, "fused_teacher": 4, "student_of_fused": 2}
+    mixed = json.loads(tested.settings["ensemble"])
+    assert list(mixed) == ["teacher", "sasrec", "ease"] and all(scale > 0 for scale, _ in mixed.values())
+
+    before = table.with_suffix(".csv").read_bytes()
+    assert not run().returncode and table.with_suffix(".csv").read_bytes() == before
+    other = run("data.title_limit=40")
+    assert other.returncode and "give this run another --name" in other.stderr
