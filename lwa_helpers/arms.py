@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from lwa_helpers import paths
 from lwa_helpers.config import AblationConfig, DistillationConfig, TeacherConfig
 from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation import DistillationTrainer, layer_map
-from lwa_helpers.evaluation import top_k
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import Baseline, calibrated, ndcg_at_k, top_k
 from lwa_helpers.fisher import FisherResult
+from lwa_helpers.fused_signals import fused_signals
 from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.ranking import ItemRankingModel, spread
 from lwa_helpers.signals import TeacherSignals, weights_hash
@@ -126,6 +128,27 @@ def distilled_student(
             scores = scores_left(scores, step, seed)
         teacher = student
     return student, trainer
+
+
+def fused_student(
+    teacher: ItemRankingModel, lm: LanguageModel, section: DistillationConfig, head: TeacherConfig, windows: Sequence[Window],
+    systems: Mapping[str, Baseline], valid: RankingTask, fisher: FisherResult, seed: int,
+) -> tuple[ItemRankingModel, dict[str, tuple[float, float]]]:
+    """Return the student of a section taught by the teacher and by recommenders without a language model as one (SASRec,
+    EASE), and how each was heard: the scale that makes its scores as sure as fits the validation part, and its NDCG@10 there.
+
+    The layers and the states that are matched are the teacher's. Raises LwaError for a section of several steps.
+    """
+    if section.steps:
+        raise LwaError(f"distillation.steps {section.steps}: a student of several teachers is made in one step, set it to []")
+    heard = {"teacher": (1.0, float(ndcg_at_k(valid.ranks(teacher), 10).mean()))}
+    heard |= {name: calibrated(system, valid.asked) for name, system in systems.items()}
+    signals = teacher_signals(teacher, windows, section, lm, seed)
+    ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, seed, shuffle=False)
+    student = fitted_student(teacher, signals, lm, section, head, ordered, seed, fisher)
+    fused = fused_signals(signals, windows, systems, heard)
+    distil(student, fused, windows, fisher, section.strategy, section, lm.pad_id, seed)
+    return student, heard
 
 
 def scores_left(scores: FisherResult | np.ndarray, section: Section, seed: int) -> np.ndarray:

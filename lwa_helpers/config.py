@@ -104,13 +104,14 @@ class AblationConfig(TuningConfig):
 
 
 class DistillationConfig(TuningConfig):
-    """The final student."""
+    """The final student, and one of several teachers, who are weighed on so many validation users."""
 
     n_layers: PositiveInt
     selection: str
     strategy: str
     steps: list[PositiveInt] = Field(default=[])
     loss: LossConfig
+    valid_users: PositiveInt
     timing_users: PositiveInt
     timing_rounds: PositiveInt
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,7 @@ from torch import Tensor, nn
 
 from lwa_helpers import paths
 from lwa_helpers.config import Bf16
-from lwa_helpers.data.windows import Window
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import Baseline
 from lwa_helpers.fisher.losses import counted, states_at
 from lwa_helpers.models import backbone, decoder_layers
 from lwa_helpers.precision import autocast, computes_in_bf16
@@ -30,9 +27,7 @@ from lwa_helpers.ranking import ItemRankingModel, future_targets
 
 Batches = Iterable[dict[str, Tensor]]
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
-ROWS = 1024  # positions fused at a time
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
 FORMAT = 2  # raise it when what is stored, or how it is computed, changes
 
 
@@ -106,7 +101,7 @@ class TeacherSignals:
     """
 
     def __init__(self, directory: Path):
-        """directory: what `compute` or `fuse` wrote."""
+        """directory: what `compute` wrote, or `fuse`."""
         self.directory = Path(directory)
         meta = json.loads((self.directory / "meta.json").read_text(encoding="utf-8"))
         self.n_layers, self.top_k, self.temperature = meta["n_layers"], meta["top_k"], meta["temperature"]
@@ -164,7 +159,7 @@ class TeacherSignals:
         starts = _starts(batches, isinstance(teacher, ItemRankingModel))
         positions, width = int(starts[-1]), teacher.config.hidden_size
         shapes = {"logits": (positions, k + 1 if k else n_outputs), "hidden": (positions, len(layers), width)}
-        with paths.atomic_write(directory) as folder, _arrays(folder, shapes, k) as arrays:
+        with paths.atomic_write(directory) as folder, signal_arrays(folder, shapes, k) as arrays:
             at = 0
             for batch in batches:
                 inputs = {key: batch[key].to(device) for key in read_by(teacher)}
@@ -224,7 +219,7 @@ def _starts(batches: Batches, items: bool) -> np.ndarray:
 
 
 @contextmanager
-def _arrays(folder: Path, shapes: dict[str, tuple[int, ...]], k: int | None) -> Iterator[dict[str, np.memmap]]:
+def signal_arrays(folder: Path, shapes: dict[str, tuple[int, ...]], k: int | None) -> Iterator[dict[str, np.memmap]]:
     """Files of a signals folder, mapped for writing: float16 of the given shapes, and items (P, k) int32 where k is set."""
     folder.mkdir(parents=True)
     arrays = {name: open_memmap(folder / f"{name}.npy", "w+", np.float16, shape) for name, shape in shapes.items()}
@@ -252,54 +247,3 @@ def batches_hash(batches: Batches, keys: Sequence[str]) -> str:
             digest.update(f"{name} {tuple(batch[name].shape)}\n".encode())
             digest.update(batch[name].contiguous().numpy())
     return digest.hexdigest()
-
-
-def recommender_signals(
-    recommender: Baseline, windows: Sequence[Window], like: TeacherSignals, directory: Path, scale: float = 1.0
-) -> TeacherSignals:
-    """Write what a recommender without a language model (SASRec, EASE) says on the windows of `like`, whose states it borrows.
-
-    Logits are scale times its scores, given the items that each window shows. Raises LwaError for other windows, and where
-    `like` was cut to top_k.
-    """
-    histories = [history for window in windows for history in window.histories()]
-    if len(histories) != int(like.starts[-1]):
-        raise LwaError(f"these windows have {len(histories)} targets, the signals {like.starts[-1]}: give the same windows")
-    if like.items is not None:
-        raise LwaError("signals that a recommender is to be beside need all logits: compute them with top_k=None")
-    shape = len(histories), like.logits.shape[1]
-    with paths.atomic_write(directory) as folder, _arrays(folder, {"logits": shape}, None) as arrays:
-        for start in range(0, len(histories), ROWS):
-            arrays["logits"][start : start + ROWS] = scale * recommender.scores(histories[start : start + ROWS])
-        _copy_all_but_logits(like, folder)
-    return TeacherSignals(directory)
-
-
-def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path) -> TeacherSignals:
-    """Write several teachers' signals as one: item probabilities are the weighted mean of theirs, states the first one's.
-
-    The teachers may read the windows with other tokenizers: a position is a target, which all share. weights: one per
-    teacher, for example its NDCG on the validation part, scaled to sum 1. Raises LwaError for signals of other windows,
-    other catalogues or cut to top_k, and for weights that do not fit.
-    """
-    share = np.asarray(weights, dtype=np.float32)
-    if share.shape != (len(signals),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
-        raise LwaError(f"weights {list(weights)}: give {len(signals)} finite numbers >= 0, not all zero")
-    first = signals[0]
-    if any(s.items is not None for s in signals):
-        raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
-    if any(s.logits.shape != first.logits.shape or (s.starts != first.starts).any() for s in signals):
-        raise LwaError("the signals to be fused must be of the same windows and the same catalogue")
-    share /= share.sum()
-    with paths.atomic_write(directory) as folder, _arrays(folder, {"logits": first.logits.shape}, None) as arrays:
-        for start in range(0, len(first.logits), ROWS):
-            rows = slice(start, start + ROWS)
-            parts = [torch.from_numpy(np.array(s.logits[rows])).float().softmax(-1) * w for s, w in zip(signals, share.tolist())]
-            arrays["logits"][rows] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
-        _copy_all_but_logits(first, folder)
-    return TeacherSignals(directory)
-
-
-def _copy_all_but_logits(signals: TeacherSignals, folder: Path) -> None:
-    for name in ("hidden.npy", "starts.npy", "meta.json"):
-        shutil.copyfile(signals.directory / name, folder / name)

@@ -80,6 +80,7 @@ LOOKS = {
     # systems and the kinds they fall into
     "teacher": Look("Teacher, tuned", BLUE, "o", "-"),
     "student": Look("Student, distilled", VERMILION, "s", "-"),
+    "fused_student": Look("Student, three teachers", ORANGE, "P", "--"),
     "zero_shot": Look("Teacher, zero-shot", SKY, "o", "--"),
     "local": Look("Local model", BLUE, "o", "-"),
     "ollama": Look("Ollama model", PURPLE, "D", "-"),

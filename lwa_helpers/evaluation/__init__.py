@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lwa_helpers.evaluation.baselines import EASE, ItemKNN, Popularity, RecentPopularity, Tuned, tune
-from lwa_helpers.evaluation.calibration import fitted_scale
+from lwa_helpers.evaluation.calibration import calibrated, fitted_scale
 from lwa_helpers.evaluation.metrics import (
     bias_frame,
     coverage_at_k,
@@ -44,6 +44,7 @@ __all__ = [
     "SASRec",
     "Tuned",
     "bias_frame",
+    "calibrated",
     "cases",
     "contrasts",
     "coverage_at_k",

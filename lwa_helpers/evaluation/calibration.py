@@ -6,6 +6,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.protocol import Baseline, Cases, ranks
+
 RANGE = np.log(1e-3), np.log(1e3)
 
 
@@ -20,3 +23,11 @@ def fitted_scale(scores: np.ndarray, targets: np.ndarray) -> float:
         return -log_softmax(np.exp(log_scale) * scores, axis=1)[rows, targets].mean()
 
     return float(np.exp(minimize_scalar(nll, bounds=RANGE, method="bounded").x))
+
+
+def calibrated(system: Baseline, asked: Cases) -> tuple[float, float]:
+    """Return the fitted scale of a recommender's scores, and its NDCG@10: how it is heard beside other teachers.
+
+    asked: cases of the valid part.
+    """
+    return fitted_scale(system.scores(asked.histories), asked.targets), float(ndcg_at_k(ranks(system, asked), 10).mean())

@@ -36,10 +36,11 @@ from lwa_helpers.efficiency import n_parameters
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import difference_over_seeds, ndcg_at_k, paired_difference, ratio_of_means
 from lwa_helpers.fisher import FisherResult
+from lwa_helpers.fused_signals import fuse
 from lwa_helpers.importance import block_influence
 from lwa_helpers.models import decoder_layers
 from lwa_helpers.ranking import ItemRankingModel, item_row_nll, load_item_ranker
-from lwa_helpers.signals import TeacherSignals, fuse, weights_hash
+from lwa_helpers.signals import TeacherSignals, weights_hash
 from lwa_helpers.student import greedy_scores
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import window_loader

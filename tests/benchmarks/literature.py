@@ -49,8 +49,8 @@ from lwa_helpers.evaluation import (
     Popularity,
     RecentPopularity,
     SASRec,
+    calibrated,
     cases,
-    fitted_scale,
     hit_rate_at_k,
     mean_interval,
     ndcg_at_k,
@@ -59,10 +59,11 @@ from lwa_helpers.evaluation import (
     smallest_detectable_difference,
     tune,
 )
+from lwa_helpers.fused_signals import fuse, recommender_signals
 from lwa_helpers.models import decoder_layers, load_teacher
 from lwa_helpers.paths import RESULTS, atomic_write
 from lwa_helpers.ranking import ItemRanker, ItemRankingModel, load_item_ranker
-from lwa_helpers.signals import TeacherSignals, fuse, recommender_signals
+from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.student import trim_vocabulary
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
@@ -124,12 +125,11 @@ def both_ranks(system, asked: Cases, batch_size: int = 256) -> np.ndarray:
 class Ensemble:
     """The weighted mean of several systems' item probabilities, softmax(scale * scores)."""
 
-    systems: list[tuple]
-    weights: list[float]
+    systems: list[tuple[Baseline, tuple[float, float]]]  # each with its scale and its weight
 
     def scores(self, histories: list[list[int]]) -> np.ndarray:
-        each = [softmax(scale * system.scores(histories).astype(float), axis=1) for system, scale in self.systems]
-        return np.log(np.average(each, axis=0, weights=self.weights))
+        parts = [weight * softmax(scale * system.scores(histories).astype(float), axis=1) for system, (scale, weight) in self.systems]
+        return np.log(sum(parts))
 
 
 class Study:
@@ -247,31 +247,30 @@ class Study:
         """What SASRec or EASE says on the training windows."""
         folder = self.table.folder / f"signals_{name}"
         if not folder.is_dir():
-            system, scale = self.recommender(name)
+            system, (scale, _) = self.recommender(name)
             recommender_signals(system, windows, like, folder, scale)
         return TeacherSignals(folder)
 
-    def _recommender(self, name: str) -> tuple[Baseline, float]:
-        """SASRec or EASE as tuned, and the scale that makes it as sure as fits the validation part."""
+    def _recommender(self, name: str) -> tuple[Baseline, tuple[float, float]]:
+        """SASRec or EASE as tuned; the scale that makes it as sure as fits the validation part, and its NDCG@10 there."""
         if not self.table.has(name, "test"):
             raise LwaError(f"the tuned {name} is needed: run --systems {name} first")
         tuned = json.loads(self.table.frame.query("system == @name").settings.iloc[0])
         system = BASELINES[name][0](**tuned).fit(self.data)
-        return system, fitted_scale(system.scores(self.valid.histories), self.valid.targets)
+        return system, calibrated(system, self.valid)
 
     def weight(self, name: str) -> float:
         """A teacher's NDCG@10 on valid."""
         if name in BASELINES:
-            return ndcg_at_k(both_ranks(self.recommender(name)[0], self.valid)[0], 10).mean()
+            return self.recommender(name)[1][1]
         return self.table.frame.query("system == @name and part == 'valid'").ndcg.astype(float).max()
 
     def ensemble(self, name: str) -> None:
         """Rank test by the weighted mean of the item probabilities of those that teach the fused students."""
         start, (model, lm) = time.perf_counter(), load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
-        systems = [(self.ranker(model.to(DEVICE), self.task(lm)), 1.0), *map(self.recommender, FUSED[1:])]
-        weights = [self.weight(each) for each in FUSED]
-        both = both_ranks(Ensemble(systems, weights), self.asked)
-        settings = {each: [scale, weight] for each, (_, scale), weight in zip(FUSED, systems, weights)}
+        systems = [(self.ranker(model.to(DEVICE), self.task(lm)), (1.0, self.weight("teacher"))), *map(self.recommender, FUSED[1:])]
+        both = both_ranks(Ensemble(systems), self.asked)
+        settings = dict(zip(FUSED, (heard for _, heard in systems)))
         self.table.add(name, "test", *both, seconds=time.perf_counter() - start, settings=json.dumps(settings))
 
     def task(self, lm) -> RankingTask:

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax, softmax
 from test_distillation import item_model, windows
 from test_weighting import result
-from tiny_lm import language_model
+from tiny_lm import TITLES, language_model
 
 from lwa_helpers import arms, paths
-from lwa_helpers.arms import agreement, distilled_student, teacher_signals
+from lwa_helpers.arms import agreement, distilled_student, fused_student, teacher_signals
 from lwa_helpers.config import load_config
+from lwa_helpers.data.windows import Encoded
 from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import Cases
 from lwa_helpers.models import decoder_layers
 
 CONFIG = load_config("smoke")
@@ -80,6 +83,50 @@ def test_signals_of_a_section_are_cut_as_its_loss_says(taught):
     loss = CONFIG.distillation.loss.model_copy(update={"top_k": 3, "temperature": 2.0})
     signals = teacher_signals(item_model(lm), windows(lm), section(loss=loss), lm, 0)
     assert signals.logits.shape[1] == 4 and signals.temperature == 2.0 and signals.hidden.shape[1] == 2
+
+
+class Nearby:
+    """Scores an item by how near the newest one it stands in the catalogue, the next ones best."""
+
+    def scores(self, histories):
+        return np.array([[-((item - history[-1]) % len(TITLES)) for item in range(len(TITLES))] for history in histories], float)
+
+
+class Valid:
+    """The validation part of a task: three cases, of which the teacher ranks one first, one third, and one last."""
+
+    asked = Cases(["a", "b", "c"], [[0], [3], [5]], np.array([1, 4, 0]))
+
+    def ranks(self, model):
+        return np.array([1, 3, 8])
+
+
+def test_a_student_of_several_teachers_hears_each_by_its_validation_part(taught, monkeypatch):
+    """Weights by hand: the teacher 1, 1/2 and 1/log2(9) of NDCG; the other ranks them 1, 1 and 3, seen items left out."""
+    lm, said = language_model(), []
+    teacher, distil = item_model(lm), arms.distil
+    monkeypatch.setattr(arms, "distil", lambda start, signals, *args: said.append(signals) or distil(start, signals, *args))
+    encoded = Encoded([1, 2], [lm.tokenizer(title + "\n")["input_ids"] for title in TITLES], {})
+    data = [encoded.window("u", [4, 2, 7, 1], 1, last_text=False), encoded.window("v", [3, 5, 6], 1, last_text=False)]
+    own = section(strategy="uniform", epochs=1.0)
+    student, heard = fused_student(
+        teacher, lm, own, CONFIG.teacher, data, {"nearby": Nearby()}, Valid(), result([1.0] * 4), seed=0
+    )
+    assert len(decoder_layers(student)) == 2 and list(heard) == ["teacher", "nearby"]
+    scale, quality = heard["nearby"]
+    assert heard["teacher"] == (1.0, pytest.approx((1 + 0.5 + 1 / np.log2(9)) / 3)) and quality == pytest.approx((2 + 0.5) / 3)
+    scores, rows = Nearby().scores([[0], [3], [5]]), np.arange(3)
+
+    def likelihood(s):
+        return log_softmax(s * scores, axis=1)[rows, [1, 4, 0]].sum()
+
+    assert likelihood(scale) > max(likelihood(0.9 * scale), likelihood(1.1 * scale))
+    theirs = softmax(np.array(teacher_signals(teacher, data, own, lm, 0).logits, float), axis=1)
+    others = softmax(scale * Nearby().scores([[4], [4, 2], [4, 2, 7], [3], [3, 5]]), axis=1)
+    share = np.array([heard["teacher"][1], quality]) / (heard["teacher"][1] + quality)
+    np.testing.assert_allclose(np.exp(np.array(said[0].logits, float)), share[0] * theirs + share[1] * others, rtol=2e-2, atol=1e-4)
+    with pytest.raises(LwaError, match="one step"):
+        fused_student(teacher, lm, section(steps=[3, 2]), CONFIG.teacher, data, {}, Valid(), result([1.0] * 4), seed=0)
 
 
 def test_agreement_by_hand():

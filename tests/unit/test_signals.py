@@ -14,7 +14,8 @@ from lwa_helpers.config import LossConfig
 from lwa_helpers.data.windows import Encoded
 from lwa_helpers.distillation import kl_divergence
 from lwa_helpers.errors import LwaError
-from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, fuse, in_half, recommender_signals
+from lwa_helpers.fused_signals import fuse, recommender_signals
+from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, in_half
 from lwa_helpers.tuning import window_loader
 
 

@@ -1,0 +1,89 @@
+"""Several teachers as one, at item level: their item probabilities, averaged at every training position."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lwa_helpers import paths
+from lwa_helpers.data.windows import Window
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import Baseline
+from lwa_helpers.signals import TeacherSignals, signal_arrays
+
+ROWS = 1024  # positions fused at a time
+SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
+Heard = Mapping[str, tuple[float, float]]  # of each teacher: the scale of its scores, and its weight
+
+
+def recommender_signals(
+    recommender: Baseline, windows: Sequence[Window], like: TeacherSignals, directory: Path, scale: float = 1.0
+) -> TeacherSignals:
+    """Write what a recommender without a language model (SASRec, EASE) says on the windows of `like`, whose states it borrows.
+
+    Logits are scale times its scores, given the items that each window shows. Raises LwaError for other windows, and where
+    `like` was cut to top_k.
+    """
+    histories = [history for window in windows for history in window.histories()]
+    if len(histories) != int(like.starts[-1]):
+        raise LwaError(f"these windows have {len(histories)} targets, the signals {like.starts[-1]}: give the same windows")
+    if like.items is not None:
+        raise LwaError("signals that a recommender is to be beside need all logits: compute them with top_k=None")
+    shape = len(histories), like.logits.shape[1]
+    with paths.atomic_write(directory) as folder, signal_arrays(folder, {"logits": shape}, None) as arrays:
+        for start in range(0, len(histories), ROWS):
+            arrays["logits"][start : start + ROWS] = scale * recommender.scores(histories[start : start + ROWS])
+        _copy_all_but_logits(like, folder)
+    return TeacherSignals(directory)
+
+
+def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path) -> TeacherSignals:
+    """Write several teachers' signals as one: item probabilities are the weighted mean of theirs, states the first one's.
+
+    The teachers may read the windows with other tokenizers: a position is a target, which all share. weights: one per
+    teacher, for example its NDCG on the validation part, scaled to sum 1. Raises LwaError for signals of other windows,
+    other catalogues or cut to top_k, and for weights that do not fit.
+    """
+    share = np.asarray(weights, dtype=np.float32)
+    if share.shape != (len(signals),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
+        raise LwaError(f"weights {list(weights)}: give {len(signals)} finite numbers >= 0, not all zero")
+    first = signals[0]
+    if any(s.items is not None for s in signals):
+        raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
+    if any(s.logits.shape != first.logits.shape or (s.starts != first.starts).any() for s in signals):
+        raise LwaError("the signals to be fused must be of the same windows and the same catalogue")
+    share /= share.sum()
+    with paths.atomic_write(directory) as folder, signal_arrays(folder, {"logits": first.logits.shape}, None) as arrays:
+        for start in range(0, len(first.logits), ROWS):
+            rows = slice(start, start + ROWS)
+            parts = [torch.from_numpy(np.array(s.logits[rows])).float().softmax(-1) * w for s, w in zip(signals, share.tolist())]
+            arrays["logits"][rows] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
+        _copy_all_but_logits(first, folder)
+    return TeacherSignals(directory)
+
+
+def _copy_all_but_logits(signals: TeacherSignals, folder: Path) -> None:
+    for name in ("hidden.npy", "starts.npy", "meta.json"):
+        shutil.copyfile(signals.directory / name, folder / name)
+
+
+def fused_signals(
+    teacher: TeacherSignals, windows: Sequence[Window], systems: Mapping[str, Baseline], heard: Heard
+) -> TeacherSignals:
+    """Return a teacher's signals fused with what recommenders say on the same windows, from the cache folder.
+
+    heard: scale and weight of "teacher" and of each of the systems, as `calibrated` gives them.
+    """
+    key = [teacher.directory.name, {name: list(map(float, heard[name])) for name in ("teacher", *systems)}]
+    directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [
+            recommender_signals(system, windows, teacher, Path(folder) / name, heard[name][0]) for name, system in systems.items()
+        ]
+        return fuse([teacher, *parts], [heard[name][1] for name in ("teacher", *systems)], directory)
