@@ -11,7 +11,7 @@ the validation part; the test part is ranked once, at the end of each system.
 
 `fused` is a student like `student`, taught by the teacher, SASRec and EASE together, weighted by their validation NDCG@10, and
 `student_of_sasrec` one taught by SASRec's ranking alone; `ensemble` asks the three together, without a student. `fused_teacher`
-is the teacher itself, all its layers, taught on by the three, and `student_of_fused` is taught by that one alone.
+is the teacher itself, all its layers, taught on by what the three say, without labels, and `student_of_fused` is taught by that one alone.
 `ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
 """
 
@@ -211,8 +211,9 @@ class Study:
             student = fitted_student(teacher, signals, task.lm, cut, self.config.teacher, ordered, 0)
         student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
         loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, seed=epoch)
+        loss = cut.loss.model_copy(update={"alpha": 1.0}) if whole else cut.loss  # it has learned from the labels already
         DistillationTrainer(
-            self.said(name), student, None, NO_HIDDEN if whole else "uniform", cut.loss,
+            self.said(name), student, None, NO_HIDDEN if whole else "uniform", loss,
             arguments(section, len(loader), epoch), loader=loader,
             head_learning_rate=fall(section, epoch) * section.head_learning_rate,
         ).train()
