@@ -76,8 +76,9 @@ def _copy_all_but_logits(signals: TeacherSignals, folder: Path) -> None:
 def fused_signals(
     teacher: TeacherSignals, windows: Sequence[Window], systems: Mapping[str, Baseline], heard: Heard
 ) -> TeacherSignals:
-    """Return a teacher's signals fused with what recommenders say on the same windows, from the cache folder.
+    """Return a teacher's signals fused with what recommenders say on the same windows.
 
+    They lie in the cache folder under a name of their own, by which a run that was cut off finds its checkpoints again.
     heard: scale and weight of "teacher" and of each of the systems, as `calibrated` gives them.
     """
     key = [teacher.directory.name, {name: list(map(float, heard[name])) for name in ("teacher", *systems)}]

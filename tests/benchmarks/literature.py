@@ -242,7 +242,8 @@ class Study:
         parts = [signals if teacher == own else self.said_by_recommender(teacher, windows, signals) for teacher in teachers]
         if len(parts) == 1:
             return parts[0]
-        return fuse(parts, [self.weight(teacher) for teacher in teachers], self.table.folder / "signals_fused")
+        folder = self.table.folder / f"signals_fused_{self.best(own)}"
+        return TeacherSignals(folder) if folder.is_dir() else fuse(parts, list(map(self.weight, teachers)), folder)
 
     def said_by_recommender(self, name: str, windows: list[Window], like: TeacherSignals) -> TeacherSignals:
         """What SASRec or EASE says on the training windows."""
