@@ -71,9 +71,9 @@ def arm_windows(windows: Sequence[Window], section: Section, seed: int) -> list[
 def teacher_signals(
     teacher: ItemRankingModel, windows: Sequence[Window], section: Section, lm: LanguageModel, seed: int
 ) -> TeacherSignals:
-    """Return what the teacher says on the windows of a section's students, from the cache folder if it is there."""
+    """Return what the teacher says on the windows of a section's students of all depths, from the cache folder if it is there."""
     ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, seed, shuffle=False)
-    layers = layer_map(section.n_layers, len(decoder_layers(teacher)))
+    layers = sorted({layer for depth in section.depths for layer in layer_map(depth, len(decoder_layers(teacher)))})
     return TeacherSignals.cached(teacher, ordered, layers, section.bf16, section.loss.top_k, section.loss.temperature)
 
 
@@ -128,6 +128,17 @@ def distilled_student(
             scores = scores_left(scores, step, seed)
         teacher = student
     return student, trainer
+
+
+def frontier(
+    teacher: ItemRankingModel, lm: LanguageModel, section: DistillationConfig, head: TeacherConfig, windows: Sequence[Window],
+    fisher: FisherResult, seed: int,
+) -> dict[int, ItemRankingModel]:
+    """Return, by depth, students like a section's own of the other depths that section.frontier names: each made in one step
+    of the same windows, while the teacher reads these once for all."""
+    depths = [depth for depth in section.depths if depth != section.n_layers]
+    cuts = {depth: section.model_copy(update={"n_layers": depth, "frontier": section.depths, "steps": []}) for depth in depths}
+    return {depth: distilled_student(teacher, lm, cut, head, windows, fisher, seed)[0] for depth, cut in cuts.items()}
 
 
 def fused_student(

@@ -102,11 +102,18 @@ class AblationConfig(TuningConfig):
     selection: str
     loss: LossConfig
 
+    @property
+    def depths(self) -> list[int]:
+        """How many layers the students have."""
+        return [self.n_layers]
+
 
 class DistillationConfig(TuningConfig):
-    """The final student, and one of several teachers, who are weighed on so many validation users."""
+    """The final student, those of other depths (frontier), and one of several teachers, who are weighed on so many validation
+    users."""
 
     n_layers: PositiveInt
+    frontier: list[PositiveInt] = Field(default=[])
     selection: str
     strategy: str
     steps: list[PositiveInt] = Field(default=[])
@@ -114,6 +121,11 @@ class DistillationConfig(TuningConfig):
     valid_users: PositiveInt
     timing_users: PositiveInt
     timing_rounds: PositiveInt
+
+    @property
+    def depths(self) -> list[int]:
+        """How many layers the students have, most first."""
+        return sorted({self.n_layers, *self.frontier}, reverse=True)
 
     @field_validator("steps")
     @classmethod

@@ -168,10 +168,10 @@ class DistillationTrainer(RankingTrainer):
                 f"these teacher signals were cut to {cache.top_k} items or tokens at temperature {cache.temperature}, the loss has "
                 f"{self.loss_config.temperature}: compute them again at that temperature, or with top_k=None"
             )
-        if self.weights is not None and cache.hidden.shape[1] != self.n_layers:
+        if self.weights is not None and not set(self.map) <= set(cache.layers):
             raise LwaError(
-                f"these teacher signals hold the states of {cache.hidden.shape[1]} layers, the student has {self.n_layers}: "
-                "compute them again at the teacher layers that layer_map names"
+                f"these teacher signals hold the states after the teacher's layers {cache.layers}; a student of {self.n_layers} "
+                f"is matched to {self.map}, as layer_map says: compute them again with those"
             )
 
     def train(self, train_loader: Iterable[dict[str, Tensor]] | None = None, num_epochs: float | None = None, **kwargs):
@@ -233,7 +233,8 @@ class DistillationTrainer(RankingTrainer):
     def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Said, list[Tensor]]:
         """Return what the teacher says at given positions, logits (P, N) or TopLogits, and its states at the mapped layers, (P, d)."""
         if isinstance(self.teacher, TeacherSignals):
-            said, states = self.teacher.lookup(windows_of(inputs), self.args.device)
+            layers = self.map if self.weights is not None else []
+            said, states = self.teacher.lookup(windows_of(inputs), self.args.device, layers)
             return said.__getitem__, states
         out, loss = signals(self.teacher, inputs), self.loss_config
 

@@ -197,12 +197,19 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
 def quality_vs_size(frame: pd.DataFrame) -> Figure:
     """Quality against the number of parameters, with 95 % intervals. Columns: system, parameters, ndcg, low, high.
 
-    A system without parameters (missing value) is a dashed line.
+    A system without parameters (missing value) is a dashed line. Several rows of `student` are joined, each named by its
+    number of layers (column layers).
     """
     require(frame, ["system", "parameters", "ndcg", "low", "high"], "figure quality_vs_size")
     sized = frame.dropna(subset="parameters")
     fig, ax = _axes(height=2.1)
+    students = sized[sized["system"] == "student"].sort_values("parameters")
+    names = pd.Series("", index=sized.index)
+    if len(students) > 1:
+        names = students["layers"].map("{:.0f} layers".format).reindex(sized.index, fill_value="")
+        ax.plot(students["parameters"] / 1e6, students["ndcg"], color=look("student").color, linewidth=0.8, zorder=1)
     labels = _scatter(ax, sized["parameters"] / 1e6, sized, sized["system"])
+    labels = [(name or text, *rest) for name, (text, *rest) in zip(names, labels)]
     left, right = ax.get_xlim()
     for name, ndcg in frame.loc[frame["parameters"].isna(), ["system", "ndcg"]].itertuples(index=False):
         style = look(name)

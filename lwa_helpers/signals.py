@@ -28,7 +28,7 @@ from lwa_helpers.ranking import ItemRankingModel, future_targets
 Batches = Iterable[dict[str, Tensor]]
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-FORMAT = 2  # raise it when what is stored, or how it is computed, changes
+FORMAT = 3  # raise it when what is stored, or how it is computed, changes
 
 
 @dataclass
@@ -105,19 +105,24 @@ class TeacherSignals:
         self.directory = Path(directory)
         meta = json.loads((self.directory / "meta.json").read_text(encoding="utf-8"))
         self.n_layers, self.top_k, self.temperature = meta["n_layers"], meta["top_k"], meta["temperature"]
+        self.layers: list[int] = meta["layers"]
         self.logits = np.load(self.directory / "logits.npy", mmap_mode="r")
         self.items = np.load(self.directory / "items.npy", mmap_mode="r") if self.top_k else None
         self.hidden = np.load(self.directory / "hidden.npy", mmap_mode="r")
         self.starts = np.load(self.directory / "starts.npy")
         self.config = SimpleNamespace(hidden_size=self.hidden.shape[-1])
 
-    def lookup(self, windows: Tensor, device: torch.device) -> tuple[Tensor | TopLogits, list[Tensor]]:
-        """Return logits (P, N) or TopLogits, and S states (P, d), of the positions of these windows (B,), row after row."""
+    def lookup(
+        self, windows: Tensor, device: torch.device, layers: Sequence[int] | None = None
+    ) -> tuple[Tensor | TopLogits, list[Tensor]]:
+        """Return logits (P, N) or TopLogits, and the states (P, d) after each of `layers` (by default all that are held), at
+        the positions of these windows (B,), row after row."""
         rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in windows.tolist()])
         logits: Tensor | TopLogits = torch.from_numpy(self.logits[rows]).to(device)
         if self.items is not None:
             logits = TopLogits(torch.from_numpy(self.items[rows]).long().to(device), logits.float().log_softmax(-1))
-        return logits, list(torch.from_numpy(self.hidden[rows]).to(device).unbind(1))
+        places = [self.layers.index(layer) for layer in (self.layers if layers is None else layers)]
+        return logits, list(torch.from_numpy(self.hidden[np.ix_(rows, places)]).to(device).unbind(1))
 
     @classmethod
     def cached(
@@ -149,7 +154,8 @@ class TeacherSignals:
     ) -> TeacherSignals:
         """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its signals in `directory`.
 
-        teacher: a ranking model or a causal LM. layers: those of its layers (1 … L) that student layers are matched to.
+        teacher: a ranking model or a causal LM. layers: those of its layers (1 … L) that student layers are matched to; what is
+        stored for students of several depths serves them all.
         top_k: keep only the k most likely items or tokens at `temperature`; None, or as many as there are, keeps all logits. `batches` is read twice.
         Raises LwaError for windows out of order, and for batches that are there only once.
         """
@@ -176,7 +182,7 @@ class TeacherSignals:
             if at != positions:
                 raise LwaError(f"teacher signals: {positions} positions at first, then {at}: a generator can be read only once")
             np.save(folder / "starts.npy", starts)
-            meta = {"n_layers": len(decoder_layers(teacher)), "top_k": k, "temperature": temperature}
+            meta = {"n_layers": len(decoder_layers(teacher)), "layers": layers, "top_k": k, "temperature": temperature}
             (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         return cls(directory)
 

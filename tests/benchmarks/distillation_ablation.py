@@ -126,7 +126,9 @@ class Ablation:
             raise LwaError(f"{run}/models/teacher does not exist: run lwa reproduce --profile {config.profile} --only 02 first")
         self.teacher, self.lm = load_item_ranker(run / "models" / "teacher")
         self.fisher = FisherResult.load(run / "fisher" / "teacher.safetensors")
-        self.section = config.distillation.model_copy(update={"epochs": epochs} if epochs else {})
+        depths = [depth for depth in DEPTHS if depth <= len(decoder_layers(self.teacher))]
+        changes = {"frontier": depths} | ({"epochs": epochs} if epochs else {})  # the teacher is asked once for all depths
+        self.section = config.distillation.model_copy(update=changes)
         self.task = RankingTask(load_data(config.data), self.lm, config.data, config.evaluation, config.seed, part)
         self.windows = arm_windows(self.task.train_windows(self.section), self.section, config.seed)
         settings = [each.model_dump(mode="json") for each in (self.section, config.data, config.evaluation)]

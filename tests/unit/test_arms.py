@@ -8,12 +8,13 @@ from test_weighting import result
 from tiny_lm import TITLES, language_model
 
 from lwa_helpers import arms, paths
-from lwa_helpers.arms import agreement, distilled_student, fused_student, teacher_signals
+from lwa_helpers.arms import agreement, distilled_student, frontier, fused_student, teacher_signals
 from lwa_helpers.config import load_config
 from lwa_helpers.data.windows import Encoded
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import Cases
 from lwa_helpers.models import decoder_layers
+from lwa_helpers.signals import TeacherSignals
 
 CONFIG = load_config("smoke")
 
@@ -83,6 +84,20 @@ def test_signals_of_a_section_are_cut_as_its_loss_says(taught):
     loss = CONFIG.distillation.loss.model_copy(update={"top_k": 3, "temperature": 2.0})
     signals = teacher_signals(item_model(lm), windows(lm), section(loss=loss), lm, 0)
     assert signals.logits.shape[1] == 4 and signals.temperature == 2.0 and signals.hidden.shape[1] == 2
+
+
+def test_students_of_several_depths_share_what_the_teacher_says_once(taught, monkeypatch):
+    """The one of the section's own depth among them: whatever the others are, it is the student that it would be alone."""
+    lm, asked, compute = language_model(), [], TeacherSignals.compute
+    monkeypatch.setattr(TeacherSignals, "compute", lambda *args: asked.append(args[2]) or compute(*args))
+    teacher, data, fisher = item_model(lm), windows(lm), result([4.0, 3, 2, 1])
+    alone, _ = distilled_student(teacher, lm, section(epochs=1.0), CONFIG.teacher, data, fisher, seed=0)
+    own = section(epochs=1.0, frontier=[3, 2, 1], steps=[3, 2])
+    students = frontier(teacher, lm, own, CONFIG.teacher, data, fisher, seed=0)
+    assert {depth: len(decoder_layers(student)) for depth, student in students.items()} == {3: 3, 1: 1}
+    again, _ = distilled_student(teacher, lm, own.model_copy(update={"steps": []}), CONFIG.teacher, data, fisher, seed=0)
+    assert asked == [[2, 4], [1, 2, 3, 4]]
+    assert all((value == again.state_dict()[name]).all() for name, value in alone.state_dict().items())
 
 
 class Nearby:

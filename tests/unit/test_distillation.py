@@ -100,6 +100,10 @@ def test_cached_signals_equal_the_teachers(pair, tmp_path):
     cached = DistillationTrainer(cache, student, strategy="uniform", loss=LOSS)
     for batch in window_loader(data, 60, 0, seed=3):
         assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=2e-3)
+    shared = TeacherSignals.compute(teacher, ordered, [1, 2, 3, 4], tmp_path / "shared", bf16=False)  # by students of any depth
+    both = (DistillationTrainer(said, student, strategy="linear", loss=LOSS) for said in (cache, shared))
+    one, other = (trainer.compute_loss(student, next(iter(ordered))).item() for trainer in both)
+    assert one == other
     with pytest.raises(LwaError, match="in order"):
         TeacherSignals.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path / "other", bf16=False)
 

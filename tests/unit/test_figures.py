@@ -162,6 +162,14 @@ def test_system_without_parameters_is_a_line():
     assert {text.get_text() for text in ax.texts} == {"Teacher, tuned", "Student, distilled", "Popularity"}
 
 
+def test_students_of_several_depths_are_joined_from_the_smallest_on():
+    rows = [("teacher", 30, 106e6, 0.08), ("student", 8, 29e6, 0.075), ("student", 15, 53e6, 0.07), ("student", 2, 8e6, 0.05)]
+    frame = pd.DataFrame(rows, columns=["system", "layers", "parameters", "ndcg"]).assign(low=0.04, high=0.09)
+    ax = draw("quality_vs_size", frame).axes[0]
+    assert ax.lines[0].get_xydata().tolist() == [[8.0, 0.05], [29.0, 0.075], [53.0, 0.07]]
+    assert {text.get_text() for text in ax.texts} == {"Teacher, tuned", "2 layers", "8 layers", "15 layers"}
+
+
 @pytest.mark.parametrize(
     ("module", "label"),
     [("self_attn.q_proj", "q"), ("mlp.down_proj", "down"), ("post_attention_layernorm", "post attention norm")],

@@ -131,7 +131,7 @@ def test_the_loss_on_cached_likely_items_is_that_of_the_live_teacher(tmp_path):
             assert one.compute_loss(student, batch).item() == pytest.approx(want, rel=5e-3, abs=1e-6)
     whole = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "w", False, top_k=8)
     assert whole.items is None and whole.logits.shape == (5, 8)
-    with pytest.raises(LwaError, match="states of 2 layers, the student has 3"):
+    with pytest.raises(LwaError, match=r"layers \[2, 4\]; a student of 3 is matched to \[1, 3, 4\]"):
         DistillationTrainer(whole, item_model(language_model(layers=3)), strategy="uniform", loss=loss)
     with pytest.raises(LwaError, match="at temperature 2.0, the loss has 1.0"):
         DistillationTrainer(signals, student, strategy="none", loss=LossConfig(alpha=1.0, temperature=1.0, beta=0.0))
