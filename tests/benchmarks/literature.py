@@ -6,7 +6,7 @@
 FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
 row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
-lies beside. What made the rows is in <name>.json; rows of other settings need another name. Settings and epochs are chosen on
+lies beside. What made the rows is in <name>.json, and in each its commit; rows of other settings need another name. Settings and epochs are chosen on
 the validation part; the test part is ranked once, at the end of each system.
 
 `fused` is a student like `student`, taught by the teacher, SASRec and EASE together, weighted by their validation NDCG@10, and
@@ -86,10 +86,11 @@ BASELINES = {
 
 
 class Table:
-    """Finished rows and the test ranks of finished systems, kept on disk."""
+    """Finished rows, each with the commit that made it, and the test ranks of finished systems, kept on disk."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.file = folder, RowFile(folder.with_suffix(".csv"), system=str, part=str, epoch=int)
+    def __init__(self, folder: Path, commit: str):
+        self.folder, self.commit = folder, commit
+        self.file = RowFile(folder.with_suffix(".csv"), system=str, part=str, epoch=int)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -102,7 +103,8 @@ class Table:
         mean = mean_interval(ndcg_at_k(rank, 10), seed=0)
         row = {
             "system": system, "part": part, "epoch": epoch, "cases": len(rank), "ndcg": mean.estimate, "low": mean.low,
-            "high": mean.high, "hr": hit_rate_at_k(rank, 10).mean(), "ndcg_all": ndcg_at_k(rank_all, 10).mean(), **facts,
+            "high": mean.high, "hr": hit_rate_at_k(rank, 10).mean(), "ndcg_all": ndcg_at_k(rank_all, 10).mean(),
+            "commit": self.commit, **facts,
         }
         if part == "test":
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,8 +141,9 @@ class Study:
         self.config = settings(options)
         self.data = load_data(self.config.data)
         self.asked = cases(self.data, "test", options.every_target)
-        self.table = Table(RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name))
-        keep_manifest(self.table.folder.with_suffix(".json"), self.config, options)
+        folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
+        commit = keep_manifest(folder.with_suffix(".json"), self.config, options)
+        self.table = Table(folder, commit)
         some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
         valid = cases(self.data, "valid")
         self.taught, self.recommender = lru_cache(maxsize=1)(self._taught), lru_cache(self._recommender)
@@ -312,18 +315,23 @@ def arguments(section: TuningConfig, steps: int, epoch: int) -> TrainingArgument
     return made
 
 
-def keep_manifest(path: Path, config: ExperimentConfig, options: argparse.Namespace) -> None:
-    """Write what makes this table's rows: the first run's manifest, to which every later one must be alike."""
+def keep_manifest(path: Path, config: ExperimentConfig, options: argparse.Namespace) -> str:
+    """Write what makes this table's rows, the first run's manifest, to which every later one must be alike in its settings.
+
+    Returns the commit of this run, marked where files have been changed since.
+    """
     asked = {"history": options.history, "every_target": options.every_target}
     summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
+    commit = summary["commit"] + "-dirty" * summary["dirty"]
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in ("settings", *asked) if before[key] != summary[key]]
         if changed:
             raise LwaError(f"{path} was made with other {', '.join(changed)}: give this run another --name")
-        return
+        return commit
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return commit
 
 
 def settings(options: argparse.Namespace) -> ExperimentConfig:
