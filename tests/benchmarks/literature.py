@@ -223,8 +223,12 @@ class Study:
         return student, task
 
     def section(self, name: str) -> TuningConfig:
-        """The settings that a model is trained by: the teacher's for all that has its layers."""
-        return self.config.teacher if name in ("teacher", "fused_teacher") else self.config.distillation
+        """The settings that a model is trained by: what has all layers takes the teacher's rates, what is distilled the
+        epochs of distillation."""
+        teacher, distillation = self.config.teacher, self.config.distillation
+        if name == "fused_teacher":
+            return teacher.model_copy(update={"epochs": distillation.epochs})
+        return teacher if name == "teacher" else distillation
 
     def _taught(self, name: str) -> tuple:
         """The best epoch of a teacher, its task, the windows, their loader in order, and what the teacher says on them."""
