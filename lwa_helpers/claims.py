@@ -48,9 +48,14 @@ def claims_table(manifest: dict[str, Any]) -> str:
 
 def write_claims(readme: Path, manifest: dict[str, Any]) -> None:
     """Replace the README's block of claims. Raises LwaError when its two markers are not there."""
+    write_block(readme, START, END, claims_table(manifest))
+
+
+def write_block(readme: Path, start: str, end: str, body: str) -> None:
+    """Replace what stands between two markers of the README. Raises LwaError when they are not there."""
     text = readme.read_text(encoding="utf-8")
-    block = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
+    block = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if not block.search(text):
-        raise LwaError(f"{readme} lacks the markers {START} … {END}, between which the claims are written")
+        raise LwaError(f"{readme} lacks the markers {start} … {end}, between which a table is written")
     with paths.atomic_write(readme) as temporary:
-        temporary.write_text(block.sub(lambda _: f"{START}\n{claims_table(manifest)}\n{END}", text), encoding="utf-8")
+        temporary.write_text(block.sub(lambda _: f"{start}\n{body}\n{end}", text), encoding="utf-8")

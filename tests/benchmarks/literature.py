@@ -1,9 +1,9 @@
 """Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer students.
 
-    python tests/benchmarks/literature.py --root FOLDER [--systems popularity ease …] [--history 10] [--every-target]
-        [--set teacher.epochs=1 …] [--name NAME]
+    python tests/benchmarks/literature.py --root FOLDER --run office2014 (or office2018) [--systems popularity ease …]
+    python tests/benchmarks/literature.py --root FOLDER [--history 10] [--every-target] [--set teacher.epochs=1 …] [--name NAME]
 
-FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
+--run takes the settings of a table that the paper shows, and its name; literature_table.py brings it there. FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
 nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
 row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
 lies beside. What made the rows is in <name>.json, and in each its commit; rows of other settings need another name. Settings and epochs are chosen on
@@ -75,6 +75,11 @@ STUDENTS = {  # whose layers, and who teaches them
     "student": ("teacher", ["teacher"]), "student_of_sasrec": ("teacher", ["sasrec"]), "fused": ("teacher", FUSED),
     "fused_teacher": ("teacher", FUSED), "student_of_fused": ("fused_teacher", ["fused_teacher"]),
 }  # fmt: skip
+BOTH = {
+    "data.title_limit": 40, "teacher.tokens_per_batch": 1024, "distillation.tokens_per_batch": 1024,
+    "teacher.head_learning_rate": 3e-4, "teacher.epochs": 1,
+}  # fmt: skip
+RUNS = {"office2014": BOTH | {"distillation.epochs": 2}, "office2018": BOTH | {"distillation.epochs": 4, "teacher.epochs": 2}}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BASELINES = {
     "popularity": (Popularity, {}),
@@ -344,7 +349,7 @@ def settings(options: argparse.Namespace) -> ExperimentConfig:
         "data.name": "Office_Products", "data.root": str(options.root.resolve()), "data.split": "file", "data.k_core": 0,
         "data.max_titles": options.history + 1, "data.context_titles": 2, "evaluation.history_titles": options.history,
         "teacher.next_items": 1, "teacher.head_learning_rate": 1e-3, "distillation.next_items": 1,
-        "distillation.head_learning_rate": 1e-3, **parse_overrides(options.set),
+        "distillation.head_learning_rate": 1e-3, **RUNS.get(options.run, {}), **parse_overrides(options.set),
     })  # fmt: skip
 
 
@@ -353,13 +358,17 @@ if __name__ == "__main__":
     parser.add_argument("--root", type=Path, required=True)
     everything = [*BASELINES, "teacher", *STUDENTS, "ensemble"]
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
+    parser.add_argument("--run", choices=RUNS, help="a table of the paper: its settings and its name")
     parser.add_argument("--history", type=int, default=10, help="newest titles read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. teacher.epochs=1")
     parser.add_argument("--name", help="of the table; by default that of FOLDER")
-    study = Study(parser.parse_args())
+    options = parser.parse_args()
+    if options.run:
+        options.name, options.every_target = options.name or options.run, options.run == "office2018"
+    study = Study(options)
     torch.manual_seed(0)
-    for system in parser.parse_args().systems:
+    for system in options.systems:
         if not study.table.has(system, "test"):
             run = study.baseline if system in BASELINES else study.ensemble if system == "ensemble" else study.model
             run(system)

@@ -16,7 +16,7 @@ from tiny_lm import TITLES, language_model
 from lwa_helpers.evaluation import ndcg_at_k
 
 pytestmark = pytest.mark.smoke
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "literature.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SYSTEMS = ["sasrec", "ease", "teacher", "student", "student_of_sasrec", "fused", "fused_teacher", "student_of_fused", "ensemble"]
 USERS = 24
 
@@ -37,14 +37,16 @@ def office(folder: Path) -> Path:
 
 def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_path):
     language_model().save(tmp_path / "tiny")
-    data, table = office(tmp_path / "office"), tmp_path / "results" / "benchmarks" / "literature" / "tiny"
+    data, table = office(tmp_path / "office"), tmp_path / "results" / "benchmarks" / "literature" / "office2014"
+    environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def python(*command):
+        return subprocess.run([sys.executable, *map(str, command)], check=False, env=environment, capture_output=True, text=True)
 
     def run(*more, systems=SYSTEMS):
         settings = [f"teacher.model={tmp_path / 'tiny'}", "teacher.epochs=1", "distillation.epochs=1", "distillation.n_layers=2"]
         flags = [word for setting in [*settings, *more] for word in ("--set", setting)]
-        command = [sys.executable, str(SCRIPT), "--root", str(data), "--name", "tiny", "--systems", *systems, *flags]
-        environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+        return python(BENCHMARKS / "literature.py", "--root", data, "--run", "office2014", "--systems", *systems, *flags)
 
     early = run(systems=["teacher", "fused"])
     assert early.returncode and "the tuned sasrec is needed" in early.stderr
@@ -63,5 +65,20 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
 
     before = table.with_suffix(".csv").read_bytes()
     assert not run().returncode and table.with_suffix(".csv").read_bytes() == before
-    other = run("data.title_limit=40")
+    other = run("data.title_limit=50")
     assert other.returncode and "give this run another --name" in other.stderr
+
+    readme, paper = tmp_path / "README.md", tmp_path / "paper"
+    paper.mkdir()
+    readme.write_text("Before.\n<!-- literature: written by tests/benchmarks/literature_table.py -->\n<!-- end of literature -->\nAfter.\n")
+    shown = python(BENCHMARKS / "literature_table.py", "office2014")
+    assert not shown.returncode, shown.stderr[-3000:]
+    mean, low, high = tested.loc["fused", ["ndcg", "low", "high"]]
+    assert f"| Student of all three | 2 | {mean:.4f} [{low:.4f}, {high:.4f}] |" in readme.read_text()
+    assert r"\toprule" in (paper / "literature_table.tex").read_text()
+    times = tested.ndcg["fused"] / tested.ndcg["sasrec"]
+    assert rf"\newcommand{{\OfficeFourteenFusedTimesSasrec}}{{{times:.2f}}}" in (paper / "literature.tex").read_text()
+    assert str(tmp_path) not in json.dumps(json.loads((paper / "literature.json").read_text())["office2014"]["settings"]["data"])
+    table.with_suffix(".csv").write_text(before.decode().replace("unknown", "unknown-dirty"))
+    refused = python(BENCHMARKS / "literature_table.py", "office2014")
+    assert refused.returncode and "rows of uncommitted changes" in refused.stderr
