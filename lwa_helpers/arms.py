@@ -134,9 +134,10 @@ def frontier(
     teacher: ItemRankingModel, lm: LanguageModel, section: DistillationConfig, head: TeacherConfig, windows: Sequence[Window],
     fisher: FisherResult, seed: int,
 ) -> dict[int, ItemRankingModel]:
-    """Return, by depth, students like a section's own of the other depths that section.frontier names: each made in one step
-    of the same windows, while the teacher reads these once for all."""
-    depths = [depth for depth in section.depths if depth != section.n_layers]
+    """Return, by depth, students like a section's own of the other depths that section.frontier names and the teacher exceeds:
+    each made in one step of the same windows, while the teacher reads these once for all."""
+    n_teacher = len(decoder_layers(teacher))
+    depths = [depth for depth in section.depths if depth != section.n_layers and depth < n_teacher]
     cuts = {depth: section.model_copy(update={"n_layers": depth, "frontier": section.depths, "steps": []}) for depth in depths}
     return {depth: distilled_student(teacher, lm, cut, head, windows, fisher, seed)[0] for depth, cut in cuts.items()}
 

@@ -92,11 +92,11 @@ def test_students_of_several_depths_share_what_the_teacher_says_once(taught, mon
     monkeypatch.setattr(TeacherSignals, "compute", lambda *args: asked.append(args[2]) or compute(*args))
     teacher, data, fisher = item_model(lm), windows(lm), result([4.0, 3, 2, 1])
     alone, _ = distilled_student(teacher, lm, section(epochs=1.0), CONFIG.teacher, data, fisher, seed=0)
-    own = section(epochs=1.0, frontier=[3, 2, 1], steps=[3, 2])
+    own = section(epochs=1.0, frontier=[9, 3, 2, 1], steps=[3, 2])
     students = frontier(teacher, lm, own, CONFIG.teacher, data, fisher, seed=0)
     assert {depth: len(decoder_layers(student)) for depth, student in students.items()} == {3: 3, 1: 1}
     again, _ = distilled_student(teacher, lm, own.model_copy(update={"steps": []}), CONFIG.teacher, data, fisher, seed=0)
-    assert asked == [[2, 4], [1, 2, 3, 4]]
+    assert asked == [[2, 4], [1, 2, 3, 4]]  # layer_map of 9 layers names no others
     assert all((value == again.state_dict()[name]).all() for name, value in alone.state_dict().items())
 
 
