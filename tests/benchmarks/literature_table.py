@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from literature import RUNS, STUDENTS
+from literature import BASELINES, RUNS, STUDENTS
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -75,9 +75,9 @@ class Rows:
 
 
 def table(found: dict[str, Rows]) -> pd.DataFrame:
-    """A row per system, in the order they were run in; columns for each run."""
-    rows = []
-    for name in dict.fromkeys(name for rows in found.values() for name in rows.tested.index):
+    """A row per system that was run, baselines first; columns for each run."""
+    rows, there = [], {name for part in found.values() for name in part.ndcg}
+    for name in (name for name in (*BASELINES, "teacher", *STUDENTS, "ensemble") if name in there):
         n_layers = next(iter(found.values())).manifest["settings"]["distillation"]["n_layers"]
         layers = "all" if name in ("teacher", "fused_teacher") else str(n_layers) if name in STUDENTS else "--"
         row = {"System": LABELS.get(name, look(name).label), "Layers": layers}

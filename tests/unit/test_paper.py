@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -25,9 +26,13 @@ def typed_results(text: str) -> list[str]:
 
 
 def defined_macros() -> set[str]:
+    """Those of the notebooks, and those of the benchmark of Amazon's office products; no name twice."""
     results = PAPER / "results.tex"
     assert results.is_file(), f"paper/results.tex is missing: {BUILD}"
-    return set(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}", results.read_text(encoding="utf-8")))
+    text = results.read_text(encoding="utf-8") + (PAPER / "literature.tex").read_text(encoding="utf-8")
+    names = re.findall(r"\\newcommand\{\\([A-Za-z]+)\}", text)
+    assert len(names) == len(set(names))
+    return set(names)
 
 
 def test_every_macro_is_defined():
@@ -79,9 +84,10 @@ def test_the_search_for_typed_results_finds_them(text, found):
 def test_every_figure_has_a_description_a_caption_and_its_notebook():
     figures = re.findall(r"\\begin\{figure\*?\}(.*?)\\end\{figure", BODY, re.DOTALL)
     tables = re.findall(r"\\begin\{table\*?\}(.*?)\\end\{table", BODY, re.DOTALL)
-    assert len(figures) == 11 and len(tables) == 6
+    assert len(figures) == 11 and len(tables) == 8
     assert all(r"\Description{" in figure for figure in figures)
-    assert all(r"\caption{" in part and r"\source{0" in part and r"\label{" in part for part in figures + tables)
+    source = re.compile(r"\\source\{0|\\bench\{literature\.py\}")
+    assert all(r"\caption{" in part and source.search(part) and r"\label{" in part for part in figures + tables)
 
 
 def test_references_are_cited_and_citations_referenced():
@@ -98,3 +104,13 @@ def test_labels_and_references_match():
 
 def test_the_published_profile_exists():
     assert (PAPER / "PROFILE").read_text(encoding="utf-8").strip() in PROFILES
+
+
+def test_the_macros_of_office_products_are_those_of_rows_of_known_commits():
+    macros = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (PAPER / "literature.tex").read_text(encoding="utf-8")))
+    runs = json.loads((PAPER / "literature.json").read_text(encoding="utf-8"))
+    assert len(runs) == 2
+    for run, word in {"office2014": "OfficeFourteen", "office2018": "OfficeEighteen"}.items():
+        for row in runs[run]["rows"]:
+            assert re.fullmatch(r"[0-9a-f]{40}", row["commit"])
+            assert macros[f"{word}{row['system'].title().replace('_', '')}Ndcg"] == f"{row['ndcg']:.4f}"
