@@ -3,11 +3,12 @@
     python tests/benchmarks/literature.py --root FOLDER --run office2014 (or office2018) [--systems popularity ease …]
     python tests/benchmarks/literature.py --root FOLDER [--history 10] [--every-target] [--set teacher.epochs=1 …] [--name NAME]
 
---run takes the settings of a table that the paper shows, and its name; literature_table.py brings it there. FOLDER holds Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs
-nothing else; Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its
-row in results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint
-lies beside. What made the rows is in <name>.json, and in each its commit; rows of other settings need another name. Settings and epochs are chosen on
-the validation part; the test part is ranked once, at the end of each system.
+--run takes the settings of a table that the paper shows, and its name; literature_table.py brings it there. FOLDER holds
+Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs nothing else;
+Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its row in
+results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint lies
+beside. What made the rows is in <name>.json, and in each its commit; rows of other settings need another name. Settings and
+epochs are chosen on the validation part; the test part is ranked once, at the end of each system.
 
 `fused` is a student like `student`, taught by the teacher, SASRec and EASE together, weighted by their validation NDCG@10, and
 `student_of_sasrec` one taught by SASRec's ranking alone; `ensemble` asks the three together, without a student. `fused_teacher`
