@@ -57,4 +57,5 @@ if __name__ == "__main__":
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(out, sys.argv[1])
     if dist.is_initialized():
-        dist.destroy_process_group()
+        dist.barrier()
+        os._exit(0)  # gloo's threads, taken down while Python ends, abort now and then
