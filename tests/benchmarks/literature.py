@@ -148,7 +148,7 @@ class Study:
         self.data = load_data(self.config.data)
         self.asked = cases(self.data, "test", options.every_target)
         folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
-        commit = keep_manifest(folder.with_suffix(".json"), self.config, options)
+        commit = keep_manifest(folder.with_suffix(".json"), self.config, options, self.data.sha256)
         self.table = Table(folder, commit)
         some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
         valid = cases(self.data, "valid")
@@ -325,20 +325,21 @@ def arguments(section: TuningConfig, steps: int, epoch: int) -> TrainingArgument
     return made
 
 
-def keep_manifest(path: Path, config: ExperimentConfig, options: argparse.Namespace) -> str:
-    """Write what makes this table's rows, the first run's manifest, to which every later one must be alike in its settings.
+def keep_manifest(path: Path, config: ExperimentConfig, options: argparse.Namespace, data_hash: str) -> str:
+    """Write what makes this table's rows, the first run's manifest, to which every later one must be alike in settings and data.
 
     Returns the commit of this run, marked where files have been changed since.
     """
-    asked = {"history": options.history, "every_target": options.every_target}
+    asked = {"history": options.history, "every_target": options.every_target, "data_hash": data_hash}
     summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
     commit = summary["commit"] + "-dirty" * summary["dirty"]
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in ("settings", *asked) if before[key] != summary[key]]
+        changed = [key for key in ("settings", *asked) if before.get(key) != summary[key]]
         if changed:
             raise LwaError(f"{path} was made with other {', '.join(changed)}: give this run another --name")
         return commit
+    summary["model_hash"] = load_teacher(config.teacher.model).sha256
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return commit

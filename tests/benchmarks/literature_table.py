@@ -33,7 +33,8 @@ LABELS = {
 }  # fmt: skip
 RATIOS = {
     "StudentKept": ("student", "teacher"), "FusedKept": ("fused", "fused_teacher"), "FusedKeptOfTuned": ("fused", "teacher"),
-    **{f"{name.title().replace('_', '')}TimesSasrec": (name, "sasrec") for name in ("teacher", "student", "fused", "fused_teacher")},
+    "TeacherTimesSasrec": ("teacher", "sasrec"), "StudentTimesSasrec": ("student", "sasrec"),
+    "FusedTimesSasrec": ("fused", "sasrec"), "FusedTeacherTimesSasrec": ("fused_teacher", "sasrec"),
 }  # fmt: skip
 
 

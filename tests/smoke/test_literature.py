@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,9 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
     assert r"\toprule" in (paper / "literature_table.tex").read_text()
     times = tested.ndcg["fused"] / tested.ndcg["sasrec"]
     assert rf"\newcommand{{\OfficeFourteenFusedTimesSasrec}}{{{times:.2f}}}" in (paper / "literature.tex").read_text()
-    assert str(tmp_path) not in json.dumps(json.loads((paper / "literature.json").read_text())["office2014"]["settings"]["data"])
+    made = json.loads((paper / "literature.json").read_text())["office2014"]
+    assert str(tmp_path) not in json.dumps(made["settings"]["data"])
+    assert all(re.fullmatch("[0-9a-f]{64}", made[name]) for name in ("data_hash", "model_hash"))
     table.with_suffix(".csv").write_text(before.decode().replace("unknown", "unknown-dirty"))
     refused = python(BENCHMARKS / "literature_table.py", "office2014")
     assert refused.returncode and "rows of uncommitted changes" in refused.stderr
