@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from row_file import RowFile
+from row_file import RowFile, keep_manifest
 
 from lwa_helpers import paths
 from lwa_helpers.arms import agreement, arm_windows, distil, distilled_student, fitted_student, teacher_signals
@@ -91,7 +91,7 @@ class Rows:
     """The finished students of one teacher under one set of settings, kept on disk."""
 
     def __init__(self, teacher: str, settings: str, part: str):
-        self.fixed = {"teacher": teacher, "settings": settings, "part": part}
+        self.fixed, self.commit = {"teacher": teacher, "settings": settings, "part": part}, ""
         self.file = RowFile(
             FOLDER.with_suffix(".csv"), teacher=str, settings=str, part=str, experiment=str, arm=str, seed=int
         )
@@ -113,7 +113,7 @@ class Rows:
         target = self.ranks(row["experiment"], row["arm"], row["seed"])
         with paths.atomic_write(target) as temporary:
             np.save(temporary, ranks)
-        self.file.add(pd.DataFrame([self.fixed | row]))
+        self.file.add(pd.DataFrame([self.fixed | row | {"commit": self.commit}]))
         print(pd.Series(row).drop(["kept_low", "kept_high"]).to_dict(), flush=True)
 
 
@@ -133,7 +133,13 @@ class Ablation:
         self.windows = arm_windows(self.task.train_windows(self.section), self.section, config.seed)
         settings = [each.model_dump(mode="json") for each in (self.section, config.data, config.evaluation)]
         self.rows = Rows(weights_hash(self.teacher)[:12], paths.sha256_of_text(json.dumps(settings))[:12], part)
-        self.start = lru_cache(maxsize=1)(self._start)
+        self.start = lru_cache(self._start)
+
+    def keep_manifest(self) -> None:
+        """Write what makes the rows beside their ranks."""
+        config = self.config.model_copy(update={"distillation": self.section})
+        asked = {**self.rows.fixed, "data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
+        self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, asked)
 
     @cached_property
     def teacher_scores(self) -> np.ndarray:
@@ -244,12 +250,13 @@ def main() -> None:
 
     ablation = Ablation(load_config(arguments.profile, parse_overrides(arguments.set)), arguments.part, arguments.epochs)
     if not arguments.report:
+        ablation.keep_manifest()
         for experiment in arguments.only.split(","):
             if experiment == "fusion":
                 ablation.fusion(arguments.others, arguments.seeds)
                 continue
-            for arm in arms(experiment, ablation.section, len(decoder_layers(ablation.teacher))):
-                for seed in arguments.seeds:
+            for seed in arguments.seeds:
+                for arm in arms(experiment, ablation.section, len(decoder_layers(ablation.teacher))):
                     if not ablation.rows.has(arm, seed):
                         ablation.run(arm, seed)
     report(ablation.rows, ablation.config.seed)

@@ -30,11 +30,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from row_file import RowFile
+from row_file import DEVICE, RowFile, keep_manifest
 from scipy.special import softmax
 from transformers import TrainingArguments
 
-from lwa_helpers import manifest
 from lwa_helpers.arms import fitted_student
 from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import ExperimentConfig, TuningConfig, load_config
@@ -62,7 +61,7 @@ from lwa_helpers.evaluation import (
 )
 from lwa_helpers.fused_signals import fuse, recommender_signals
 from lwa_helpers.models import decoder_layers, load_teacher
-from lwa_helpers.paths import RESULTS, atomic_write
+from lwa_helpers.paths import RESULTS
 from lwa_helpers.ranking import ItemRanker, ItemRankingModel, load_item_ranker
 from lwa_helpers.signals import TeacherSignals
 from lwa_helpers.student import trim_vocabulary
@@ -81,7 +80,6 @@ BOTH = {
     "teacher.head_learning_rate": 3e-4, "teacher.epochs": 1,
 }  # fmt: skip
 RUNS = {"office2014": BOTH | {"distillation.epochs": 2}, "office2018": BOTH | {"distillation.epochs": 4, "teacher.epochs": 2}}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BASELINES = {
     "popularity": (Popularity, {}),
     "recent_popularity": (RecentPopularity, {"half_life": [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]}),
@@ -148,7 +146,9 @@ class Study:
         self.data = load_data(self.config.data)
         self.asked = cases(self.data, "test", options.every_target)
         folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
-        commit = keep_manifest(folder.with_suffix(".json"), self.config, options, self.data.sha256)
+        asked = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
+        model = self.config.teacher.model
+        commit = keep_manifest(folder.with_suffix(".json"), self.config, asked, lambda: {"model_hash": load_teacher(model).sha256})
         self.table = Table(folder, commit)
         some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
         valid = cases(self.data, "valid")
@@ -323,26 +323,6 @@ def arguments(section: TuningConfig, steps: int, epoch: int) -> TrainingArgument
     end = {"lr_end": fall(section, epoch + 1) * section.learning_rate}
     made.lr_scheduler_type, made.lr_scheduler_kwargs = "polynomial", end
     return made
-
-
-def keep_manifest(path: Path, config: ExperimentConfig, options: argparse.Namespace, data_hash: str) -> str:
-    """Write what makes this table's rows, the first run's manifest, to which every later one must be alike in settings and data.
-
-    Returns the commit of this run, marked where files have been changed since.
-    """
-    asked = {"history": options.history, "every_target": options.every_target, "data_hash": data_hash}
-    summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
-    commit = summary["commit"] + "-dirty" * summary["dirty"]
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in ("settings", *asked) if before.get(key) != summary[key]]
-        if changed:
-            raise LwaError(f"{path} was made with other {', '.join(changed)}: give this run another --name")
-        return commit
-    summary["model_hash"] = load_teacher(config.teacher.model).sha256
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return commit
 
 
 def settings(options: argparse.Namespace) -> ExperimentConfig:

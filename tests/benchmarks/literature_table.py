@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from literature import BASELINES, RUNS, STUDENTS
+from row_file import refuse_dirty, write
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -47,8 +47,7 @@ class Rows:
             raise LwaError(f"{self.folder}.csv does not exist: run literature.py --run {run} first")
         rows = pd.read_csv(self.folder.with_suffix(".csv"), dtype={"commit": str})
         self.tested = rows[rows["part"] == "test"].set_index("system")
-        if (dirty := self.tested["commit"].str.endswith("-dirty")).any():
-            raise LwaError(f"{self.folder}.csv: rows of uncommitted changes ({', '.join(self.tested.index[dirty])}): run them again")
+        refuse_dirty(self.tested.reset_index(), "system", self.folder.with_suffix(".csv"))
         self.ndcg = {name: ndcg_at_k(np.load(self.folder / f"{name}.npy"), 10) for name in self.tested.index}
         self.manifest = json.loads(self.folder.with_suffix(".json").read_text(encoding="utf-8"))
         del self.manifest["settings"]["data"]["root"]  # where the data lay on that machine
@@ -109,11 +108,6 @@ def markdown(frame: pd.DataFrame, found: dict[str, Rows]) -> str:
     devices = sorted({rows.manifest["device"] for rows in found.values()})
     made = f"NDCG@10, all items ranked, seen ones left out, one seed, {', '.join(devices)}; commits {', '.join(commits)}."
     return "\n".join([made, "", *lines])
-
-
-def write(path: Path, text: str) -> None:
-    with paths.atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

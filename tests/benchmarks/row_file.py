@@ -1,12 +1,50 @@
-"""A CSV that grows by rows, so that a long benchmark can be stopped and started again."""
+"""A CSV that grows by rows, so that a long benchmark can be stopped and started again, and the record of what made them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import torch
 
+from lwa_helpers import manifest
+from lwa_helpers.config import ExperimentConfig
+from lwa_helpers.errors import LwaError
 from lwa_helpers.paths import atomic_write
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, hashes: Callable[[], dict] = dict) -> str:
+    """Write what makes a table's rows, the first run's manifest, to which every later one must be alike in settings and in `asked`.
+
+    hashes: further facts, asked for by the first run alone. Returns the commit of this run, marked where files have been
+    changed since. Raises LwaError where something differs.
+    """
+    summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
+    commit = summary["commit"] + "-dirty" * summary["dirty"]
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in ("settings", *asked) if before.get(key) != summary[key]]
+        if changed:
+            raise LwaError(f"{path} was made with other {', '.join(changed)}: give this run another --name")
+        return commit
+    write(path, json.dumps(summary | hashes(), indent=1, sort_keys=True) + "\n")
+    return commit
+
+
+def refuse_dirty(rows: pd.DataFrame, name: str, path: Path) -> None:
+    """Raise LwaError, naming them by the column `name`, for rows that no commit made."""
+    if (dirty := rows["commit"].str.endswith("-dirty")).any():
+        raise LwaError(f"{path}: rows of uncommitted changes ({', '.join(map(str, rows[name][dirty]))}): run them again")
 
 
 class RowFile:
