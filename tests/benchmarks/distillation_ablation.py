@@ -3,9 +3,10 @@
     python tests/benchmarks/distillation_ablation.py [--profile quick] [--only arms,selection] [--seeds 0 1 2 3 4] [--report]
 
 It needs the tuned teacher and the Fisher information of `lwa reproduce --profile PROFILE --only 02`. A finished student is
-a row of results/benchmarks/distillation_ablation.csv, its ranks lie beside it; a student that has its row is not trained
-again, so the run can be stopped and started; another teacher, or another setting of the students, has rows of its own.
---report trains nothing: it prints, for each experiment, every arm against the first one, paired by user and seed.
+a row of results/benchmarks/distillation_ablation.csv; its ranks, and a manifest, lie in a folder beside it. A student that has
+its row is not trained again, so the run can be stopped and started; another teacher, or another setting of the students, has
+rows of its own. --report trains nothing: it prints, for each experiment, every arm against the first one, paired by user and
+seed. distillation_table.py brings rows into the paper.
 
     selection  the layers kept, before and after recovery        frontier  30 … 2 layers
     arms       labels only, KL only, and each weighting          steps     one big cut, or two
@@ -34,7 +35,7 @@ from lwa_helpers.data import load_data
 from lwa_helpers.distillation import LABELS, NO_HIDDEN
 from lwa_helpers.efficiency import n_parameters
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import difference_over_seeds, ndcg_at_k, paired_difference, ratio_of_means
+from lwa_helpers.evaluation import difference_of_arms, ndcg_at_k, ratio_of_means
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.fused_signals import fuse
 from lwa_helpers.importance import block_influence
@@ -92,9 +93,8 @@ class Rows:
 
     def __init__(self, teacher: str, settings: str, part: str):
         self.fixed, self.commit = {"teacher": teacher, "settings": settings, "part": part}, ""
-        self.file = RowFile(
-            FOLDER.with_suffix(".csv"), teacher=str, settings=str, part=str, experiment=str, arm=str, seed=int
-        )
+        words = dict.fromkeys(("teacher", "settings", "part", "experiment", "arm", "student", "commit"), str)
+        self.file = RowFile(FOLDER.with_suffix(".csv"), **words, seed=int)
         self.folder = FOLDER / f"{teacher}-{settings}" / part
 
     def read(self) -> pd.DataFrame:
@@ -109,11 +109,20 @@ class Rows:
         row = self.file.has(**self.fixed, experiment=arm.experiment, arm=arm.name, seed=seed)
         return row and self.ranks(arm.experiment, arm.name, seed).exists()
 
+    def twin(self, student: str, seed: int) -> tuple[dict, np.ndarray] | None:
+        """Row and ranks of a finished student that is the same under another name."""
+        every = self.read()
+        same = every[(every.student == student) & (every.seed == seed)]
+        if same.empty:
+            return None
+        row = same.iloc[0].drop(list(self.fixed)).to_dict()
+        return row, np.load(self.ranks(row["experiment"], row["arm"], seed))
+
     def add(self, row: dict, ranks: np.ndarray) -> None:
         target = self.ranks(row["experiment"], row["arm"], row["seed"])
         with paths.atomic_write(target) as temporary:
             np.save(temporary, ranks)
-        self.file.add(pd.DataFrame([self.fixed | row | {"commit": self.commit}]))
+        self.file.add(pd.DataFrame([self.fixed | {"commit": self.commit} | row]))
         print(pd.Series(row).drop(["kept_low", "kept_high"]).to_dict(), flush=True)
 
 
@@ -173,8 +182,13 @@ class Ablation:
         return student, signals, self.task.ranks(student)
 
     def run(self, arm: Arm, seed: int, signals: TeacherSignals | None = None) -> None:
-        """Train one student and write its row."""
+        """Train one student and write its row; what is the same student in another experiment is not trained again."""
         section, before = self.section.model_copy(update=arm.changes), np.array([])
+        student_key = paths.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.weights]))[:12]
+        named = {"experiment": arm.experiment, "arm": arm.name, "seed": seed, "student": student_key}
+        if twin := self.rows.twin(student_key, seed):
+            self.rows.add(twin[0] | named, twin[1])
+            return
         if section.steps:
             began = time.perf_counter()
             student, trainer = distilled_student(
@@ -190,8 +204,7 @@ class Ablation:
         ndcg, alike = ndcg_at_k(ranks, 10), agreement(scores, self.teacher_scores, self.task.asked.histories).mean()
         kept = ratio_of_means(ndcg, self.teacher_ndcg, seed=self.config.seed)
         self.rows.add({
-            "profile": self.config.profile, "experiment": arm.experiment, "arm": arm.name, "seed": seed,
-            "layers": len(decoder_layers(student)), "parameters": n_parameters(student),
+            **named, "profile": self.config.profile, "layers": len(decoder_layers(student)), "parameters": n_parameters(student),
             "ndcg_teacher": self.teacher_ndcg.mean(), "ndcg_before": ndcg_at_k(before, 10).mean() if len(before) else np.nan,
             "ndcg": ndcg.mean(), "kept": kept.estimate, "kept_low": kept.low, "kept_high": kept.high, "overlap": alike.overlap,
             "tau": alike.tau, "epochs": self.section.epochs, "steps": trainer.state.global_step, "windows": len(self.windows),
@@ -219,20 +232,31 @@ class Ablation:
                         self.run(arm, seed, signals)
 
 
+def measured(rows: Rows, experiment: str) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[int]]:
+    """An experiment's means by arm over the seeds that all arms have, each arm's NDCG@10 (users, seeds), and these seeds."""
+    found = rows.read()
+    part = found[found.experiment == experiment]
+    names = list(dict.fromkeys(part.arm))
+    seeds = sorted(set.intersection(*(set(part[part.arm == name].seed) for name in names)))
+    tables = {n: np.stack([ndcg_at_k(np.load(rows.ranks(experiment, n, s)), 10) for s in seeds], 1) for n in names}
+    return part[part.seed.isin(seeds)].groupby("arm", sort=False)[SHOWN].mean(), tables, seeds
+
+
+def against(tables: dict[str, np.ndarray], first: str, seed: int) -> pd.DataFrame:
+    """Every other arm minus `first`, paired by user and by seed, with its interval: columns difference, low, high, says."""
+    found = {name: difference_of_arms(table, tables[first], seed=seed)[:3] for name, table in tables.items() if name != first}
+    frame = pd.DataFrame.from_dict(found, orient="index", columns=["difference", "low", "high"])
+    frame["says"] = np.select([frame.low > 0, frame.high < 0], ["better", "worse"], "no difference shown")
+    return frame
+
+
 def report(rows: Rows, seed: int) -> None:
     """Print each experiment: quality, agreement and cost by arm, and the difference to the first arm with its interval."""
-    for experiment, part in rows.read().groupby("experiment", sort=False):
-        names = list(dict.fromkeys(part.arm))
-        seeds = sorted(set.intersection(*(set(part[part.arm == name].seed) for name in names)))
-        tables = {n: np.stack([ndcg_at_k(np.load(rows.ranks(experiment, n, s)), 10) for s in seeds], 1) for n in names}
-        mean = part[part.seed.isin(seeds)].groupby("arm", sort=False)[SHOWN].mean()
-        first = tables[names[0]]
-        for name in names[1:]:
-            both = tables[name], first
-            d = difference_over_seeds(*both) if len(seeds) > 1 else paired_difference(*(t.mean(1) for t in both), seed=seed)
-            mean.loc[name, ["to first", "low", "high"]] = d[:3]
-            mean.loc[name, "says"] = "better" if d.low > 0 else "worse" if d.high < 0 else "no difference shown"
-        print(f"\n{experiment}: {len(first)} users, seeds {seeds}\n{mean.round(4).to_string()}")
+    for experiment in rows.read().experiment.unique():
+        mean, tables, seeds = measured(rows, experiment)
+        first = next(iter(tables))
+        print(f"\n{experiment}: {len(tables[first])} users, seeds {seeds}, against {first}")
+        print(mean.join(against(tables, first, seed)).round(4).to_string())
 
 
 def main() -> None:
