@@ -147,7 +147,8 @@ class Ablation:
     def keep_manifest(self) -> None:
         """Write what makes the rows beside their ranks."""
         config = self.config.model_copy(update={"distillation": self.section})
-        asked = {**self.rows.fixed, "data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
+        fixed = {"settings_hash" if name == "settings" else name: value for name, value in self.rows.fixed.items()}
+        asked = fixed | {"data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
         self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, asked)
 
     @cached_property

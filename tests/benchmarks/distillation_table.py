@@ -1,0 +1,147 @@
+"""The finished rows of distillation_ablation.py, as the paper shows them.
+
+    python tests/benchmarks/distillation_table.py FOLDER
+
+FOLDER holds the ranks of one teacher under one set of settings, results/benchmarks/distillation_ablation/<teacher>-<settings>/test.
+Writes paper/distillation_<experiment>.tex for the arms, the selections, the matched layers and the depths that have rows,
+paper/distillation.tex (a macro per number) and paper/distillation.json (what made each row). Rows of uncommitted changes are
+refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from distillation_ablation import Rows, against, measured
+from row_file import refuse_dirty, write
+
+from lwa_helpers import paths
+from lwa_helpers.distillation import LABELS, NO_HIDDEN
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import difference_of_arms, mean_interval, spearman, variance_components
+from lwa_helpers.hypotheses import h3_growing_weights
+from lwa_helpers.style import LOOKS, look
+from lwa_helpers.tables import booktabs, escape, format_number, results_tex
+
+WEIGHTED_BY = "uniform"  # what each weighting is held against
+SHOWN = {  # an experiment's reference arms, each a column of differences, and what heads its first column
+    "arms": ((NO_HIDDEN, WEIGHTED_BY), "Arm"), "selection": (("first",), "Layers kept"),
+    "match": (("all",), "States matched"), "frontier": ((), "Depth"),
+}  # fmt: skip
+CONTRASTS = {  # macros of the experiment arms: which arm minus which
+    "HiddenMinusNone": ("uniform", NO_HIDDEN), "TeacherMinusLabels": (NO_HIDDEN, LABELS),
+    "FisherMinusUniform": ("fisher", "uniform"), "FisherMinusShuffled": ("fisher", "shuffled_fisher"),
+}  # fmt: skip
+
+
+def label(arm: str) -> str:
+    """An arm's name in a table."""
+    return look(arm).label if arm in LOOKS else arm.replace("_", " ").capitalize()
+
+
+def table(rows: Rows, experiment: str) -> str:
+    """The table of one experiment: quality before and after recovery, agreement with the teacher, differences."""
+    mean, tables, _ = measured(rows, experiment)
+    references, head = SHOWN[experiment]
+    frame = pd.DataFrame({head: [label(name) for name in mean.index]}, index=mean.index)
+    formats, headers = {}, {}
+    if experiment in ("selection", "frontier"):
+        frame["before"], formats["before"], headers["before"] = mean.ndcg_before, "{:.3f}", "Before"
+    for name, values in tables.items():
+        frame.loc[name, ["ndcg", "ndcg_low", "ndcg_high"]] = mean_interval(values.mean(1), seed=0)
+    formats["ndcg"], headers["ndcg"] = "{:.3f}", "NDCG@10"
+    for column, factor, form, text in (("kept", 100, "{:.0f}", "Kept (%)"), ("overlap", 100, "{:.0f}", "Overlap (%)")):
+        frame[column], formats[column], headers[column] = factor * mean[column], form, text
+    for reference in references:
+        key = f"to_{reference}"
+        found = against(tables, reference, 0)[["difference", "low", "high"]]
+        frame = frame.join(found.set_axis([key, f"{key}_low", f"{key}_high"], axis=1))
+        formats[key], headers[key] = "{:+.4f}", f"minus {label(reference)}"
+    return booktabs(frame, formats, best={"ndcg": "max"}, headers=headers)
+
+
+def interval_macros(name: str, interval, spec: str = "{:+.4f}") -> dict[str, str]:
+    return {f"Recovery{name}{end}": format_number(value, spec) for end, value in zip(("", "Low", "High"), interval)}
+
+
+def arm_numbers(tables: dict[str, np.ndarray]) -> dict[str, str]:
+    """Macros of the experiment arms: the hypothesis on growing weights, what each part of the loss is worth, who wins."""
+    verdict, spread = h3_growing_weights(tables, seed=0), variance_components(tables[WEIGHTED_BY])
+    found = {"RecoveryHThreeVerdict": escape(verdict.verdict)} | interval_macros("DepthMinusUniform", verdict[1:4])
+    for name, (one, other) in CONTRASTS.items():
+        found |= interval_macros(name, difference_of_arms(tables[one], tables[other], seed=0))
+    weightings = {name: values for name, values in tables.items() if name not in (NO_HIDDEN, LABELS)}
+    to_uniform, to_none = against(weightings, WEIGHTED_BY, 0), against(tables, NO_HIDDEN, 0).loc[list(weightings)]
+    for name, frame in {"Uniform": to_uniform, "None": to_none}.items():
+        found[f"RecoveryBetterThan{name}"] = str((frame.says == "better").sum())
+        found[f"RecoveryWorseThan{name}"] = str((frame.says == "worse").sum())
+    for name in (LABELS, NO_HIDDEN, WEIGHTED_BY):
+        found[f"Recovery{name.title()}Ndcg"] = format_number(tables[name].mean(), "{:.3f}")
+    found["RecoveryWeightings"] = str(len(weightings))
+    found["RecoverySeedSd"] = format_number(max(spread.seed, 0.0) ** 0.5, "{:.4f}")
+    return found
+
+
+def selection_numbers(mean: pd.DataFrame, tables: dict[str, np.ndarray]) -> dict[str, str]:
+    """Macros of the experiment selection: the best and the worst layers to keep, and whether quality before recovery tells."""
+    by_quality = mean.ndcg.sort_values()
+    told, verdicts = spearman(mean.ndcg_before.to_numpy(), mean.ndcg.to_numpy(), seed=0), against(tables, "first", 0)
+    found = {f"RecoverySelection{end}": label(by_quality.index[place]) for end, place in (("Worst", 0), ("Best", -1))}
+    found |= {f"RecoverySelection{end}Ndcg": format_number(by_quality.iloc[place], "{:.3f}") for end, place in (("Worst", 0), ("Best", -1))}
+    random = [name for name in mean.index if name.startswith("random")]
+    found["RecoveryRandomNdcg"] = format_number(mean.ndcg[random].mean(), "{:.3f}")
+    found["RecoveryFirstNdcg"] = format_number(mean.ndcg["first"], "{:.3f}")
+    found["RecoveryFirstOverlap"] = format_number(100 * mean.overlap["first"], "{:.0f}")
+    found["RecoverySelections"] = str(len(mean))
+    found |= {f"Recovery{word.title()}ThanFirst": str((verdicts.says == word).sum()) for word in ("better", "worse")}
+    return found | interval_macros("BeforeTellsAfter", told[:3], "{:.2f}")
+
+
+def numbers(rows: Rows) -> dict[str, str]:
+    """All macros: the budget, and what each experiment found."""
+    every, experiments = rows.read(), list(rows.read().experiment.unique())
+    found = {
+        "RecoveryEpochs": format_number(every.epochs.iloc[0], "{:.2f}"), "RecoveryTokens": format_number(every.tokens.iloc[0], "{:,}"),
+        "RecoverySteps": format_number(every.steps.mode()[0], "{:,}"),
+    }  # fmt: skip
+    for experiment in experiments:
+        mean, tables, seeds = measured(rows, experiment)
+        found["RecoverySeeds"], found["RecoveryUsers"] = str(len(seeds)), format_number(len(next(iter(tables.values()))), "{:,}")
+        if experiment == "arms":
+            found |= arm_numbers(tables)
+        if experiment == "selection":
+            found |= selection_numbers(mean, tables)
+        if experiment == "match":
+            verdicts = against(tables, "all", 0)
+            found |= {f"RecoveryMatch{word.title()}": str((verdicts.says == word).sum()) for word in ("better", "worse")}
+            found["RecoveryMatches"] = str(len(verdicts))
+        if experiment == "steps":
+            one, two = tables.values()
+            found |= interval_macros("TwoStepsMinusOne", difference_of_arms(two, one, seed=0))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    file = parser.parse_args().folder / "manifest.json"
+    if not file.exists():
+        raise LwaError(f"{file} does not exist: run distillation_ablation.py first, and name the folder of its ranks")
+    made = json.loads(file.read_text(encoding="utf-8"))
+    rows = Rows(made["teacher"], made["settings_hash"], made["part"])
+    refuse_dirty(rows.read(), "arm", rows.file.path)
+    for experiment in rows.read().experiment.unique():
+        if experiment in SHOWN:
+            write(paths.PAPER / f"distillation_{experiment}.tex", table(rows, experiment))
+    header = "Generated by tests/benchmarks/distillation_table.py; do not edit."
+    write(paths.PAPER / "distillation.tex", results_tex(numbers(rows), header))
+    made |= {"rows": json.loads(rows.read().to_json(orient="records"))}
+    write(paths.PAPER / "distillation.json", json.dumps(made, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
