@@ -51,8 +51,8 @@ def table(rows: Rows, experiment: str) -> str:
     formats, headers = {}, {}
     if experiment in ("selection", "frontier"):
         frame["before"], formats["before"], headers["before"] = mean.ndcg_before, "{:.3f}", "Before"
-    for name, values in tables.items():
-        frame.loc[name, ["ndcg", "ndcg_low", "ndcg_high"]] = mean_interval(values.mean(1), seed=0)
+    quality = {name: mean_interval(values.mean(1), seed=0) for name, values in tables.items()}
+    frame = frame.join(pd.DataFrame.from_dict(quality, orient="index", columns=["ndcg", "ndcg_low", "ndcg_high"]))
     formats["ndcg"], headers["ndcg"] = "{:.3f}", "NDCG@10"
     for column, factor, form, text in (("kept", 100, "{:.0f}", "Kept (%)"), ("overlap", 100, "{:.0f}", "Overlap (%)")):
         frame[column], formats[column], headers[column] = factor * mean[column], form, text
@@ -60,7 +60,7 @@ def table(rows: Rows, experiment: str) -> str:
         key = f"to_{reference}"
         found = against(tables, reference, 0)[["difference", "low", "high"]]
         frame = frame.join(found.set_axis([key, f"{key}_low", f"{key}_high"], axis=1))
-        formats[key], headers[key] = "{:+.4f}", f"minus {label(reference)}"
+        formats[key], headers[key] = "{:+.4f}", f"minus {label(reference).lower()}"
     return booktabs(frame, formats, best={"ndcg": "max"}, headers=headers)
 
 

@@ -34,7 +34,7 @@ LABELS = {
 RATIOS = {
     "StudentKept": ("student", "teacher"), "FusedKept": ("fused", "fused_teacher"), "FusedKeptOfTuned": ("fused", "teacher"),
     "TeacherTimesSasrec": ("teacher", "sasrec"), "StudentTimesSasrec": ("student", "sasrec"),
-    "FusedTimesSasrec": ("fused", "sasrec"), "FusedTeacherTimesSasrec": ("fused_teacher", "sasrec"),
+    "FusedTimesSasrec": ("fused", "sasrec"), "FusedTimesStudent": ("fused", "student"), "FusedTeacherTimesSasrec": ("fused_teacher", "sasrec"),
 }  # fmt: skip
 
 

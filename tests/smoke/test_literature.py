@@ -12,28 +12,13 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from tiny_lm import TITLES, language_model
+from tiny_lm import USERS, language_model, office
 
 from lwa_helpers.evaluation import ndcg_at_k
 
 pytestmark = pytest.mark.smoke
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SYSTEMS = ["sasrec", "ease", "teacher", "student", "student_of_sasrec", "fused", "fused_teacher", "student_of_fused", "ensemble"]
-USERS = 24
-
-
-def office(folder: Path) -> Path:
-    """Users who each went round the catalogue from a place of their own; complete, leave-one-out."""
-    rows = [(f"u{user:02d}", f"i{(user + step) % len(TITLES)}", step) for user in range(USERS) for step in range(6)]
-    part = {4: "valid", 5: "test"}
-    folder.mkdir()
-    pd.DataFrame([
-        {"user_id": user, "parent_asin": item, "rating": None, "timestamp": step, "split": part.get(step, "train")}
-        for user, item, step in rows
-    ]).to_parquet(folder / "Office_Products.parquet")
-    titles = pd.DataFrame({"parent_asin": [f"i{n}" for n in range(len(TITLES))], "title": TITLES})
-    titles.to_parquet(folder / "meta_Office_Products.parquet")
-    return folder
 
 
 def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_path):

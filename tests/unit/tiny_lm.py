@@ -1,8 +1,10 @@
-"""A small causal LM of a real transformers class, with a byte-level BPE tokenizer trained on a few titles."""
+"""A small causal LM of a real transformers class, with a byte-level BPE tokenizer trained on a few titles, and who read them."""
 
 import json
+from pathlib import Path
 
 import gguf
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from lwa_helpers.models import LanguageModel
 
 TITLES = ["Toy Story", "GoldenEye", "Toy Soldiers", "Été à Paris", "Story of Us & Them", "Heat", "Seven (1995)", "日本 Story"]
+USERS = 24
 
 
 def tokenizer():
@@ -33,6 +36,20 @@ def language_model(layers=4, hidden=32, seed=0, config=None, **options):
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, **options,
     )
     return LanguageModel("tiny", AutoModelForCausalLM.from_config(config).eval(), tok, "0" * 64)
+
+
+def office(folder: Path, titles: list[str] = TITLES) -> Path:
+    """Users who each went round the catalogue from a place of their own, as Office_Products; complete, leave-one-out."""
+    rows = [(f"u{user:02d}", f"i{(user + step) % len(titles)}", step) for user in range(USERS) for step in range(6)]
+    part = {4: "valid", 5: "test"}
+    folder.mkdir()
+    pd.DataFrame([
+        {"user_id": user, "parent_asin": item, "rating": None, "timestamp": step, "split": part.get(step, "train")}
+        for user, item, step in rows
+    ]).to_parquet(folder / "Office_Products.parquet")
+    items = pd.DataFrame({"parent_asin": [f"i{n}" for n in range(len(titles))], "title": titles})
+    items.to_parquet(folder / "meta_Office_Products.parquet")
+    return folder
 
 
 def begin_with_a_token(lm):

@@ -1,0 +1,91 @@
+"""The ablation with several seeds and its tables, on a catalogue of two dozen titles and a tiny model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from tiny_lm import TITLES, USERS, language_model, office
+
+from lwa_helpers.config import load_config
+from lwa_helpers.data import load_data
+from lwa_helpers.evaluation import difference_over_seeds, ndcg_at_k
+from lwa_helpers.fisher import FisherInformationCalculator
+from lwa_helpers.ranking import item_row_nll
+from lwa_helpers.task import RankingTask
+
+pytestmark = pytest.mark.smoke
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MANY = [f"{title}{more}" for more in ("", " II", " III") for title in TITLES]
+
+
+def tuned_teacher(root: Path) -> dict[str, object]:
+    """What `lwa reproduce --only 02` leaves, for a model that has not learned anything; returns the settings."""
+    settings = {
+        "data.name": "Office_Products", "data.root": str(office(root / "office", MANY)), "data.split": "file", "data.k_core": 0,
+        "distillation.n_layers": 4, "distillation.windows_per_user": "null", "evaluation.users": "null", "fisher.loo_examples": 8,
+        "distillation.learning_rate": 0.01, "distillation.head_learning_rate": 0.01,
+    }  # fmt: skip
+    config = load_config("smoke", {name: None if value == "null" else value for name, value in settings.items()})
+    data = load_data(config.data)
+    task = RankingTask(data, language_model(layers=6), config.data, config.evaluation, config.seed)
+    teacher = task.new_ranker(config.teacher.next_items, config.teacher.softmax_items)
+    teacher.save(root / "results" / "smoke" / "models" / "teacher", task.lm.tokenizer, data.item_ids)
+    scores = FisherInformationCalculator().calculate(teacher, task.train_loader(config.teacher, seed=0), loss=item_row_nll)
+    scores.save(root / "results" / "smoke" / "fisher" / "teacher.safetensors")
+    return settings
+
+
+def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
+    environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    flags = [word for name, value in tuned_teacher(tmp_path).items() for word in ("--set", f"{name}={value}")]
+
+    def python(script, *command):
+        words = [sys.executable, BENCHMARKS / script, *command]
+        return subprocess.run(list(map(str, words)), check=False, env=environment, capture_output=True, text=True)
+
+    def run(experiments):
+        return python("distillation_ablation.py", "--profile", "smoke", "--only", experiments, "--seeds", 0, 1, "--epochs", 1, *flags)
+
+    done = run("arms,selection,match,steps")
+    assert not done.returncode, done.stderr[-3000:]
+    file = tmp_path / "results" / "benchmarks" / "distillation_ablation.csv"
+    rows = pd.read_csv(file).set_index(["experiment", "arm", "seed"])
+    assert len(rows) == 2 * (12 + 11 + 7 + 2) and rows.tokens.nunique() == rows.settings.nunique() == 1
+    same = [("arms", "uniform", 1), ("selection", "first", 1), ("match", "all", 1), ("steps", "one step", 1)]
+    assert rows.loc[same, "seconds"].nunique() == rows.loc[same, "student"].nunique() == 1
+    assert rows.student.nunique() == 12 + 10 + 6 + 1
+    folder = next(file.with_suffix("").glob("*/test"))
+
+    def ndcg(experiment, arm):
+        return np.stack([ndcg_at_k(np.load(folder / f"{experiment} {arm} {seed}.npy"), 10) for seed in (0, 1)], axis=1)
+
+    assert ndcg("arms", "fisher").shape == (USERS, 2)
+    assert rows.ndcg["arms", "fisher", 0] == pytest.approx(ndcg("arms", "fisher")[:, 0].mean())
+    before = file.read_bytes()
+    assert not run("arms,selection,match,steps").returncode and file.read_bytes() == before
+
+    paper = tmp_path / "paper"
+    paper.mkdir()
+    shown = python("distillation_table.py", folder)
+    assert not shown.returncode, shown.stderr[-3000:]
+    assert sorted(path.name for path in paper.glob("*.tex")) == [
+        "distillation.tex", "distillation_arms.tex", "distillation_match.tex", "distillation_selection.tex"
+    ]  # fmt: skip
+    macros = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (paper / "distillation.tex").read_text()))
+    gain = difference_over_seeds(ndcg("arms", "fisher"), ndcg("arms", "uniform"))
+    assert gain.low < gain.estimate < gain.high
+    for end, value in zip(("", "Low", "High"), gain):
+        assert macros[f"RecoveryFisherMinusUniform{end}"] == f"{value:+.4f}".replace("-", "$-$")
+    made = json.loads((paper / "distillation.json").read_text())
+    assert len(made["rows"]) == len(rows) and made["settings"]["distillation"]["epochs"] == 1.0
+    file.write_text(before.decode().replace("unknown", "unknown-dirty"))
+    refused = python("distillation_table.py", folder)
+    assert refused.returncode and "rows of uncommitted changes" in refused.stderr
