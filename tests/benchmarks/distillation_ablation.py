@@ -10,7 +10,8 @@ seed. distillation_table.py brings rows into the paper.
 
     selection  the layers kept, before and after recovery        frontier  30 … 2 layers
     arms       labels only, KL only, and each weighting          steps     one big cut, or two
-    match      which layers' states are matched                  fusion    several teachers (--with DIRECTORY …)
+    match      which layers' states are matched                  fusion    by each teacher and by all: this one,
+                                                                            SASRec, EASE, --with DIRECTORY …
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +37,20 @@ from lwa_helpers.data import load_data
 from lwa_helpers.distillation import LABELS, NO_HIDDEN
 from lwa_helpers.efficiency import n_parameters
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import difference_of_arms, ndcg_at_k, ratio_of_means
+from lwa_helpers.evaluation import (
+    EASE,
+    Baseline,
+    SASRec,
+    calibrated,
+    difference_of_arms,
+    ndcg_at_k,
+    ratio_of_means,
+    tune,
+)
 from lwa_helpers.fisher import FisherResult
-from lwa_helpers.fused_signals import fuse
+from lwa_helpers.fused_signals import fuse, recommender_signals
 from lwa_helpers.importance import block_influence
-from lwa_helpers.models import decoder_layers
+from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.ranking import ItemRankingModel, item_row_nll, load_item_ranker
 from lwa_helpers.signals import TeacherSignals, weights_hash
 from lwa_helpers.student import greedy_scores
@@ -213,24 +224,42 @@ class Ablation:
         }, ranks)
 
     def fusion(self, others: list[Path], seeds: list[int]) -> None:
-        """The student of the first teacher's layers, taught by each teacher and by all, weighted by their validation NDCG."""
+        """The student of the first teacher's layers, taught by all teachers as one, each heard by its validation NDCG, and by
+        each alone: the tuned models of `others`, and SASRec and EASE, which read no word."""
         with tempfile.TemporaryDirectory() as folder:
-            parts, quality = [self.start(self.section.n_layers, self.section.selection, 0)[1]], []
-            for place, directory in enumerate([None, *others]):
-                model, lm = load_item_ranker(directory) if directory else (self.teacher, self.lm)
-                cut, evaluation, seed = self.config.data, self.config.evaluation, self.config.seed
-                task = RankingTask(self.task.data, lm, cut, evaluation, seed, "valid")
+            first = self.start(self.section.n_layers, self.section.selection, 0)[1]
+            parts, quality = {"teacher": first}, [ndcg_at_k(self.valid(self.lm).ranks(self.teacher), 10).mean()]
+            for place, directory in enumerate(others, start=2):
+                model, lm = load_item_ranker(directory)
+                task = self.valid(lm)
+                windows = arm_windows(task.train_windows(self.section), self.section, self.config.seed)
+                parts[f"teacher {place}"] = teacher_signals(model, windows, self.section, lm, self.config.seed)
                 quality.append(ndcg_at_k(task.ranks(model), 10).mean())
-                if place:
-                    windows = arm_windows(task.train_windows(self.section), self.section, seed)
-                    parts.append(teacher_signals(model, windows, self.section, lm, seed))
-            alone = [tuple(float(i == j) for i in range(len(parts))) for j in range(len(parts))]
-            for name, weights in [("fused", tuple(quality)), *((f"teacher {j} alone", w) for j, w in enumerate(alone))]:
-                signals = fuse(parts, weights, Path(folder) / name)
-                for seed in seeds:
-                    arm = Arm("fusion", name, weights=weights)
-                    if not self.rows.has(arm, seed):
-                        self.run(arm, seed, signals)
+            for name, system in self.recommenders().items():
+                scale, ndcg = calibrated(system, self.valid(self.lm).asked)
+                parts[name] = recommender_signals(system, self.windows, first, Path(folder) / name, scale)
+                quality.append(ndcg)
+            said = {"fused": (fuse(list(parts.values()), quality, Path(folder) / "fused"), tuple(map(float, quality)))}
+            for place, name in enumerate(parts):
+                said[f"{name} alone"] = (parts[name], tuple(np.eye(len(parts))[place]) if place else ())
+            for seed, (name, (signals, weights)) in product(seeds, said.items()):
+                if not self.rows.has(arm := Arm("fusion", name, weights=weights), seed):
+                    self.run(arm, seed, signals)
+
+    def valid(self, lm: LanguageModel) -> RankingTask:
+        """The validation part, as a teacher reads it."""
+        few = self.config.evaluation.model_copy(update={"users": self.section.valid_users})
+        return RankingTask(self.task.data, lm, self.config.data, few, self.config.seed, "valid")
+
+    def recommenders(self) -> dict[str, Baseline]:
+        """SASRec and EASE, tuned on the validation part."""
+        cut, seed = self.config.evaluation, self.config.seed
+        rates = {"dropout": cut.sasrec_dropouts, "learning_rate": cut.sasrec_learning_rates}
+        grids = {
+            "sasrec": (SASRec, {"max_epochs": [cut.sasrec_epochs], "seed": [seed], **rates}),
+            "ease": (EASE, {"l2": [100.0, 300.0, 1000.0]}),
+        }  # fmt: skip
+        return {name: tune(kind, grid, self.task.data, budget=6, seed=seed).best for name, (kind, grid) in grids.items()}
 
 
 def measured(rows: Rows, experiment: str) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[int]]:
@@ -267,7 +296,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=float, help="recovery budget in passes over the windows (default: the profile's)")
     parser.add_argument("--part", choices=("valid", "test"), default="test")
-    parser.add_argument("--with", dest="others", type=Path, nargs="+", default=[], help="further tuned teachers, for fusion")
+    parser.add_argument("--with", dest="others", type=Path, nargs="+", default=[], help="further tuned language models, for fusion")
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
     python tests/benchmarks/distillation_table.py FOLDER
 
 FOLDER holds the ranks of one teacher under one set of settings, results/benchmarks/distillation_ablation/<teacher>-<settings>/test.
-Writes paper/distillation_<experiment>.tex for the arms, the selections, the matched layers and the depths that have rows,
+Writes paper/distillation_<experiment>.tex for the arms, the selections, the matched layers, the teachers and the depths that have rows,
 paper/distillation.tex (a macro per number) and paper/distillation.json (what made each row). Rows of uncommitted changes are
 refused.
 """
@@ -30,8 +30,9 @@ from lwa_helpers.tables import booktabs, escape, format_number, results_tex
 WEIGHTED_BY = "uniform"  # what each weighting is held against
 SHOWN = {  # an experiment's reference arms, each a column of differences, and what heads its first column
     "arms": ((NO_HIDDEN, WEIGHTED_BY), "Arm"), "selection": (("first",), "Layers kept"),
-    "match": (("all",), "States matched"), "frontier": ((), "Depth"),
+    "match": (("all",), "States matched"), "fusion": (("teacher alone",), "Taught by"), "frontier": ((), "Depth"),
 }  # fmt: skip
+NAMES = {"fused": "All", "first_last": "First and last", "top_fisher": "Top Fisher", "teacher alone": "Teacher"}
 CONTRASTS = {  # macros of the experiment arms: which arm minus which
     "HiddenMinusNone": ("uniform", NO_HIDDEN), "TeacherMinusLabels": (NO_HIDDEN, LABELS),
     "FisherMinusUniform": ("fisher", "uniform"), "FisherMinusShuffled": ("fisher", "shuffled_fisher"),
@@ -40,7 +41,8 @@ CONTRASTS = {  # macros of the experiment arms: which arm minus which
 
 def label(arm: str) -> str:
     """An arm's name in a table."""
-    return look(arm).label if arm in LOOKS else arm.replace("_", " ").capitalize()
+    name = arm.removesuffix(" alone")
+    return NAMES.get(arm) or (look(name).label if name in LOOKS else name.replace("_", " ").capitalize())
 
 
 def table(rows: Rows, experiment: str) -> str:
@@ -110,7 +112,7 @@ def numbers(rows: Rows) -> dict[str, str]:
     }  # fmt: skip
     for experiment in experiments:
         mean, tables, seeds = measured(rows, experiment)
-        found["RecoverySeeds"], found["RecoveryUsers"] = str(len(seeds)), format_number(len(next(iter(tables.values()))), "{:,}")
+        found[f"Recovery{experiment.title()}Seeds"] = str(len(seeds))
         if experiment == "arms":
             found |= arm_numbers(tables)
         if experiment == "selection":
@@ -119,6 +121,10 @@ def numbers(rows: Rows) -> dict[str, str]:
             verdicts = against(tables, "all", 0)
             found |= {f"RecoveryMatch{word.title()}": str((verdicts.says == word).sum()) for word in ("better", "worse")}
             found["RecoveryMatches"] = str(len(verdicts))
+        if experiment == "fusion":
+            for name in (name for name in tables if name != "fused"):
+                gain = difference_of_arms(tables["fused"], tables[name], seed=0)
+                found |= interval_macros(f"FusedMinus{name.removesuffix(' alone').title()}", gain)
         if experiment == "steps":
             one, two = tables.values()
             found |= interval_macros("TwoStepsMinusOne", difference_of_arms(two, one, seed=0))

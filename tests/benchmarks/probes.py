@@ -6,18 +6,21 @@ Memorised: the untuned model completes a title from the first half of its words,
 it the same beginnings with the second half of another title, which nobody can have memorised, and the year alone.
 Order and words: the tuned teacher of results/<profile> (notebook 02) ranks the catalogue for the same users from histories as
 they are, in random order, with the newest title left in place, and with every title replaced by four numbers of its own.
-Writes results/<profile>/probes.csv.
+Writes results/<profile>/probes.csv, and a manifest beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import time
 from itertools import islice, product
 
 import numpy as np
 import pandas as pd
 import torch
+from row_file import made_by, write
 
 from lwa_helpers.config import load_config
 from lwa_helpers.data import load_data
@@ -113,14 +116,19 @@ def probe_teacher(config, data, users: int) -> list[dict]:
 
 
 def main(options: argparse.Namespace) -> None:
+    began = time.perf_counter()
     config = load_config(options.profile)
     data = load_data(config.data)
     chosen = np.random.default_rng(config.seed).permutation(len(data.titles))[: options.titles]
     titles = [data.titles[i] for i in chosen]
-    rows = memorised(load_teacher(config.teacher.model), titles, prompt_for(data.name).header, config.seed)
+    untuned = load_teacher(config.teacher.model)
+    rows = memorised(untuned, titles, prompt_for(data.name).header, config.seed)
     frame = pd.DataFrame(rows + probe_teacher(config, data, options.users))
     with atomic_write(results_dir(options.profile) / "probes.csv") as path:
         frame.to_csv(path, index=False)
+    made = made_by(vars(options), config) | {"data_hash": data.sha256, "model_hash": untuned.sha256}
+    made["seconds"] = time.perf_counter() - began
+    write(results_dir(options.profile) / "probes.json", json.dumps(made, indent=1, sort_keys=True) + "\n")
     print(frame.round(4).to_string(index=False))
 
 

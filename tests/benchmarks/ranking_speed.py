@@ -7,7 +7,7 @@ float32; titles are words drawn from MovieLens titles, about 10 tokens each, so 
 Systems take turns within a round; the first rows hold the median of the rounds, the others are timed once. The first
 history length is timed for every catalogue, the first catalogue for every history length. The naive loop is timed on 100
 titles at most and scaled up. Errors are against the naive loop in float64 on the first titles. Writes
-results/benchmarks/ranking_speed.csv and a figure beside it; exits with status 1 when a title's log probability is off by
+results/benchmarks/ranking_speed.csv, a manifest and a figure beside it; exits with status 1 when a title's log probability is off by
 more than 1e-4 or a ratio misses its target.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 import time
@@ -22,6 +23,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
+from row_file import made_by, write
 
 from lwa_helpers import figures
 from lwa_helpers.data import load_movielens
@@ -133,13 +135,15 @@ def check(frame: pd.DataFrame, sizes: list[int]) -> bool:
 
 
 def main(options: argparse.Namespace) -> int:
-    bench = Bench(options.catalogues, options.rounds)
+    began, bench = time.perf_counter(), Bench(options.catalogues, options.rounds)
     for n in options.catalogues:
         bench.measure(options.histories[0], n)
     for tokens in options.histories[1:]:
         bench.measure(tokens, options.catalogues[0])
     frame = pd.read_csv(FILE)
     figures.ranking_cost(frame).savefig(FILE.with_suffix(".pdf"))
+    made = made_by(vars(options)) | {"model_hash": bench.lm.sha256, "seconds": time.perf_counter() - began}
+    write(FILE.with_suffix(".json"), json.dumps(made, indent=1, sort_keys=True) + "\n")
     return 0 if check(frame, options.catalogues) else 1
 
 

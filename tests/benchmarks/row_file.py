@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from lwa_helpers import manifest
-from lwa_helpers.config import ExperimentConfig
+from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.paths import atomic_write
 
@@ -21,6 +21,13 @@ def write(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def made_by(options: dict, config: ExperimentConfig | None = None) -> dict:
+    """What makes a benchmark's numbers: commit, device, packages and options, and the settings of a profile where it has one."""
+    made = manifest.provenance(torch.device(DEVICE), config or load_config("quick"))
+    kept = made if config else {name: made[name] for name in ("commit", "dirty", "device", "has_bf16", "python", "packages")}
+    return json.loads(json.dumps(kept | {"options": options}, default=manifest.plain))
 
 
 def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, hashes: Callable[[], dict] = dict) -> str:

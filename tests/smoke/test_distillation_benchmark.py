@@ -23,6 +23,7 @@ from lwa_helpers.task import RankingTask
 
 pytestmark = pytest.mark.smoke
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+EXPERIMENTS = "arms,selection,match,steps,fusion"
 MANY = [f"{title}{more}" for more in ("", " II", " III") for title in TITLES]
 
 
@@ -54,14 +55,14 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     def run(experiments):
         return python("distillation_ablation.py", "--profile", "smoke", "--only", experiments, "--seeds", 0, 1, "--epochs", 1, *flags)
 
-    done = run("arms,selection,match,steps")
+    done = run(EXPERIMENTS)
     assert not done.returncode, done.stderr[-3000:]
     file = tmp_path / "results" / "benchmarks" / "distillation_ablation.csv"
     rows = pd.read_csv(file).set_index(["experiment", "arm", "seed"])
-    assert len(rows) == 2 * (12 + 11 + 7 + 2) and rows.tokens.nunique() == rows.settings.nunique() == 1
-    same = [("arms", "uniform", 1), ("selection", "first", 1), ("match", "all", 1), ("steps", "one step", 1)]
+    assert len(rows) == 2 * (12 + 11 + 7 + 2 + 4) and rows.tokens.nunique() == rows.settings.nunique() == 1
+    same = [("arms", "uniform", 1), ("selection", "first", 1), ("match", "all", 1), ("steps", "one step", 1), ("fusion", "teacher alone", 1)]
     assert rows.loc[same, "seconds"].nunique() == rows.loc[same, "student"].nunique() == 1
-    assert rows.student.nunique() == 12 + 10 + 6 + 1
+    assert rows.student.nunique() == 12 + 10 + 6 + 1 + 3
     folder = next(file.with_suffix("").glob("*/test"))
 
     def ndcg(experiment, arm):
@@ -70,14 +71,14 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     assert ndcg("arms", "fisher").shape == (USERS, 2)
     assert rows.ndcg["arms", "fisher", 0] == pytest.approx(ndcg("arms", "fisher")[:, 0].mean())
     before = file.read_bytes()
-    assert not run("arms,selection,match,steps").returncode and file.read_bytes() == before
+    assert not run(EXPERIMENTS).returncode and file.read_bytes() == before
 
     paper = tmp_path / "paper"
     paper.mkdir()
     shown = python("distillation_table.py", folder)
     assert not shown.returncode, shown.stderr[-3000:]
     assert sorted(path.name for path in paper.glob("*.tex")) == [
-        "distillation.tex", "distillation_arms.tex", "distillation_match.tex", "distillation_selection.tex"
+        "distillation.tex", "distillation_arms.tex", "distillation_fusion.tex", "distillation_match.tex", "distillation_selection.tex"
     ]  # fmt: skip
     macros = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (paper / "distillation.tex").read_text()))
     gain = difference_over_seeds(ndcg("arms", "fisher"), ndcg("arms", "uniform"))

@@ -1,6 +1,6 @@
 """The probes' second halves and seen items, with the benchmark loaded from its file."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +8,13 @@ import pytest
 
 from lwa_helpers.evaluation import Cases, ndcg_at_k
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "probes.py"
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
 
-@pytest.fixture(scope="module")
-def probes():
-    spec = importlib.util.spec_from_file_location("probes", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def probes(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("probes")
 
 
 @pytest.mark.parametrize("n", [2, 3, 40])
