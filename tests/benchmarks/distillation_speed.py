@@ -3,7 +3,7 @@
     python tests/benchmarks/distillation_speed.py [--profile quick] [--rounds 5] [--bf16]
 
 Needs `lwa reproduce --profile PROFILE --only 02`. The ways take turns in one process, so that a busy machine disturbs all
-alike; rows are added to results/benchmarks/distillation_speed.csv. Goals on two cores: a step >= 3 times as fast with
+alike; rows go to results/benchmarks/distillation_speed.csv, with a manifest beside it. Goals on two cores: a step >= 3 times as fast with
 cached signals; for the same users and the whole catalogue, 8 of 30 layers >= 4 times as fast with the same head and >= 8 times
 as fast as the teacher's title head (in float32, which it always computes in).
 """
@@ -11,10 +11,12 @@ as fast as the teacher's title head (in float32, which it always computes in).
 from __future__ import annotations
 
 import argparse
+import json
+import time
 
 import pandas as pd
 import torch
-from row_file import RowFile
+from row_file import made_by, write
 
 from lwa_helpers import paths
 from lwa_helpers.arms import arm_windows, student_ranker, teacher_signals
@@ -29,10 +31,15 @@ from lwa_helpers.tuning import training_arguments, window_loader
 
 STEPS = 4  # of each timed run of the trainer
 TITLE_HEAD_USERS = 2
+FILE = paths.RESULTS / "benchmarks" / "distillation_speed.csv"
+PAIRS = (  # what, the slow way, the fast way
+    ("training step", "live teacher", "cached signals"), ("inference", "teacher", "student"),
+    ("heads", "teacher, title head", "student, item head"),
+)  # fmt: skip
 
 
 def main(profile: str, rounds: int, bf16: bool) -> None:
-    config = load_config(profile)
+    began, config = time.perf_counter(), load_config(profile)
     section = config.distillation.model_copy(update={"bf16": bf16, "epochs": 0.05})
     teacher, lm = load_item_ranker(paths.results_dir(profile) / "models" / "teacher")
     task = RankingTask(load_data(config.data), lm, config.data, config.evaluation, config.seed)
@@ -61,14 +68,14 @@ def main(profile: str, rounds: int, bf16: bool) -> None:
         inference.assign(what="inference", rate=len(asked) / inference.seconds, unit="users/s"),
         heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
     ]).assign(profile=profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
-    RowFile(paths.RESULTS / "benchmarks" / "distillation_speed.csv").add(frame)
+    with paths.atomic_write(FILE) as path:
+        frame.to_csv(path, index=False)
+    made = made_by({"profile": profile, "rounds": rounds, "bf16": bf16}, config)
+    made |= {"data_hash": task.data.sha256, "model_hash": lm.sha256, "seconds": time.perf_counter() - began}
+    write(FILE.with_suffix(".json"), json.dumps(made, indent=1, sort_keys=True) + "\n")
     print(frame.groupby(["what", "name", "unit"]).rate.median().round(1).to_string())
-    pairs = (
-        ("step", training, "live teacher", "cached signals"), ("inference", inference, "teacher", "student"),
-        ("heads", heads, "teacher, title head", "student, item head"),
-    )  # fmt: skip
-    for what, times, slow, fast in pairs:
-        ratio = speed_ratio(times, slow, fast)
+    for what, slow, fast in PAIRS:
+        ratio = speed_ratio(frame[frame.what == what], slow, fast)
         print(f"{what}: {fast} {ratio.median():.2f} times as fast as {slow} ({ratio.min():.2f} to {ratio.max():.2f})")
     held = {name: weight_bytes(model) for name, model in models.items()}
     print(f"memory of weights: {100 * (1 - held['student'] / held['teacher']):.0f} % less ({held['student'] / 2**20:.0f} MiB)")

@@ -73,8 +73,9 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     before = file.read_bytes()
     assert not run(EXPERIMENTS).returncode and file.read_bytes() == before
 
-    paper = tmp_path / "paper"
+    paper, readme = tmp_path / "paper", tmp_path / "README.md"
     paper.mkdir()
+    readme.write_text("<!-- ablation: written by tests/benchmarks/distillation_table.py -->\n<!-- end of ablation -->\n")
     shown = python("distillation_table.py", folder)
     assert not shown.returncode, shown.stderr[-3000:]
     assert sorted(path.name for path in paper.glob("*.tex")) == [
@@ -85,6 +86,7 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     assert gain.low < gain.estimate < gain.high
     for end, value in zip(("", "Low", "High"), gain):
         assert macros[f"RecoveryFisherMinusUniform{end}"] == f"{value:+.4f}".replace("-", "$-$")
+    assert f"| Fisher − uniform | {gain.estimate:+.4f} [".replace("-", "−") in readme.read_text()
     made = json.loads((paper / "distillation.json").read_text())
     assert len(made["rows"]) == len(rows) and made["settings"]["distillation"]["epochs"] == 1.0
     file.write_text(before.decode().replace("unknown", "unknown-dirty"))
