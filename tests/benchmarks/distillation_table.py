@@ -31,7 +31,7 @@ from lwa_helpers.tables import booktabs, escape, format_number, results_tex
 WEIGHTED_BY = "uniform"  # what each weighting is held against
 SHOWN = {  # an experiment's reference arms, each a column of differences, and what heads its first column
     "arms": ((NO_HIDDEN, WEIGHTED_BY), "Arm"), "selection": (("first",), "Layers kept"),
-    "match": (("all",), "States matched"), "fusion": (("teacher alone",), "Taught by"), "frontier": ((), "Depth"),
+    "match": (("all",), "Matched"), "fusion": (("teacher alone",), "Taught by"), "frontier": ((), "Depth"),
 }  # fmt: skip
 START, END = "<!-- ablation: written by tests/benchmarks/distillation_table.py -->", "<!-- end of ablation -->"
 QUESTIONS = {  # of the README: what is asked, what is held against what, and the macros of the difference
@@ -45,6 +45,7 @@ QUESTIONS = {  # of the README: what is asked, what is held against what, and th
     "Does the teacher add to SASRec?": ("all three − SASRec alone", "FusedMinusSasrec"),
 }
 NAMES = {"fused": "All", "first_last": "First and last", "top_fisher": "Top Fisher", "teacher alone": "Teacher"}
+BESIDE = (("kept", 100, "{:.0f}", "Kept (%)"), ("overlap", 100, "{:.0f}", "Overlap (%)"), ("tau", 1, "{:.2f}", "Kendall"))
 CONTRASTS = {  # macros of the experiment arms: which arm minus which
     "HiddenMinusNone": ("uniform", NO_HIDDEN), "TeacherMinusLabels": (NO_HIDDEN, LABELS),
     "FisherMinusUniform": ("fisher", "uniform"), "FisherMinusShuffled": ("fisher", "shuffled_fisher"),
@@ -68,8 +69,9 @@ def table(rows: Rows, experiment: str) -> str:
     quality = {name: mean_interval(values.mean(1), seed=0) for name, values in tables.items()}
     frame = frame.join(pd.DataFrame.from_dict(quality, orient="index", columns=["ndcg", "ndcg_low", "ndcg_high"]))
     formats["ndcg"], headers["ndcg"] = "{:.3f}", "NDCG@10"
-    for column, factor, form, text in (("kept", 100, "{:.0f}", "Kept (%)"), ("overlap", 100, "{:.0f}", "Overlap (%)")):
-        frame[column], formats[column], headers[column] = factor * mean[column], form, text
+    for column, factor, form, text in BESIDE:
+        if not (experiment == "match" and column == "kept"):  # a table of one column of text
+            frame[column], formats[column], headers[column] = factor * mean[column], form, text
     for reference in references:
         key = f"to_{reference}"
         found = against(tables, reference, 0)[["difference", "low", "high"]]
