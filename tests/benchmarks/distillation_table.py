@@ -23,14 +23,7 @@ from lwa_helpers import paths
 from lwa_helpers.claims import write_block
 from lwa_helpers.distillation import LABELS, NO_HIDDEN
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import (
-    difference_of_arms,
-    mean_interval,
-    paired_difference,
-    ratio_of_means,
-    spearman,
-    variance_components,
-)
+from lwa_helpers.evaluation import difference_of_arms, mean_interval, paired_difference, ratio_of_means, spearman
 from lwa_helpers.hypotheses import h3_growing_weights
 from lwa_helpers.style import LOOKS, look
 from lwa_helpers.tables import booktabs, escape, format_number, results_tex
@@ -47,6 +40,9 @@ QUESTIONS = {  # of the README: what is asked, what is held against what, and th
     "Do weights that grow with depth pay (H3)?": ("three of them, pooled − uniform", "DepthMinusUniform"),
     "Do Fisher weights?": ("Fisher − uniform", "FisherMinusUniform"),
     "Does their order say anything?": ("Fisher − the same, shuffled", "FisherMinusShuffled"),
+    "Does it matter which layers are kept?": ("the first − the last", "FirstMinusLast"),
+    "Are the first ones a good choice?": ("the first − random ones, pooled", "FirstMinusRandom"),
+    "Does Fisher choose better?": ("the first − those of most Fisher information", "FirstMinusTopFisher"),
     "Is one cut too big?": ("two steps − one", "TwoStepsMinusOne"),
     "What is lost with the other layers?": ("the few layers − all layers", "FewMinusWhole"),
     "Do SASRec and EASE add to the teacher?": ("all three − the teacher alone", "FusedMinusTeacher"),
@@ -94,7 +90,7 @@ def interval_macros(name: str, interval, spec: str = "{:+.4f}") -> dict[str, str
 
 def arm_numbers(tables: dict[str, np.ndarray]) -> dict[str, str]:
     """Macros of the experiment arms: the hypothesis on growing weights, what each part of the loss is worth, who wins."""
-    verdict, spread = h3_growing_weights(tables, seed=0), variance_components(tables[WEIGHTED_BY])
+    verdict, by_seed = h3_growing_weights(tables, seed=0), tables[WEIGHTED_BY].mean(axis=0)
     found = {"RecoveryHThreeVerdict": escape(verdict.verdict)} | interval_macros("DepthMinusUniform", verdict[1:4])
     for name, (one, other) in CONTRASTS.items():
         found |= interval_macros(name, difference_of_arms(tables[one], tables[other], seed=0))
@@ -106,20 +102,20 @@ def arm_numbers(tables: dict[str, np.ndarray]) -> dict[str, str]:
     for name in (LABELS, NO_HIDDEN, WEIGHTED_BY):
         found[f"Recovery{name.title()}Ndcg"] = format_number(tables[name].mean(), "{:.3f}")
     found["RecoveryWeightings"] = str(len(weightings))
-    found["RecoverySeedSd"] = format_number(max(spread.seed, 0.0) ** 0.5, "{:.4f}")
+    found["RecoverySeedSd"] = format_number(by_seed.std(ddof=1), "{:.4f}")
     return found
 
 
 def selection_numbers(mean: pd.DataFrame, tables: dict[str, np.ndarray]) -> dict[str, str]:
-    """Macros of the experiment selection: the best and the worst layers to keep, and whether quality before recovery tells."""
-    by_quality = mean.ndcg.sort_values()
-    told, verdicts = spearman(mean.ndcg_before.to_numpy(), mean.ndcg.to_numpy(), seed=0), against(tables, "first", 0)
-    found = {f"RecoverySelection{end}": label(by_quality.index[place]) for end, place in (("Worst", 0), ("Best", -1))}
-    found |= {f"RecoverySelection{end}Ndcg": format_number(by_quality.iloc[place], "{:.3f}") for end, place in (("Worst", 0), ("Best", -1))}
+    """Macros of the experiment selection: the first layers, others, and whether quality before recovery tells."""
+    worst, verdicts = mean.ndcg.idxmin(), against(tables, "first", 0)
+    told = spearman(mean.ndcg_before.to_numpy(), mean.ndcg.to_numpy(), seed=0)
+    found = {"RecoverySelectionWorst": label(worst), "RecoverySelectionWorstNdcg": format_number(mean.ndcg[worst], "{:.3f}")}
     random = [name for name in mean.index if name.startswith("random")]
-    found["RecoveryRandomNdcg"] = format_number(mean.ndcg[random].mean(), "{:.3f}")
+    others = {"Last": tables["last"], "TopFisher": tables["top_fisher"], "Random": np.mean([tables[name] for name in random], axis=0)}
+    for name, values in others.items():
+        found |= interval_macros(f"FirstMinus{name}", difference_of_arms(tables["first"], values, seed=0))
     found["RecoveryFirstNdcg"] = format_number(mean.ndcg["first"], "{:.3f}")
-    found["RecoveryFirstOverlap"] = format_number(100 * mean.overlap["first"], "{:.0f}")
     found["RecoverySelections"] = str(len(mean))
     found |= {f"Recovery{word.title()}ThanFirst": str((verdicts.says == word).sum()) for word in ("better", "worse")}
     return found | interval_macros("BeforeTellsAfter", told[:3], "{:.2f}")
@@ -130,7 +126,6 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
     every, experiments = rows.read(), list(rows.read().experiment.unique())
     found = {
         "RecoveryEpochs": format_number(every.epochs.iloc[0], "{:.2f}"), "RecoveryTokens": format_number(every.tokens.iloc[0], "{:,}"),
-        "RecoverySteps": format_number(every.steps.mode()[0], "{:,}"),
     }  # fmt: skip
     for experiment in experiments:
         mean, tables, seeds = measured(rows, experiment)
