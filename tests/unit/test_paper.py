@@ -16,6 +16,7 @@ SOURCE = re.sub(r"(?<!\\)%.*", "", (PAPER / "main.tex").read_text(encoding="utf-
 BODY = SOURCE[SOURCE.index(r"\begin{document}") :]
 MACRO = re.compile(r"\\([A-Z][A-Za-z]+)\{\}")
 TYPED = re.compile(r"\d*\.\d{2,}|\d+(?:\\,|~|\s)*\\%")
+BENCHMARKS = ("literature", "distillation", "benchmarks")
 BUILD = "run `make reproduce` (it publishes the profile that paper/PROFILE names)"
 
 
@@ -26,10 +27,10 @@ def typed_results(text: str) -> list[str]:
 
 
 def defined_macros() -> set[str]:
-    """Those of the notebooks, and those of the benchmark of Amazon's office products; no name twice."""
+    """Those of the notebooks, and those of the benchmarks; no name twice."""
     results = PAPER / "results.tex"
     assert results.is_file(), f"paper/results.tex is missing: {BUILD}"
-    text = results.read_text(encoding="utf-8") + (PAPER / "literature.tex").read_text(encoding="utf-8")
+    text = "".join(file.read_text(encoding="utf-8") for file in (results, *(PAPER / f"{name}.tex" for name in BENCHMARKS)))
     names = re.findall(r"\\newcommand\{\\([A-Za-z]+)\}", text)
     assert len(names) == len(set(names))
     return set(names)
@@ -84,9 +85,9 @@ def test_the_search_for_typed_results_finds_them(text, found):
 def test_every_figure_has_a_description_a_caption_and_its_notebook():
     figures = re.findall(r"\\begin\{figure\*?\}(.*?)\\end\{figure", BODY, re.DOTALL)
     tables = re.findall(r"\\begin\{table\*?\}(.*?)\\end\{table", BODY, re.DOTALL)
-    assert len(figures) == 11 and len(tables) == 8
+    assert len(figures) == 11 and len(tables) == 13
     assert all(r"\Description{" in figure for figure in figures)
-    source = re.compile(r"\\source\{0|\\bench\{literature\.py\}")
+    source = re.compile(r"\\source\{0|\\bench\{[a-z\\_]+\.py\}")
     assert all(r"\caption{" in part and source.search(part) and r"\label{" in part for part in figures + tables)
 
 
@@ -114,3 +115,15 @@ def test_the_macros_of_office_products_are_those_of_rows_of_known_commits():
         for row in runs[run]["rows"]:
             assert re.fullmatch(r"[0-9a-f]{40}", row["commit"])
             assert macros[f"{word}{row['system'].title().replace('_', '')}Ndcg"] == f"{row['ndcg']:.4f}"
+
+
+def test_the_macros_of_the_ablation_are_those_of_rows_of_known_commits():
+    macros = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (PAPER / "distillation.tex").read_text(encoding="utf-8")))
+    rows = json.loads((PAPER / "distillation.json").read_text(encoding="utf-8"))["rows"]
+    assert all(re.fullmatch(r"[0-9a-f]{40}", row["commit"]) for row in rows)
+    for name in ("none", "labels", "uniform"):
+        found = [row["ndcg"] for row in rows if row["experiment"] == "arms" and row["arm"] == name]
+        assert len(found) == int(macros["RecoveryArmsSeeds"])
+        assert macros[f"Recovery{name.title()}Ndcg"] == f"{sum(found) / len(found):.3f}"
+    for made in json.loads((PAPER / "benchmarks.json").read_text(encoding="utf-8")).values():
+        assert re.fullmatch(r"[0-9a-f]{40}", made["commit"]) and not made["dirty"]
