@@ -292,7 +292,7 @@ def report(rows: Rows, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick")
-    parser.add_argument("--only", default="arms,selection,match,frontier,steps", help="experiments, in this order")
+    parser.add_argument("--only", default="arms,selection,match,frontier,steps,fusion", help="experiments, in this order")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=float, help="recovery budget in passes over the windows (default: the profile's)")
     parser.add_argument("--part", choices=("valid", "test"), default="test")
