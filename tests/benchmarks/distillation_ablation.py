@@ -160,7 +160,8 @@ class Ablation:
         config = self.config.model_copy(update={"distillation": self.section})
         fixed = {"settings_hash" if name == "settings" else name: value for name, value in self.rows.fixed.items()}
         asked = fixed | {"data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
-        self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, asked)
+        fix = "set them as they were, or move its folder away"
+        self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, asked, fix)
 
     @cached_property
     def teacher_scores(self) -> np.ndarray:
@@ -227,8 +228,8 @@ class Ablation:
         """The student of the first teacher's layers, taught by all teachers as one, each heard by its validation NDCG, and by
         each alone: the tuned models of `others`, and SASRec and EASE, which read no word."""
         with tempfile.TemporaryDirectory() as folder:
-            first = self.start(self.section.n_layers, self.section.selection, 0)[1]
-            parts, quality = {"teacher": first}, [ndcg_at_k(self.valid(self.lm).ranks(self.teacher), 10).mean()]
+            first, valid = self.start(self.section.n_layers, self.section.selection, 0)[1], self.valid(self.lm)
+            parts, quality = {"teacher": first}, [ndcg_at_k(valid.ranks(self.teacher), 10).mean()]
             for place, directory in enumerate(others, start=2):
                 model, lm = load_item_ranker(directory)
                 task = self.valid(lm)
@@ -236,7 +237,7 @@ class Ablation:
                 parts[f"teacher {place}"] = teacher_signals(model, windows, self.section, lm, self.config.seed)
                 quality.append(ndcg_at_k(task.ranks(model), 10).mean())
             for name, system in self.recommenders().items():
-                scale, ndcg = calibrated(system, self.valid(self.lm).asked)
+                scale, ndcg = calibrated(system, valid.asked)
                 parts[name] = recommender_signals(system, self.windows, first, Path(folder) / name, scale)
                 quality.append(ndcg)
             said = {"fused": (fuse(list(parts.values()), quality, Path(folder) / "fused"), tuple(map(float, quality)))}

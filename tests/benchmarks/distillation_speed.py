@@ -3,20 +3,19 @@
     python tests/benchmarks/distillation_speed.py [--profile quick] [--rounds 5] [--bf16]
 
 Needs `lwa reproduce --profile PROFILE --only 02`. The ways take turns in one process, so that a busy machine disturbs all
-alike; rows go to results/benchmarks/distillation_speed.csv, with a manifest beside it. Goals on two cores: a step >= 3 times as fast with
-cached signals; for the same users and the whole catalogue, 8 of 30 layers >= 4 times as fast with the same head and >= 8 times
-as fast as the teacher's title head (in float32, which it always computes in).
+alike; rows go to results/benchmarks/distillation_speed.csv, with a manifest beside it. Goals on two cores: a step >= 3 times
+as fast with cached signals; for the same users and the whole catalogue, 8 of 30 layers >= 4 times as fast with the same head
+and >= 8 times as fast as the teacher's title head (in float32, which it always computes in).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
 import pandas as pd
 import torch
-from row_file import made_by, write
+from row_file import keep_record
 
 from lwa_helpers import paths
 from lwa_helpers.arms import arm_windows, student_ranker, teacher_signals
@@ -70,9 +69,8 @@ def main(profile: str, rounds: int, bf16: bool) -> None:
     ]).assign(profile=profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
     with paths.atomic_write(FILE) as path:
         frame.to_csv(path, index=False)
-    made = made_by({"profile": profile, "rounds": rounds, "bf16": bf16}, config)
-    made |= {"data_hash": task.data.sha256, "model_hash": lm.sha256, "seconds": time.perf_counter() - began}
-    write(FILE.with_suffix(".json"), json.dumps(made, indent=1, sort_keys=True) + "\n")
+    options = {"profile": profile, "rounds": rounds, "bf16": bf16}
+    keep_record(FILE, options, began, config, data_hash=task.data.sha256, model_hash=lm.sha256)
     print(frame.groupby(["what", "name", "unit"]).rate.median().round(1).to_string())
     for what, slow, fast in PAIRS:
         ratio = speed_ratio(frame[frame.what == what], slow, fast)

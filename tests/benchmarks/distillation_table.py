@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from distillation_ablation import Rows, against, measured
-from row_file import refuse_dirty, write
+from row_file import interval_macros, refuse_dirty, write, write_json
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -48,6 +48,7 @@ QUESTIONS = {  # of the README: what is asked, what is held against what, and th
     "Do SASRec and EASE add to the teacher?": ("all three − the teacher alone", "FusedMinusTeacher"),
     "Does the teacher add to SASRec?": ("all three − SASRec alone", "FusedMinusSasrec"),
 }
+SEEDED = (*SHOWN, "steps")
 NAMES = {"fused": "All", "first_last": "First and last", "top_fisher": "Top Fisher", "teacher alone": "Teacher"}
 BESIDE = (("kept", 100, "{:.0f}", "Kept (%)"), ("overlap", 100, "{:.0f}", "Overlap (%)"), ("tau", 1, "{:.2f}", "Kendall"))
 CONTRASTS = {  # macros of the experiment arms: which arm minus which
@@ -84,16 +85,12 @@ def table(rows: Rows, experiment: str) -> str:
     return booktabs(frame, formats, best={"ndcg": "max"}, headers=headers)
 
 
-def interval_macros(name: str, interval, spec: str = "{:+.4f}") -> dict[str, str]:
-    return {f"Recovery{name}{end}": format_number(value, spec) for end, value in zip(("", "Low", "High"), interval)}
-
-
 def arm_numbers(tables: dict[str, np.ndarray]) -> dict[str, str]:
     """Macros of the experiment arms: the hypothesis on growing weights, what each part of the loss is worth, who wins."""
     verdict, by_seed = h3_growing_weights(tables, seed=0), tables[WEIGHTED_BY].mean(axis=0)
-    found = {"RecoveryHThreeVerdict": escape(verdict.verdict)} | interval_macros("DepthMinusUniform", verdict[1:4])
+    found = {"RecoveryHThreeVerdict": escape(verdict.verdict)} | interval_macros("RecoveryDepthMinusUniform", verdict[1:4])
     for name, (one, other) in CONTRASTS.items():
-        found |= interval_macros(name, difference_of_arms(tables[one], tables[other], seed=0))
+        found |= interval_macros(f"Recovery{name}", difference_of_arms(tables[one], tables[other], seed=0))
     weightings = {name: values for name, values in tables.items() if name not in (NO_HIDDEN, LABELS)}
     to_uniform, to_none = against(weightings, WEIGHTED_BY, 0), against(tables, NO_HIDDEN, 0).loc[list(weightings)]
     for name, frame in {"Uniform": to_uniform, "None": to_none}.items():
@@ -114,20 +111,20 @@ def selection_numbers(mean: pd.DataFrame, tables: dict[str, np.ndarray]) -> dict
     random = [name for name in mean.index if name.startswith("random")]
     others = {"Last": tables["last"], "TopFisher": tables["top_fisher"], "Random": np.mean([tables[name] for name in random], axis=0)}
     for name, values in others.items():
-        found |= interval_macros(f"FirstMinus{name}", difference_of_arms(tables["first"], values, seed=0))
+        found |= interval_macros(f"RecoveryFirstMinus{name}", difference_of_arms(tables["first"], values, seed=0))
     found["RecoveryFirstNdcg"] = format_number(mean.ndcg["first"], "{:.3f}")
     found["RecoverySelections"] = str(len(mean))
     found |= {f"Recovery{word.title()}ThanFirst": str((verdicts.says == word).sum()) for word in ("better", "worse")}
-    return found | interval_macros("BeforeTellsAfter", told[:3], "{:.2f}")
+    return found | interval_macros("RecoveryBeforeTellsAfter", told[:3], "{:.2f}")
 
 
 def numbers(rows: Rows, layers: int) -> dict[str, str]:
     """All macros: the budget, and what each experiment found; layers: the depth that the others are cut to."""
-    every, experiments = rows.read(), list(rows.read().experiment.unique())
+    every = rows.read()
     found = {
         "RecoveryEpochs": format_number(every.epochs.iloc[0], "{:.2f}"), "RecoveryTokens": format_number(every.tokens.iloc[0], "{:,}"),
     }  # fmt: skip
-    for experiment in experiments:
+    for experiment in every.experiment.unique():
         mean, tables, seeds = measured(rows, experiment)
         found[f"Recovery{experiment.title()}Seeds"] = str(len(seeds))
         if experiment == "arms":
@@ -141,22 +138,26 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
         if experiment == "fusion":
             for name in (name for name in tables if name != "fused"):
                 gain = difference_of_arms(tables["fused"], tables[name], seed=0)
-                found |= interval_macros(f"FusedMinus{name.removesuffix(' alone').title()}", gain)
+                found |= interval_macros(f"RecoveryFusedMinus{name.removesuffix(' alone').title()}", gain)
         if experiment == "frontier":
             whole, few = (tables[name].mean(1) for name in (mean.index[0], f"{layers} layers"))
-            found |= interval_macros("FewMinusWhole", paired_difference(few, whole, seed=0))
+            found |= interval_macros("RecoveryFewMinusWhole", paired_difference(few, whole, seed=0))
             kept = (100 * value for value in ratio_of_means(few, whole, seed=0))
-            found |= interval_macros("FewKeptOfWhole", kept, "{:.0f}")
+            found |= interval_macros("RecoveryFewKeptOfWhole", kept, "{:.0f}")
         if experiment == "steps":
             one, two = tables.values()
-            found |= interval_macros("TwoStepsMinusOne", difference_of_arms(two, one, seed=0))
+            found |= interval_macros("RecoveryTwoStepsMinusOne", difference_of_arms(two, one, seed=0))
     return found
 
 
 def answers(found: dict[str, str], layers: int, device: str, commits: list[str]) -> str:
     """The README's block: each question whose experiment has rows, and the difference that answers it."""
     budget = f"{found['RecoveryEpochs']} epochs, {found['RecoveryTokens']} tokens, the same for all"
-    made = f"NDCG@10 of students of {layers} layers, {budget}; seeds and users paired; {device}; commits {', '.join(commits)}."
+    seeds = ", ".join(f"{name} {found[key]}" for name in SEEDED if (key := f"Recovery{name.title()}Seeds") in found)
+    made = (
+        f"NDCG@10 of students of {layers} layers, {budget}; users and seeds paired; seeds: {seeds}; {device}; "
+        f"commits {', '.join(commits)}."
+    )
     lines = [made, "", "| question | held against each other | difference [95 %] |", "|---|---|---|"]
     for question, (what, name) in QUESTIONS.items():
         if f"Recovery{name}" in found:
@@ -174,8 +175,8 @@ def main() -> None:
     made = json.loads(file.read_text(encoding="utf-8"))
     rows = Rows(made["teacher"], made["settings_hash"], made["part"])
     refuse_dirty(rows.read(), "arm", rows.file.path)
-    for experiment in rows.read().experiment.unique():
-        if experiment in SHOWN:
+    for experiment in SHOWN:
+        if (rows.read().experiment == experiment).any():
             write(paths.PAPER / f"distillation_{experiment}.tex", table(rows, experiment))
     layers = made["settings"]["distillation"]["n_layers"]
     found, header = numbers(rows, layers), "Generated by tests/benchmarks/distillation_table.py; do not edit."
@@ -183,7 +184,7 @@ def main() -> None:
     commits = sorted({commit[:10] for commit in rows.read().commit})
     write_block(paths.ROOT / "README.md", START, END, answers(found, layers, made["device"], commits))
     made |= {"rows": json.loads(rows.read().to_json(orient="records"))}
-    write(paths.PAPER / "distillation.json", json.dumps(made, indent=1, sort_keys=True) + "\n")
+    write_json(paths.PAPER / "distillation.json", made)
 
 
 if __name__ == "__main__":

@@ -147,8 +147,10 @@ class Study:
         self.asked = cases(self.data, "test", options.every_target)
         folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
         asked = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
-        model = self.config.teacher.model
-        commit = keep_manifest(folder.with_suffix(".json"), self.config, asked, lambda: {"model_hash": load_teacher(model).sha256})
+        commit = keep_manifest(
+            folder.with_suffix(".json"), self.config, asked, "give this run another --name",
+            lambda: {"model_hash": load_teacher(self.config.teacher.model).sha256},
+        )
         self.table = Table(folder, commit)
         some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
         valid = cases(self.data, "valid")

@@ -12,7 +12,6 @@ Writes results/<profile>/probes.csv, and a manifest beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 from itertools import islice, product
@@ -20,7 +19,7 @@ from itertools import islice, product
 import numpy as np
 import pandas as pd
 import torch
-from row_file import made_by, write
+from row_file import keep_record
 
 from lwa_helpers.config import load_config
 from lwa_helpers.data import load_data
@@ -124,11 +123,10 @@ def main(options: argparse.Namespace) -> None:
     untuned = load_teacher(config.teacher.model)
     rows = memorised(untuned, titles, prompt_for(data.name).header, config.seed)
     frame = pd.DataFrame(rows + probe_teacher(config, data, options.users))
-    with atomic_write(results_dir(options.profile) / "probes.csv") as path:
+    file = results_dir(options.profile) / "probes.csv"
+    with atomic_write(file) as path:
         frame.to_csv(path, index=False)
-    made = made_by(vars(options), config) | {"data_hash": data.sha256, "model_hash": untuned.sha256}
-    made["seconds"] = time.perf_counter() - began
-    write(results_dir(options.profile) / "probes.json", json.dumps(made, indent=1, sort_keys=True) + "\n")
+    keep_record(file, vars(options), began, config, data_hash=data.sha256, model_hash=untuned.sha256)
     print(frame.round(4).to_string(index=False))
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from row_file import made_by, write
+from row_file import keep_record
 
 from lwa_helpers import figures
 from lwa_helpers.data import load_movielens
@@ -142,8 +141,7 @@ def main(options: argparse.Namespace) -> int:
         bench.measure(tokens, options.catalogues[0])
     frame = pd.read_csv(FILE)
     figures.ranking_cost(frame).savefig(FILE.with_suffix(".pdf"))
-    made = made_by(vars(options)) | {"model_hash": bench.lm.sha256, "seconds": time.perf_counter() - began}
-    write(FILE.with_suffix(".json"), json.dumps(made, indent=1, sort_keys=True) + "\n")
+    keep_record(FILE, vars(options), began, model_hash=bench.lm.sha256)
     return 0 if check(frame, options.catalogues) else 1
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from lwa_helpers import manifest
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.paths import atomic_write
+from lwa_helpers.tables import format_number
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -23,6 +25,16 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def interval_macros(name: str, interval: Iterable[float], spec: str = "{:+.4f}") -> dict[str, str]:
+    """The macros of a value and its interval: NAME, NAMELow, NAMEHigh."""
+    return {f"{name}{end}": format_number(value, spec) for end, value in zip(("", "Low", "High"), interval)}
+
+
 def made_by(options: dict, config: ExperimentConfig | None = None) -> dict:
     """What makes a benchmark's numbers: commit, device, packages and options, and the settings of a profile where it has one."""
     made = manifest.provenance(torch.device(DEVICE), config or load_config("quick"))
@@ -30,11 +42,16 @@ def made_by(options: dict, config: ExperimentConfig | None = None) -> dict:
     return json.loads(json.dumps(kept | {"options": options}, default=manifest.plain))
 
 
-def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, hashes: Callable[[], dict] = dict) -> str:
+def keep_record(file: Path, options: dict, began: float, config: ExperimentConfig | None = None, **hashes: str) -> None:
+    """Write what made a benchmark's table beside it; began: time.perf_counter() at its start."""
+    write_json(file.with_suffix(".json"), made_by(options, config) | hashes | {"seconds": time.perf_counter() - began})
+
+
+def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, fix: str, hashes: Callable[[], dict] = dict) -> str:
     """Write what makes a table's rows, the first run's manifest, to which every later one must be alike in settings and in `asked`.
 
-    hashes: further facts, asked for by the first run alone. Returns the commit of this run, marked where files have been
-    changed since. Raises LwaError where something differs.
+    fix: what to do where it is not. hashes: further facts, asked for by the first run alone. Returns the commit of this run,
+    marked where files have been changed since. Raises LwaError where something differs.
     """
     summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
     commit = summary["commit"] + "-dirty" * summary["dirty"]
@@ -42,9 +59,9 @@ def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, hashes: Cal
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in ("settings", *asked) if before.get(key) != summary[key]]
         if changed:
-            raise LwaError(f"{path} was made with other {', '.join(changed)}: give this run another --name")
+            raise LwaError(f"{path} was made with other {', '.join(changed)}: {fix}")
         return commit
-    write(path, json.dumps(summary | hashes(), indent=1, sort_keys=True) + "\n")
+    write_json(path, summary | hashes())
     return commit
 
 

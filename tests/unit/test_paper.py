@@ -36,6 +36,16 @@ def defined_macros() -> set[str]:
     return set(names)
 
 
+def macros_of(name: str) -> dict[str, str]:
+    """The macros that a file of the paper defines, and their text."""
+    return dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (PAPER / f"{name}.tex").read_text(encoding="utf-8")))
+
+
+def made(name: str) -> dict:
+    """What made a file of macros."""
+    return json.loads((PAPER / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def test_every_macro_is_defined():
     used = set(MACRO.findall(BODY))
     assert len(used) > 50
@@ -108,8 +118,7 @@ def test_the_published_profile_exists():
 
 
 def test_the_macros_of_office_products_are_those_of_rows_of_known_commits():
-    macros = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (PAPER / "literature.tex").read_text(encoding="utf-8")))
-    runs = json.loads((PAPER / "literature.json").read_text(encoding="utf-8"))
+    macros, runs = macros_of("literature"), made("literature")
     assert len(runs) == 2
     for run, word in {"office2014": "OfficeFourteen", "office2018": "OfficeEighteen"}.items():
         for row in runs[run]["rows"]:
@@ -118,12 +127,11 @@ def test_the_macros_of_office_products_are_those_of_rows_of_known_commits():
 
 
 def test_the_macros_of_the_ablation_are_those_of_rows_of_known_commits():
-    macros = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (PAPER / "distillation.tex").read_text(encoding="utf-8")))
-    rows = json.loads((PAPER / "distillation.json").read_text(encoding="utf-8"))["rows"]
+    macros, rows = macros_of("distillation"), made("distillation")["rows"]
     assert all(re.fullmatch(r"[0-9a-f]{40}", row["commit"]) for row in rows)
     for name in ("none", "labels", "uniform"):
         found = [row["ndcg"] for row in rows if row["experiment"] == "arms" and row["arm"] == name]
         assert len(found) == int(macros["RecoveryArmsSeeds"])
         assert macros[f"Recovery{name.title()}Ndcg"] == f"{sum(found) / len(found):.3f}"
-    for made in json.loads((PAPER / "benchmarks.json").read_text(encoding="utf-8")).values():
-        assert re.fullmatch(r"[0-9a-f]{40}", made["commit"]) and not made["dirty"]
+    for run in made("benchmarks").values():
+        assert re.fullmatch(r"[0-9a-f]{40}", run["commit"]) and not run["dirty"]
