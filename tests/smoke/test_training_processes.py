@@ -21,7 +21,8 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalon
 
 def run(*arguments, launcher=(), script=SCRIPT):
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), *sys.path])
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), *sys.path]),
+        "TMPDIR": str(arguments[0].parent),  # where torchrun leaves its logs
     }
     command = [sys.executable, *launcher, str(script), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -31,7 +31,7 @@ def run_two_processes(folder: Path, *arguments: str) -> int:
     """Exit status of fisher_ranks.py under torchrun with two processes."""
     script = Path(__file__).with_name("fisher_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}  # torchrun leaves its logs there
     return subprocess.run([*command, *arguments], check=False, timeout=120, env=environment).returncode
 
 
