@@ -33,6 +33,7 @@ from lwa_helpers.evaluation.statistics import (
     top_k_overlap,
     variance_components,
 )
+from lwa_helpers.evaluation.tuned import tuned_baselines
 
 __all__ = [
     "EASE",
@@ -71,5 +72,6 @@ __all__ = [
     "top_k",
     "top_k_overlap",
     "tune",
+    "tuned_baselines",
     "variance_components",
 ]

@@ -10,8 +10,8 @@ seed. distillation_table.py brings rows into the paper.
 
     selection  the layers kept, before and after recovery        frontier  30 … 2 layers
     arms       labels only, KL only, and each weighting          steps     one big cut, or two
-    match      which layers' states are matched                  fusion    by each teacher and by all: this one,
-                                                                            SASRec, EASE, --with DIRECTORY …
+    match      which layers' states are matched                  fusion    by this teacher, SASRec, EASE, and all three
+    languages  by this teacher, by other tuned language models, --with NAME=DIRECTORY …, whatever their tokenizers, and by all
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -38,14 +39,11 @@ from lwa_helpers.distillation import LABELS, NO_HIDDEN
 from lwa_helpers.efficiency import n_parameters
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
-    EASE,
-    Baseline,
-    SASRec,
     calibrated,
     difference_of_arms,
     ndcg_at_k,
     ratio_of_means,
-    tune,
+    tuned_baselines,
 )
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.fused_signals import fuse, recommender_signals
@@ -65,6 +63,7 @@ STRATEGIES = (
 SELECTED = ("first", "last", "first_last", "drop_block", "uniform", "top_fisher", "block_influence", "greedy")
 MATCHED = ("all", "no_last", "no_last_two", "last", "lower", "middle", "upper")
 SHOWN = ["layers", "ndcg_before", "ndcg", "kept", "overlap", "tau", "seconds"]
+TAUGHT = ("fusion", "languages")  # the experiments of several teachers
 DEPTHS = (30, 20, 15, 12, 8, 6, 4, 2)
 
 
@@ -76,7 +75,7 @@ class Arm:
     name: str
     changes: dict = field(default_factory=dict, hash=False)
     draw: int = 0  # of a random selection
-    weights: tuple[float, ...] = ()  # of several teachers
+    taught: tuple[tuple[str, float], ...] = ()  # by whom, and how much each counts; nothing: by the teacher
 
 
 def arms(experiment: str, section: DistillationConfig, n_teacher: int) -> list[Arm]:
@@ -96,7 +95,7 @@ def arms(experiment: str, section: DistillationConfig, n_teacher: int) -> list[A
             steps = [round((n_teacher * section.n_layers) ** 0.5), section.n_layers]
             two = Arm(experiment, f"by way of {steps[0]} layers", {"steps": steps})
             return [Arm(experiment, "one step"), two]
-    raise LwaError(f"unknown experiment {experiment!r}: choose arms, selection, match, frontier, steps or fusion")
+    raise LwaError(f"unknown experiment {experiment!r}: choose arms, selection, match, frontier, steps, fusion or languages")
 
 
 class Rows:
@@ -197,7 +196,7 @@ class Ablation:
     def run(self, arm: Arm, seed: int, signals: TeacherSignals | None = None) -> None:
         """Train one student and write its row; what is the same student in another experiment is not trained again."""
         section, before = self.section.model_copy(update=arm.changes), np.array([])
-        student_key = paths.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.weights]))[:12]
+        student_key = paths.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.taught]))[:12]
         named = {"experiment": arm.experiment, "arm": arm.name, "seed": seed, "student": student_key}
         if twin := self.rows.twin(student_key, seed):
             self.rows.add(twin[0] | named, twin[1])
@@ -224,43 +223,56 @@ class Ablation:
             "tokens": sum(len(window.input_ids) for window in self.windows), "seconds": seconds,
         }, ranks)
 
-    def fusion(self, others: list[Path], seeds: list[int]) -> None:
+    def recommenders(self, first: TeacherSignals, folder: Path) -> tuple[dict[str, TeacherSignals], list[float]]:
+        """What SASRec and EASE, tuned and calibrated on the validation part, say on the windows, and their NDCG@10 there."""
+        asked, said, quality = self.valid(self.lm).asked, {}, []
+        for name, found in tuned_baselines(self.task.data, self.config.evaluation, self.config.seed, ("sasrec", "ease")).items():
+            scale, ndcg = calibrated(found.best, asked)
+            said[name] = recommender_signals(found.best, self.windows, first, folder / name, scale)
+            quality.append(ndcg)
+        return said, quality
+
+    def languages(self, directories: dict[str, Path]) -> tuple[dict[str, TeacherSignals], list[float]]:
+        """What further tuned language models say on the windows, and their NDCG@10 on the validation part."""
+        said, quality, known = {}, [], {}
+        for name, directory in directories.items():
+            model, lm = load_item_ranker(directory)
+            task = self.valid(lm)
+            windows = arm_windows(task.train_windows(self.section), self.section, self.config.seed)
+            said[name] = teacher_signals(model, windows, self.section, lm, self.config.seed)
+            quality.append(ndcg_at_k(task.ranks(model), 10).mean())
+            known[name] = weights_hash(model)
+        self.same_languages(known)
+        return said, quality
+
+    def same_languages(self, known: dict[str, str]) -> None:
+        """Keep the hashes of further language models beside their rows; LwaError where the rows are of others."""
+        file = self.rows.folder / "languages.json"
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != known:
+            raise LwaError(f"{file}: the rows of languages are of other models: move them and {file.name} away")
+        with paths.atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(known), encoding="utf-8")
+
+    def taught_by(self, experiment: str, others: dict[str, Path], seeds: list[int]) -> None:
         """The student of the first teacher's layers, taught by all teachers as one, each heard by its validation NDCG, and by
-        each alone: the tuned models of `others`, and SASRec and EASE, which read no word."""
+        each alone."""
+        first = self.start(self.section.n_layers, self.section.selection, 0)[1]
         with tempfile.TemporaryDirectory() as folder:
-            first, valid = self.start(self.section.n_layers, self.section.selection, 0)[1], self.valid(self.lm)
-            parts, quality = {"teacher": first}, [ndcg_at_k(valid.ranks(self.teacher), 10).mean()]
-            for place, directory in enumerate(others, start=2):
-                model, lm = load_item_ranker(directory)
-                task = self.valid(lm)
-                windows = arm_windows(task.train_windows(self.section), self.section, self.config.seed)
-                parts[f"teacher {place}"] = teacher_signals(model, windows, self.section, lm, self.config.seed)
-                quality.append(ndcg_at_k(task.ranks(model), 10).mean())
-            for name, system in self.recommenders().items():
-                scale, ndcg = calibrated(system, valid.asked)
-                parts[name] = recommender_signals(system, self.windows, first, Path(folder) / name, scale)
-                quality.append(ndcg)
-            said = {"fused": (fuse(list(parts.values()), quality, Path(folder) / "fused"), tuple(map(float, quality)))}
-            for place, name in enumerate(parts):
-                said[f"{name} alone"] = (parts[name], tuple(np.eye(len(parts))[place]) if place else ())
-            for seed, (name, (signals, weights)) in product(seeds, said.items()):
-                if not self.rows.has(arm := Arm("fusion", name, weights=weights), seed):
+            said, heard = self.recommenders(first, Path(folder)) if experiment == "fusion" else self.languages(others)
+            parts = {"teacher": first} | said
+            quality = [float(value) for value in (ndcg_at_k(self.valid(self.lm).ranks(self.teacher), 10).mean(), *heard)]
+            print("NDCG@10 on the validation part:", weights := tuple(zip(parts, quality)), flush=True)
+            students = {"fused": (fuse(list(parts.values()), quality, Path(folder) / "fused"), weights)}
+            for name, signals in parts.items():
+                students[f"{name} alone"] = (signals, ((name, 1.0),) if name in said else ())
+            for seed, (name, (signals, taught)) in product(seeds, students.items()):
+                if not self.rows.has(arm := Arm(experiment, name, taught=taught), seed):
                     self.run(arm, seed, signals)
 
     def valid(self, lm: LanguageModel) -> RankingTask:
         """The validation part, as a teacher reads it."""
         few = self.config.evaluation.model_copy(update={"users": self.section.valid_users})
         return RankingTask(self.task.data, lm, self.config.data, few, self.config.seed, "valid")
-
-    def recommenders(self) -> dict[str, Baseline]:
-        """SASRec and EASE, tuned on the validation part."""
-        cut, seed = self.config.evaluation, self.config.seed
-        rates = {"dropout": cut.sasrec_dropouts, "learning_rate": cut.sasrec_learning_rates}
-        grids = {
-            "sasrec": (SASRec, {"max_epochs": [cut.sasrec_epochs], "seed": [seed], **rates}),
-            "ease": (EASE, {"l2": [100.0, 300.0, 1000.0]}),
-        }  # fmt: skip
-        return {name: tune(kind, grid, self.task.data, budget=6, seed=seed).best for name, (kind, grid) in grids.items()}
 
 
 def measured(rows: Rows, experiment: str) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[int]]:
@@ -269,6 +281,8 @@ def measured(rows: Rows, experiment: str) -> tuple[pd.DataFrame, dict[str, np.nd
     part = found[found.experiment == experiment]
     names = list(dict.fromkeys(part.arm))
     seeds = sorted(set.intersection(*(set(part[part.arm == name].seed) for name in names)))
+    if not seeds:
+        raise LwaError(f"{rows.file.path}: the arms of {experiment} have no seed in common: finish the run of one seed")
     tables = {n: np.stack([ndcg_at_k(np.load(rows.ranks(experiment, n, s)), 10) for s in seeds], 1) for n in names}
     return part[part.seed.isin(seeds)].groupby("arm", sort=False)[SHOWN].mean(), tables, seeds
 
@@ -290,6 +304,14 @@ def report(rows: Rows, seed: int) -> None:
         print(mean.join(against(tables, first, seed)).round(4).to_string())
 
 
+def named(text: str) -> tuple[str, Path]:
+    """NAME=DIRECTORY; the name becomes part of a file's name."""
+    name, _, directory = text.partition("=")
+    if not re.fullmatch(r"[\w-][\w.-]*", name) or name == "teacher" or not directory:
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=DIRECTORY, a name of letters, digits, '.', '_', '-', other than teacher")
+    return name, Path(directory)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick")
@@ -297,18 +319,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=float, help="recovery budget in passes over the windows (default: the profile's)")
     parser.add_argument("--part", choices=("valid", "test"), default="test")
-    parser.add_argument("--with", dest="others", type=Path, nargs="+", default=[], help="further tuned language models, for fusion")
+    parser.add_argument("--with", dest="others", type=named, nargs="+", default=[], metavar="NAME=DIRECTORY")
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    only, others = arguments.only.split(","), dict(arguments.others)
+    if ("languages" in only) != bool(others) or len(others) != len(arguments.others):
+        parser.error("--only languages and --with NAME=DIRECTORY (each another name) go together")
     from lwa_helpers.cli import parse_overrides
 
     ablation = Ablation(load_config(arguments.profile, parse_overrides(arguments.set)), arguments.part, arguments.epochs)
     if not arguments.report:
         ablation.keep_manifest()
-        for experiment in arguments.only.split(","):
-            if experiment == "fusion":
-                ablation.fusion(arguments.others, arguments.seeds)
+        for experiment in only:
+            if experiment in TAUGHT:
+                ablation.taught_by(experiment, others, arguments.seeds)
                 continue
             for seed in arguments.seeds:
                 for arm in arms(experiment, ablation.section, len(decoder_layers(ablation.teacher))):

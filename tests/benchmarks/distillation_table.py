@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from lwa_helpers.tables import booktabs, escape, format_number, results_tex
 WEIGHTED_BY = "uniform"  # what each weighting is held against
 SHOWN = {  # an experiment's reference arms, each a column of differences, and what heads its first column
     "arms": ((NO_HIDDEN, WEIGHTED_BY), "Arm"), "selection": (("first",), "Layers kept"),
-    "match": (("all",), "Matched"), "fusion": (("teacher alone",), "Taught by"), "frontier": ((), "Depth"),
+    "match": (("all",), "Matched"), "fusion": (("teacher alone",), "Taught by"), "languages": (("teacher alone",), "Taught by"),
+    "frontier": ((), "Depth"),
 }  # fmt: skip
 START, END = "<!-- ablation: written by tests/benchmarks/distillation_table.py -->", "<!-- end of ablation -->"
 QUESTIONS = {  # of the README: what is asked, what is held against what, and the macros of the difference
@@ -47,7 +49,9 @@ QUESTIONS = {  # of the README: what is asked, what is held against what, and th
     "What is lost with the other layers?": ("the few layers − all layers", "FewMinusWhole"),
     "Do SASRec and EASE add to the teacher?": ("all three − the teacher alone", "FusedMinusTeacher"),
     "Does the teacher add to SASRec?": ("all three − SASRec alone", "FusedMinusSasrec"),
+    "Does a second language model add to the teacher?": ("both − the teacher alone", "LanguagesMinusTeacher"),
 }
+TAUGHT = {"fusion": "Fused", "languages": "Languages"}  # in macros' names
 SEEDED = (*SHOWN, "steps")
 NAMES = {"fused": "All", "first_last": "First and last", "top_fisher": "Top Fisher", "teacher alone": "Teacher"}
 BESIDE = (("kept", 100, "{:.0f}", "Kept (%)"), ("overlap", 100, "{:.0f}", "Overlap (%)"), ("tau", 1, "{:.2f}", "Kendall"))
@@ -135,10 +139,10 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
             verdicts = against(tables, "all", 0)
             found |= {f"RecoveryMatch{word.title()}": str((verdicts.says == word).sum()) for word in ("better", "worse")}
             found["RecoveryMatches"] = str(len(verdicts))
-        if experiment == "fusion":
+        if experiment in TAUGHT:
             for name in (name for name in tables if name != "fused"):
-                gain = difference_of_arms(tables["fused"], tables[name], seed=0)
-                found |= interval_macros(f"RecoveryFusedMinus{name.removesuffix(' alone').title()}", gain)
+                gain, other = difference_of_arms(tables["fused"], tables[name], seed=0), re.match("[a-z]+", name)[0].title()
+                found |= interval_macros(f"Recovery{TAUGHT[experiment]}Minus{other}", gain)
         if experiment == "frontier":
             whole, few = (tables[name].mean(1) for name in (mean.index[0], f"{layers} layers"))
             found |= interval_macros("RecoveryFewMinusWhole", paired_difference(few, whole, seed=0))

@@ -23,12 +23,13 @@ from lwa_helpers.task import RankingTask
 
 pytestmark = pytest.mark.smoke
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-EXPERIMENTS = "arms,selection,match,steps,fusion"
+EXPERIMENTS = "arms,selection,match,steps,fusion,languages"
 MANY = [f"{title}{more}" for more in ("", " II", " III") for title in TITLES]
 
 
 def tuned_teacher(root: Path) -> dict[str, object]:
-    """What `lwa reproduce --only 02` leaves, for a model that has not learned anything; returns the settings."""
+    """What `lwa reproduce --only 02` leaves, for a model that has not learned anything, and a second model that reads with
+    another tokenizer; returns the settings."""
     settings = {
         "data.name": "Office_Products", "data.root": str(office(root / "office", MANY)), "data.split": "file", "data.k_core": 0,
         "distillation.n_layers": 4, "distillation.windows_per_user": "null", "evaluation.users": "null", "fisher.loo_examples": 8,
@@ -39,6 +40,9 @@ def tuned_teacher(root: Path) -> dict[str, object]:
     task = RankingTask(data, language_model(layers=6), config.data, config.evaluation, config.seed)
     teacher = task.new_ranker(config.teacher.next_items, config.teacher.softmax_items)
     teacher.save(root / "results" / "smoke" / "models" / "teacher", task.lm.tokenizer, data.item_ids)
+    other = RankingTask(data, language_model(layers=3, hidden=16, vocabulary=300), config.data, config.evaluation, config.seed)
+    second = other.new_ranker(config.teacher.next_items, config.teacher.softmax_items)
+    second.save(root / "second", other.lm.tokenizer, data.item_ids)
     scores = FisherInformationCalculator().calculate(teacher, task.train_loader(config.teacher, seed=0), loss=item_row_nll)
     scores.save(root / "results" / "smoke" / "fisher" / "teacher.safetensors")
     return settings
@@ -52,17 +56,19 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
         words = [sys.executable, BENCHMARKS / script, *command]
         return subprocess.run(list(map(str, words)), check=False, env=environment, capture_output=True, text=True)
 
-    def run(experiments):
-        return python("distillation_ablation.py", "--profile", "smoke", "--only", experiments, "--seeds", 0, 1, "--epochs", 1, *flags)
+    def run(experiments, second):
+        words = ("--profile", "smoke", "--only", experiments, "--seeds", 0, 1, "--epochs", 1, "--with", f"other-lm={second}")
+        return python("distillation_ablation.py", *words, *flags)
 
-    done = run(EXPERIMENTS)
+    done = run(EXPERIMENTS, tmp_path / "second")
     assert not done.returncode, done.stderr[-3000:]
     file = tmp_path / "results" / "benchmarks" / "distillation_ablation.csv"
     rows = pd.read_csv(file).set_index(["experiment", "arm", "seed"])
-    assert len(rows) == 2 * (12 + 11 + 7 + 2 + 4) and rows.tokens.nunique() == rows.settings.nunique() == 1
+    assert len(rows) == 2 * (12 + 11 + 7 + 2 + 4 + 3) and rows.tokens.nunique() == rows.settings.nunique() == 1
     same = [("arms", "uniform", 1), ("selection", "first", 1), ("match", "all", 1), ("steps", "one step", 1), ("fusion", "teacher alone", 1)]
+    same.append(("languages", "teacher alone", 1))
     assert rows.loc[same, "seconds"].nunique() == rows.loc[same, "student"].nunique() == 1
-    assert rows.student.nunique() == 12 + 10 + 6 + 1 + 3
+    assert rows.student.nunique() == 12 + 10 + 6 + 1 + 3 + 2
     folder = next(file.with_suffix("").glob("*/test"))
 
     def ndcg(experiment, arm):
@@ -71,7 +77,9 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     assert ndcg("arms", "fisher").shape == (USERS, 2)
     assert rows.ndcg["arms", "fisher", 0] == pytest.approx(ndcg("arms", "fisher")[:, 0].mean())
     before = file.read_bytes()
-    assert not run(EXPERIMENTS).returncode and file.read_bytes() == before
+    assert not run(EXPERIMENTS, tmp_path / "second").returncode and file.read_bytes() == before
+    another = run("languages", tmp_path / "results" / "smoke" / "models" / "teacher")
+    assert another.returncode and "are of other models" in another.stderr
 
     paper, readme = tmp_path / "paper", tmp_path / "README.md"
     paper.mkdir()
@@ -79,13 +87,16 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     shown = python("distillation_table.py", folder)
     assert not shown.returncode, shown.stderr[-3000:]
     assert sorted(path.name for path in paper.glob("*.tex")) == [
-        "distillation.tex", "distillation_arms.tex", "distillation_fusion.tex", "distillation_match.tex", "distillation_selection.tex"
+        "distillation.tex", "distillation_arms.tex", "distillation_fusion.tex", "distillation_languages.tex",
+        "distillation_match.tex", "distillation_selection.tex",
     ]  # fmt: skip
     macros = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (paper / "distillation.tex").read_text()))
     gain = difference_over_seeds(ndcg("arms", "fisher"), ndcg("arms", "uniform"))
     assert gain.low < gain.estimate < gain.high
     for end, value in zip(("", "Low", "High"), gain):
         assert macros[f"RecoveryFisherMinusUniform{end}"] == f"{value:+.4f}".replace("-", "$-$")
+    both = difference_over_seeds(ndcg("languages", "fused"), ndcg("languages", "other-lm alone"))
+    assert macros["RecoveryLanguagesMinusOther"] == f"{both.estimate:+.4f}".replace("-", "$-$")
     assert f"| Fisher − uniform | {gain.estimate:+.4f} [".replace("-", "−") in readme.read_text()
     made = json.loads((paper / "distillation.json").read_text())
     assert len(made["rows"]) == len(rows) and made["settings"]["distillation"]["epochs"] == 1.0

@@ -15,22 +15,22 @@ TITLES = ["Toy Story", "GoldenEye", "Toy Soldiers", "Été à Paris", "Story of 
 USERS = 24
 
 
-def tokenizer():
+def tokenizer(vocabulary=340):
     """Byte-level BPE with an end token."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     raw.train_from_iterator([f"{title}\n" for title in TITLES] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
 
 
-def language_model(layers=4, hidden=32, seed=0, config=None, **options):
+def language_model(layers=4, hidden=32, seed=0, config=None, vocabulary=340, **options):
     """A random model with that tokenizer."""
     torch.manual_seed(seed)
-    tok = tokenizer()
+    tok = tokenizer(vocabulary)
     config = config or LlamaConfig(
         vocab_size=len(tok), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, **options,
