@@ -64,6 +64,7 @@ SELECTED = ("first", "last", "first_last", "drop_block", "uniform", "top_fisher"
 MATCHED = ("all", "no_last", "no_last_two", "last", "lower", "middle", "upper")
 SHOWN = ["layers", "ndcg_before", "ndcg", "kept", "overlap", "tau", "seconds"]
 TAUGHT = ("fusion", "languages")  # the experiments of several teachers
+RECOMMENDERS = ("sasrec", "ease")
 DEPTHS = (30, 20, 15, 12, 8, 6, 4, 2)
 
 
@@ -198,6 +199,7 @@ class Ablation:
         section, before = self.section.model_copy(update=arm.changes), np.array([])
         student_key = paths.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.taught]))[:12]
         named = {"experiment": arm.experiment, "arm": arm.name, "seed": seed, "student": student_key}
+        named["heard"] = json.dumps(dict(arm.taught)) if arm.taught else ""
         if twin := self.rows.twin(student_key, seed):
             self.rows.add(twin[0] | named, twin[1])
             return
@@ -226,7 +228,7 @@ class Ablation:
     def recommenders(self, first: TeacherSignals, folder: Path) -> tuple[dict[str, TeacherSignals], list[float]]:
         """What SASRec and EASE, tuned and calibrated on the validation part, say on the windows, and their NDCG@10 there."""
         asked, said, quality = self.valid(self.lm).asked, {}, []
-        for name, found in tuned_baselines(self.task.data, self.config.evaluation, self.config.seed, ("sasrec", "ease")).items():
+        for name, found in tuned_baselines(self.task.data, self.config.evaluation, self.config.seed, RECOMMENDERS).items():
             scale, ndcg = calibrated(found.best, asked)
             said[name] = recommender_signals(found.best, self.windows, first, folder / name, scale)
             quality.append(ndcg)
@@ -307,8 +309,8 @@ def report(rows: Rows, seed: int) -> None:
 def named(text: str) -> tuple[str, Path]:
     """NAME=DIRECTORY; the name becomes part of a file's name."""
     name, _, directory = text.partition("=")
-    if not re.fullmatch(r"[\w-][\w.-]*", name) or name == "teacher" or not directory:
-        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=DIRECTORY, a name of letters, digits, '.', '_', '-', other than teacher")
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name in ("teacher", *RECOMMENDERS) or not directory:
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=DIRECTORY, a name that begins with a letter, not of another teacher")
     return name, Path(directory)
 
 

@@ -67,6 +67,11 @@ def label(arm: str) -> str:
     return NAMES.get(arm) or (look(name).label if name in LOOKS else name.replace("_", " ").capitalize())
 
 
+def letters(name: str) -> str:
+    """The first word of a teacher's name, for a macro's name."""
+    return re.match("[A-Za-z]+", name)[0].title()
+
+
 def table(rows: Rows, experiment: str) -> str:
     """The table of one experiment: quality before and after recovery, agreement with the teacher, differences."""
     mean, tables, _ = measured(rows, experiment)
@@ -141,8 +146,11 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
             found["RecoveryMatches"] = str(len(verdicts))
         if experiment in TAUGHT:
             for name in (name for name in tables if name != "fused"):
-                gain, other = difference_of_arms(tables["fused"], tables[name], seed=0), re.match("[a-z]+", name)[0].title()
+                gain, other = difference_of_arms(tables["fused"], tables[name], seed=0), letters(name)
                 found |= interval_macros(f"Recovery{TAUGHT[experiment]}Minus{other}", gain)
+        if experiment == "languages":  # what each was heard by
+            heard = json.loads(every.heard[(every.experiment == experiment) & (every.arm == "fused")].iloc[0])
+            found |= {f"RecoveryHeard{letters(name)}": format_number(value, "{:.3f}") for name, value in heard.items()}
         if experiment == "frontier":
             whole, few = (tables[name].mean(1) for name in (mean.index[0], f"{layers} layers"))
             found |= interval_macros("RecoveryFewMinusWhole", paired_difference(few, whole, seed=0))

@@ -97,6 +97,8 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
         assert macros[f"RecoveryFisherMinusUniform{end}"] == f"{value:+.4f}".replace("-", "$-$")
     both = difference_over_seeds(ndcg("languages", "fused"), ndcg("languages", "other-lm alone"))
     assert macros["RecoveryLanguagesMinusOther"] == f"{both.estimate:+.4f}".replace("-", "$-$")
+    heard = json.loads(rows.heard["languages", "fused", 0])
+    assert macros["RecoveryHeardOther"] == f"{heard['other-lm']:.3f}" and macros["RecoveryHeardTeacher"] == f"{heard['teacher']:.3f}"
     assert f"| Fisher − uniform | {gain.estimate:+.4f} [".replace("-", "−") in readme.read_text()
     made = json.loads((paper / "distillation.json").read_text())
     assert len(made["rows"]) == len(rows) and made["settings"]["distillation"]["epochs"] == 1.0
