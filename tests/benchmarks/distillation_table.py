@@ -86,6 +86,8 @@ def table(rows: Rows, experiment: str) -> str:
     for column, factor, form, text in BESIDE:
         if not (experiment == "match" and column == "kept"):  # a table of one column of text
             frame[column], formats[column], headers[column] = factor * mean[column], form, text
+    if experiment == "frontier":
+        frame["seconds"], formats["seconds"], headers["seconds"] = mean.seconds, "{:.0f}", "Seconds"
     for reference in references:
         key = f"to_{reference}"
         found = against(tables, reference, 0)[["difference", "low", "high"]]
@@ -136,8 +138,10 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
     for experiment in every.experiment.unique():
         mean, tables, seeds = measured(rows, experiment)
         found[f"Recovery{experiment.title()}Seeds"] = str(len(seeds))
+        seconds = every[every.experiment == experiment].groupby("arm", sort=False).seconds.median()
         if experiment == "arms":
             found |= arm_numbers(tables)
+            found |= {f"RecoverySeconds{end}": format_number(seconds.agg(least), "{:.0f}") for end, least in (("Low", "min"), ("High", "max"))}
         if experiment == "selection":
             found |= selection_numbers(mean, tables)
         if experiment == "match":
@@ -158,6 +162,7 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
             found |= interval_macros("RecoveryFewKeptOfWhole", kept, "{:.0f}")
         if experiment == "steps":
             one, two = tables.values()
+            found["RecoveryTwoStepsTimes"] = format_number(seconds.iloc[1] / seconds.iloc[0], "{:.1f}")
             found |= interval_macros("RecoveryTwoStepsMinusOne", difference_of_arms(two, one, seed=0))
     return found
 
