@@ -21,7 +21,7 @@ from lwa_helpers import paths
 from lwa_helpers.claims import write_block
 from lwa_helpers.errors import LwaError
 from lwa_helpers.style import look
-from lwa_helpers.tables import booktabs, results_tex
+from lwa_helpers.tables import booktabs, format_number, results_tex
 
 START, END = "<!-- teachers: written by tests/benchmarks/other_teachers.py -->", "<!-- end of teachers -->"
 DATA = {"movielens": "MovieLens-100K"}
@@ -34,6 +34,7 @@ COLUMNS = {  # of a row: the number of notebook 02, how it is printed, its headi
 }  # fmt: skip
 OUTCOMES = ("supported", "refuted", "undecided")
 WORDS = {"h1": "HOne", "h2": "HTwo"}
+RANGES = {"before": "Before", "after": "After", "loo": "Fisher", "block": "Block"}
 
 
 def manifest(run: Path) -> dict:
@@ -85,8 +86,11 @@ def markdown(frame: pd.DataFrame, devices: list[str]) -> str:
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """Macros: how many teachers there are, and for how many of them each hypothesis came out how."""
+    """Macros: how many teachers there are, for how many of them each hypothesis came out how, and the least and the most of a column."""
     found = {"OtherTeachers": str(len(frame))}
+    for column, word in RANGES.items():
+        form = COLUMNS[column][1]
+        found |= {f"Other{word}Least": format_number(frame[column].min(), form), f"Other{word}Most": format_number(frame[column].max(), form)}
     for column, word in WORDS.items():
         found |= {f"Other{word}{outcome.title()}": str((frame[column] == outcome).sum()) for outcome in OUTCOMES}
     return found

@@ -53,6 +53,7 @@ def test_each_run_is_a_row_and_each_outcome_is_counted(other, monkeypatch, tmp_p
     macros = (tmp_path / "paper" / "other_teachers.tex").read_text()
     for name, count in {"Teachers": 2, "HOneSupported": 2, "HOneRefuted": 0, "HTwoRefuted": 1, "HTwoUndecided": 1}.items():
         assert rf"\newcommand{{\Other{name}}}{{{count}}}" in macros
+    assert r"\newcommand{\OtherBlockLeast}{$-$0.25}" in macros and r"\newcommand{\OtherBlockMost}{0.75}" in macros
     readme = (tmp_path / "README.md").read_text()
     assert "| refuted: −0.25 [−0.75, 0.25], block influence −0.25 |" in readme and readme.startswith("before") and readme.endswith("after\n")
     assert "/home/me" not in (tmp_path / "paper" / "other_teachers.json").read_text()
