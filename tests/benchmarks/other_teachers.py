@@ -52,6 +52,7 @@ def row(made: dict) -> dict:
     """A run as a row of the table."""
     numbers, settings = made["numbers"], made["settings"]
     found = {"commit": made["commit"] + "-dirty" * made["dirty"], "Teacher": look(settings["teacher"]["model"]).label}
+    found["settings"] = " ".join(f"{key}={value}" for key, value in made["records"]["overrides"].items()) or "as they are"
     found["Data"] = DATA.get(name := settings["data"]["name"], name.replace("_", " "))
     for column, shown in COLUMNS.items():
         if not shown:
@@ -66,7 +67,7 @@ def row(made: dict) -> dict:
 def latex(frame: pd.DataFrame) -> str:
     """The table for the paper."""
     shown = {column: what for column, what in COLUMNS.items() if what}
-    frame = frame.drop(columns=["commit", "ndcg_low", "ndcg_high"])
+    frame = frame.drop(columns=["commit", "settings", "ndcg_low", "ndcg_high"])
     headers = {column: heading for column, (_, _, heading) in shown.items()} | {"h1": "H1", "h2": "H2"}
     return booktabs(frame, {column: form for column, (_, form, _) in shown.items()}, headers=headers)
 
@@ -76,12 +77,14 @@ def markdown(frame: pd.DataFrame, devices: list[str]) -> str:
     commits = ", ".join(sorted({commit[:10] for commit in frame.commit}))
     lines = [
         f"One seed each, {', '.join(devices)}; commits {commits}.", "",
-        "| teacher | data | tuned on | H1: upper / lower layers | H2: correlation with leave-one-layer-out loss |", "|---|---|---|---|---|",
+        "| teacher | data | tuned on | settings | H1: upper / lower layers | H2: correlation with leave-one-layer-out loss |",
+        "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for _, one in frame.iterrows():
         ratio = f"{one.h1}: {one.ratio:.2f} [{one.ratio_low:.2f}, {one.ratio_high:.2f}]"
         loo = f"{one.h2}: {one.loo:.2f} [{one.loo_low:.2f}, {one.loo_high:.2f}], block influence {one.block:.2f}"
-        lines.append(f"| {one.Teacher} | {one.Data} | {one.tokens:,.0f} tokens | {ratio} | {loo} |".replace("-0.", "−0."))
+        settings = f"| {one.Teacher} | {one.Data} | {one.tokens:,.0f} tokens | {one.settings} |"
+        lines.append(settings + f" {ratio} | {loo} |".replace("-0.", "−0."))
     return "\n".join(lines)
 
 

@@ -55,6 +55,7 @@ def test_each_run_is_a_row_and_each_outcome_is_counted(other, monkeypatch, tmp_p
         assert rf"\newcommand{{\Other{name}}}{{{count}}}" in macros
     assert r"\newcommand{\OtherBlockLeast}{$-$0.25}" in macros and r"\newcommand{\OtherBlockMost}{0.75}" in macros
     readme = (tmp_path / "README.md").read_text()
+    assert "| 1 tokens | teacher.model=gemma3-270m | supported: 0.75 [0.25, 1.25] |" in readme
     assert "| refuted: −0.25 [−0.75, 0.25], block influence −0.25 |" in readme and readme.startswith("before") and readme.endswith("after\n")
     assert "/home/me" not in (tmp_path / "paper" / "other_teachers.json").read_text()
 
