@@ -50,6 +50,7 @@ QUESTIONS = {  # of the README: what is asked, what is held against what, and th
     "Do SASRec and EASE add to the teacher?": ("all three − the teacher alone", "FusedMinusTeacher"),
     "Does the teacher add to SASRec?": ("all three − SASRec alone", "FusedMinusSasrec"),
     "Does a second language model add to the teacher?": ("both − the teacher alone", "LanguagesMinusTeacher"),
+    "Does the teacher add to that one?": ("both − Gemma-3-270M alone", "LanguagesMinusGemma"),
 }
 TAUGHT = {"fusion": "Fused", "languages": "Languages"}  # in macros' names
 SEEDED = (*SHOWN, "steps")
@@ -200,6 +201,8 @@ def main() -> None:
     write(paths.PAPER / "distillation.tex", results_tex(found, header))
     commits = sorted({commit[:10] for commit in rows.read().commit})
     write_block(paths.ROOT / "README.md", START, END, answers(found, layers, made["device"], commits))
+    if (languages := rows.folder / "languages.json").exists():
+        made["languages"] = json.loads(languages.read_text(encoding="utf-8"))
     made |= {"rows": json.loads(rows.read().to_json(orient="records"))}
     write_json(paths.PAPER / "distillation.json", made)
 

@@ -102,6 +102,7 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     assert f"| Fisher − uniform | {gain.estimate:+.4f} [".replace("-", "−") in readme.read_text()
     made = json.loads((paper / "distillation.json").read_text())
     assert len(made["rows"]) == len(rows) and made["settings"]["distillation"]["epochs"] == 1.0
+    assert list(made["languages"]) == ["other-lm"]
     file.write_text(before.decode().replace("unknown", "unknown-dirty"))
     refused = python("distillation_table.py", folder)
     assert refused.returncode and "rows of uncommitted changes" in refused.stderr
