@@ -263,7 +263,8 @@ class Ablation:
             said, heard = self.recommenders(first, Path(folder)) if experiment == "fusion" else self.languages(others)
             parts = {"teacher": first} | said
             quality = [float(value) for value in (ndcg_at_k(self.valid(self.lm).ranks(self.teacher), 10).mean(), *heard)]
-            print("NDCG@10 on the validation part:", weights := tuple(zip(parts, quality)), flush=True)
+            weights = tuple(zip(parts, quality))
+            print("NDCG@10 on the validation part:", weights, flush=True)
             students = {"fused": (fuse(list(parts.values()), quality, Path(folder) / "fused"), weights)}
             for name, signals in parts.items():
                 students[f"{name} alone"] = (signals, ((name, 1.0),) if name in said else ())
