@@ -24,7 +24,7 @@ from lwa_helpers import paths
 from lwa_helpers.claims import write_block
 from lwa_helpers.distillation import LABELS, NO_HIDDEN
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import difference_of_arms, mean_interval, paired_difference, ratio_of_means, spearman
+from lwa_helpers.evaluation import difference_of_arms, mean_interval, ratio_of_means, spearman
 from lwa_helpers.hypotheses import h3_growing_weights
 from lwa_helpers.style import LOOKS, look
 from lwa_helpers.tables import booktabs, escape, format_number, results_tex
@@ -157,9 +157,9 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
             heard = json.loads(every.heard[(every.experiment == experiment) & (every.arm == "fused")].iloc[0])
             found |= {f"RecoveryHeard{letters(name)}": format_number(value, "{:.3f}") for name, value in heard.items()}
         if experiment == "frontier":
-            whole, few = (tables[name].mean(1) for name in (mean.index[0], f"{layers} layers"))
-            found |= interval_macros("RecoveryFewMinusWhole", paired_difference(few, whole, seed=0))
-            kept = (100 * value for value in ratio_of_means(few, whole, seed=0))
+            whole, few = (tables[name] for name in (mean.index[0], f"{layers} layers"))
+            found |= interval_macros("RecoveryFewMinusWhole", difference_of_arms(few, whole, seed=0))
+            kept = (100 * value for value in ratio_of_means(few.mean(1), whole.mean(1), seed=0))
             found |= interval_macros("RecoveryFewKeptOfWhole", kept, "{:.0f}")
         if experiment == "steps":
             one, two = tables.values()
