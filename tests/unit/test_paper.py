@@ -16,7 +16,7 @@ SOURCE = re.sub(r"(?<!\\)%.*", "", (PAPER / "main.tex").read_text(encoding="utf-
 BODY = SOURCE[SOURCE.index(r"\begin{document}") :]
 MACRO = re.compile(r"\\([A-Z][A-Za-z]+)\{\}")
 TYPED = re.compile(r"\d*\.\d{2,}|\d+(?:\\,|~|\s)*\\%")
-BENCHMARKS = ("literature", "distillation", "other_teachers", "benchmarks")
+BENCHMARKS = sorted(made.stem for made in PAPER.glob("*.json"))  # each beside its macros
 BUILD = "run `make reproduce` (it publishes the profile that paper/PROFILE names)"
 
 
