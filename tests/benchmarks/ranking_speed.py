@@ -38,10 +38,10 @@ HEADER = "Films this person watched, in order:\n"
 TARGETS = [("naive", "title", 0, 8.0), ("title", "item", 0, 8.0), ("title", "item", -1, 100.0)]  # slow, fast, catalogue, ratio
 
 
-def made_titles(lm: LanguageModel, n: int) -> list[str]:
+def made_titles(lm: LanguageModel, n: int, seed: int) -> list[str]:
     """n distinct titles of TITLE_TOKENS tokens (separator included) as nearly as whole words allow."""
     words = sorted({word for title in load_movielens().titles for word in title.split()})
-    rng, titles = np.random.default_rng(0), {}
+    rng, titles = np.random.default_rng(seed), {}
     while len(titles) < n:
         title = words[rng.integers(len(words))]
         while len(lm.tokenizer(title + "\n")["input_ids"]) < TITLE_TOKENS:
@@ -76,10 +76,10 @@ def timed(call) -> tuple[float, np.ndarray]:
 class Bench:
     """Both heads over one made catalogue."""
 
-    def __init__(self, sizes: list[int], rounds: int):
+    def __init__(self, sizes: list[int], rounds: int, seed: int):
         self.lm, self.rounds, self.rows = load_teacher("smollm2-135m"), rounds, []
-        self.titles = made_titles(self.lm, max(sizes))
-        self.vectors = torch.randn(max(sizes), self.lm.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        self.titles = made_titles(self.lm, max(sizes), seed)
+        self.vectors = torch.randn(max(sizes), self.lm.model.config.hidden_size, generator=torch.Generator().manual_seed(seed))
         self.body, self.exact = copy.deepcopy(self.lm.model), copy.deepcopy(self.lm.model).double()
 
     def measure(self, tokens: int, n: int) -> None:
@@ -134,7 +134,7 @@ def check(frame: pd.DataFrame, sizes: list[int]) -> bool:
 
 
 def main(options: argparse.Namespace) -> int:
-    began, bench = time.perf_counter(), Bench(options.catalogues, options.rounds)
+    began, bench = time.perf_counter(), Bench(options.catalogues, options.rounds, options.seed)
     for n in options.catalogues:
         bench.measure(options.histories[0], n)
     for tokens in options.histories[1:]:
@@ -150,4 +150,5 @@ if __name__ == "__main__":
     parser.add_argument("--histories", type=int, nargs="+", default=[110, 28, 220], help="tokens")
     parser.add_argument("--catalogues", type=int, nargs="+", default=[100, 400, 2420], help="titles, rising")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of titles and item vectors")
     sys.exit(main(parser.parse_args()))
