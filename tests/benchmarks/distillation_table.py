@@ -136,13 +136,14 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
     found = {
         "RecoveryEpochs": format_number(every.epochs.iloc[0], "{:.2f}"), "RecoveryTokens": format_number(every.tokens.iloc[0], "{:,}"),
     }  # fmt: skip
+    taken = every.groupby(["experiment", "arm"], sort=False).seconds.median()
     for experiment in every.experiment.unique():
         mean, tables, seeds = measured(rows, experiment)
         found[f"Recovery{experiment.title()}Seeds"] = str(len(seeds))
-        seconds = every[every.experiment == experiment].groupby("arm", sort=False).seconds.median()
         if experiment == "arms":
             found |= arm_numbers(tables)
-            found |= {f"RecoverySeconds{end}": format_number(seconds.agg(least), "{:.0f}") for end, least in (("Low", "min"), ("High", "max"))}
+            found["RecoverySecondsLow"] = format_number(taken[experiment].min(), "{:.0f}")
+            found["RecoverySecondsHigh"] = format_number(taken[experiment].max(), "{:.0f}")
         if experiment == "selection":
             found |= selection_numbers(mean, tables)
         if experiment == "match":
@@ -163,7 +164,7 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
             found |= interval_macros("RecoveryFewKeptOfWhole", kept, "{:.0f}")
         if experiment == "steps":
             one, two = tables.values()
-            found["RecoveryTwoStepsTimes"] = format_number(seconds.iloc[1] / seconds.iloc[0], "{:.1f}")
+            found["RecoveryTwoStepsTimes"] = format_number(taken[experiment].iloc[1] / taken[experiment].iloc[0], "{:.1f}")
             found |= interval_macros("RecoveryTwoStepsMinusOne", difference_of_arms(two, one, seed=0))
     return found
 

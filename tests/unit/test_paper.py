@@ -97,6 +97,8 @@ def test_every_figure_has_a_description_a_caption_and_its_notebook():
     tables = re.findall(r"\\begin\{table\*?\}(.*?)\\end\{table", BODY, re.DOTALL)
     assert len(figures) == 11 and len(tables) == 14
     assert all(r"\Description{" in figure for figure in figures)
+    named = {name.replace("\\_", "_") for name in re.findall(r"\\bench\{([^}]+)\}", BODY)}
+    assert named and all((PAPER.parent / "tests" / "benchmarks" / name).is_file() for name in named)
     source = re.compile(r"\\source\{0|\\bench\{[a-z\\_]+\.py\}")
     assert all(r"\caption{" in part and source.search(part) and r"\label{" in part for part in figures + tables)
 
