@@ -32,41 +32,56 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which interactions, how they are split and cut into windows of titles."""
+    """Which interactions, how they are split, what a model reads of a history, and how it is cut into windows of items."""
 
     name: str
     root: str = "dataset/amazon"
     k_core: int = Field(ge=0)
     split: Literal["last_out", "timestamp", "file"]
+    reading: Literal["items", "hybrid", "titles"] = "items"
+    text_items: PositiveInt = 5
     examples: Literal["windows", "pairs"] = "windows"
-    max_titles: int = Field(ge=2)
-    context_titles: int = Field(ge=1)
+    max_items: int = Field(ge=2)
+    context_items: int = Field(ge=1)
     title_limit: int = Field(TITLE_LIMIT, ge=20, le=1000)
     max_tokens: PositiveInt | None = None
 
 
 class TuningConfig(Section):
-    """One training run of a ranking model on user windows."""
+    """One training run of a ranking model on user windows.
+
+    head_learning_rate: of the rows of embedding and head; rank: in how many dimensions these move. evaluate_every: epochs
+    between two looks at the validation part, the best of which is kept, `patience` of them without a rise ending the run; null
+    looks at none and keeps the last weights. save_steps: a run that was killed goes on from its last checkpoint.
+    """
 
     windows_per_user: PositiveInt | None = None
-    next_items: PositiveInt
     epochs: PositiveFloat
     tokens_per_batch: PositiveInt
     learning_rate: PositiveFloat
     head_learning_rate: PositiveFloat
+    rank: PositiveInt
+    dropout: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     warmup_ratio: float = Field(ge=0, lt=1)
     bf16: Bf16
     gradient_checkpointing: bool = False
+    evaluate_every: PositiveFloat | None = None
+    patience: PositiveInt = 2
     save_steps: PositiveInt | None = None
 
 
 class TeacherConfig(TuningConfig):
-    """The teacher's name in model_config.yaml, and how it is tuned."""
+    """The teacher's name in model_config.yaml, and how it is tuned: first what is new, behind its first few layers, which are
+    a fraction of the cost, then all of it. first_layers: 0 leaves the first step out. Two controls: random_weights forgets what
+    the model has read, frozen_layers trains item rows alone."""
 
     model: str
-    head_epochs: PositiveInt
-    head_only_learning_rate: PositiveFloat
+    random_weights: bool = False
+    frozen_layers: bool = False
+    first_layers: int = Field(ge=0)
+    first_epochs: PositiveFloat
+    first_learning_rate: PositiveFloat
     softmax_items: PositiveInt = 50_000
 
 
@@ -107,12 +122,19 @@ class AblationConfig(TuningConfig):
         """How many layers the students have."""
         return [self.n_layers]
 
+    @property
+    def matches_states(self) -> bool:
+        """Whether any arm has a hidden-state term."""
+        return self.loss.beta > 0 and bool(set(self.strategies) - {"none", "labels"})
+
 
 class DistillationConfig(TuningConfig):
-    """The final student, those of other depths (frontier), and one of several teachers, who are weighed on so many validation
-    users."""
+    """The final student, one of all the teacher's layers and those of other depths (frontier) on the same budget, each with
+    every seed; and one of several teachers (co_teachers, baselines by name), who are weighed on so many validation users."""
 
     n_layers: PositiveInt
+    seeds: list[int] = Field(min_length=1)
+    co_teachers: list[str]
     frontier: list[PositiveInt] = Field(default=[])
     selection: str
     strategy: str
@@ -126,6 +148,11 @@ class DistillationConfig(TuningConfig):
     def depths(self) -> list[int]:
         """How many layers the students have, most first."""
         return sorted({self.n_layers, *self.frontier}, reverse=True)
+
+    @property
+    def matches_states(self) -> bool:
+        """Whether the student has a hidden-state term."""
+        return self.loss.beta > 0 and self.strategy not in ("none", "labels")
 
     @field_validator("steps")
     @classmethod
@@ -153,12 +180,14 @@ class ComparisonConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Full-catalogue ranking of the test target, users on whom it is done, and how intervals are made."""
+    """Full-catalogue ranking of the test target: users on whom it is done, and how many of the newest items they are ranked by."""
 
     users: PositiveInt | None = None
-    history_titles: PositiveInt
+    history_items: PositiveInt
     batch_size: PositiveInt
     bf16: Bf16
+    baselines: list[str]
+    sasrec_dims: list[PositiveInt] = Field(min_length=1)
     sasrec_epochs: PositiveInt
     sasrec_dropouts: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=1)
     sasrec_learning_rates: list[PositiveFloat] = Field(min_length=1)

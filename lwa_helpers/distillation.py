@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
@@ -17,36 +16,26 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.models import LanguageModel, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
-from lwa_helpers.ranking import future_nll
-from lwa_helpers.signals import Signals, TeacherSignals, TopLogits, signals, windows_of, with_rest
-from lwa_helpers.tuning import UNEVEN, RankingTrainer
+from lwa_helpers.signals import Signals, TeacherSignals, TopLogits, in_parts, signals, windows_of, with_rest
+from lwa_helpers.tuning import UNEVEN, RankingTrainer, nothing
 from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
 
 Said = Callable[[slice], Tensor | TopLogits]
 NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all
 
 
-def nothing(student: Signals) -> Tensor:
-    """Return the loss of a batch without any label: 0, with a zero gradient for all that the signals depend on."""
-    return sum(value.sum() for value in (student.logits, *student.hidden))
+def output_losses(student: Signals, teacher: Said | None, temperature: float) -> Tensor:
+    """Return the means over positions of the cross-entropy with the targets and of the KL to the teacher (0 without), (2,).
 
-
-def output_losses(student: Signals, teacher: Said | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the mean over positions of the cross-entropy with the targets and of the KL to the teacher (0 without), scalars.
-
-    teacher(rows): what it says at these positions. Where they have more logits than may exist at a time, each part's are
-    computed, used, and computed again in the backward pass.
+    teacher(rows): what it says at these positions.
     """
 
     def losses(rows: slice) -> Tensor:
         logits = student.head(student.states[rows])
         kl = kl_divergence(logits, teacher(rows), temperature) if teacher else logits.new_zeros(())
-        return torch.stack([future_nll(logits, student.targets[rows]), kl]) * (len(logits) / len(student.states))
+        return torch.stack([F.cross_entropy(logits.float(), student.targets[rows]), kl])
 
-    first, *others = student.parts()
-    if not others:
-        return losses(first).unbind()
-    return sum(checkpoint(losses, rows, use_reentrant=False) for rows in (first, *others)).unbind()
+    return in_parts(losses, student)
 
 
 def layer_map(n_student: int, n_teacher: int) -> list[int]:
@@ -71,30 +60,6 @@ def matched_layers(n_layers: int, match: str) -> np.ndarray:
     if not chosen[match].any():
         raise LwaError(f"match {match!r} leaves none of the student's {n_layers} layers to be matched")
     return chosen[match]
-
-
-def through(wrapped: nn.Module, model: nn.Module, function: Callable, *args):
-    """Return function(model, *args), computed inside the forward pass of `wrapped`: `model`, maybe in a wrapper.
-
-    DistributedDataParallel and FSDP, which wraps a model or hooks into it, gather weights and gradients only for what
-    happens inside their forward pass.
-    """
-    own = model.__dict__.get("forward")
-
-    def restore() -> None:
-        model.__dict__.pop("forward", None)
-        if own is not None:
-            model.forward = own
-
-    def redirected(*inputs):
-        restore()
-        return function(model, *inputs)
-
-    model.forward = redirected
-    try:
-        return wrapped(*args)
-    finally:
-        restore()
 
 
 def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -132,9 +97,10 @@ class DistillationTrainer(RankingTrainer):
     def __init__(
         self, teacher_model: nn.Module | LanguageModel | TeacherSignals, student_model: nn.Module | LanguageModel,
         fisher_weights: FisherResult | np.ndarray | None = None, strategy: str | LayerwiseDistillation = "fisher",
-        loss: LossConfig | None = None, args: TrainingArguments | None = None, **trainer,
+        loss: LossConfig | None = None, args: TrainingArguments | None = None, strategy_seed: int = 0, **trainer,
     ):
-        """fisher_weights: scores of the teacher for the strategy, or the (n_layers,) weights themselves.
+        """fisher_weights: scores of the teacher for the strategy, or the (n_layers,) weights themselves. strategy_seed: of a
+        strategy that draws its weights.
 
         A TeacherSignals cache in the teacher's place spares its forward passes. Raises LwaError when weights do not fit.
         """
@@ -144,7 +110,7 @@ class DistillationTrainer(RankingTrainer):
         if strategy == LABELS:
             self.loss_config = self.loss_config.model_copy(update={"alpha": 0.0, "beta": 0.0})
         self.n_layers = len(decoder_layers(student))
-        self.weights = layer_weights(fisher_weights, strategy, self.n_layers, self.loss_config.match)
+        self.weights = layer_weights(fisher_weights, strategy, self.n_layers, self.loss_config.match, strategy_seed)
         self.teacher, self.parts = teacher, []
         n_teacher = teacher.n_layers if isinstance(teacher, TeacherSignals) else len(decoder_layers(teacher))
         self.map = layer_map(self.n_layers, n_teacher)
@@ -194,11 +160,6 @@ class DistillationTrainer(RankingTrainer):
         finally:
             del self.model.projections  # the student is saved without them
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self.accelerator.autocast():  # accelerate's own is around the student's forward alone, which the loss goes round
-            total = through(model, self.accelerator.unwrap_model(model), self.total, inputs)
-        return (total, {}) if return_outputs else total
-
     def total(self, student: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar; its terms are noted for the log while training.
 
@@ -209,7 +170,7 @@ class DistillationTrainer(RankingTrainer):
             return nothing(own)
         matched = self.weights is not None and config.beta > 0
         said, states = self.teacher_signals(inputs) if config.alpha > 0 or matched else (None, [])
-        ce, kl = output_losses(own, said, config.temperature)
+        ce, kl = output_losses(own, said, config.temperature).unbind()
         total, parts = (1 - config.alpha) * ce, {"ce": ce}
         if said:
             parts["kl"] = kl
@@ -223,8 +184,8 @@ class DistillationTrainer(RankingTrainer):
 
     def student_signals(self, student: nn.Module, inputs: dict[str, Tensor]) -> Signals:
         """Return the student's signals, its states brought to the teacher's width."""
-        out = signals(student, inputs)
-        if self.projections is not None:
+        out = signals(student, inputs, hidden=self.weights is not None)
+        if self.projections is not None and out.hidden:
             project = [self.projections[str(place)] for place in range(self.n_layers)]
             out.hidden = [layer(state.to(layer.weight.dtype)) for layer, state in zip(project, out.hidden, strict=True)]
         return out
@@ -236,7 +197,7 @@ class DistillationTrainer(RankingTrainer):
             layers = self.map if self.weights is not None else []
             said, states = self.teacher.lookup(windows_of(inputs), self.args.device, layers)
             return said.__getitem__, states
-        out, loss = signals(self.teacher, inputs), self.loss_config
+        out, loss = signals(self.teacher, inputs, hidden=True), self.loss_config
 
         @torch.no_grad()
         def say(rows: slice) -> Tensor | TopLogits:
@@ -260,7 +221,8 @@ class DistillationTrainer(RankingTrainer):
 
 
 def layer_weights(
-    fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int, match: str = "all"
+    fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int, match: str = "all",
+    seed: int = 0,
 ) -> np.ndarray | None:
     """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".
 
@@ -269,7 +231,7 @@ def layer_weights(
     """
     if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
         return None
-    chosen = strategy if isinstance(strategy, LayerwiseDistillation) else get_strategy(strategy)
+    chosen = strategy if isinstance(strategy, LayerwiseDistillation) else get_strategy(strategy, seed)
     given = fisher is not None and not isinstance(fisher, FisherResult)
     weights = mean_one(fisher if given else chosen.calculate_layer_weights(fisher, n_layers))
     if weights.shape != (n_layers,):

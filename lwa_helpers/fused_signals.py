@@ -1,4 +1,4 @@
-"""Several teachers as one, at item level: their item probabilities, averaged at every training position."""
+"""Several teachers as one: their item probabilities, averaged at every training position."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ import torch
 from lwa_helpers import paths
 from lwa_helpers.data.windows import Window
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import Baseline
+from lwa_helpers.evaluation.calibration import Calibration
+from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.signals import TeacherSignals, signal_arrays
 
 ROWS = 1024  # positions fused at a time
 SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
-Heard = Mapping[str, tuple[float, float]]  # of each teacher: the scale of its scores, and its weight
+NOTHING = -1e4  # logit of a token that is no item: no probability in float32, and a float16
 
 
 def recommender_signals(
-    recommender: Baseline, windows: Sequence[Window], like: TeacherSignals, directory: Path, scale: float = 1.0
+    recommender: CrossFitted, windows: Sequence[Window], like: TeacherSignals, directory: Path, items: slice, scale: float = 1.0
 ) -> TeacherSignals:
     """Write what a recommender without a language model (SASRec, EASE) says on the windows of `like`, whose states it borrows.
 
-    Logits are scale times its scores, given the items that each window shows. Raises LwaError for other windows, and where
-    `like` was cut to top_k.
+    Logits of the item tokens are scale times its scores, given the items that each window shows. Raises LwaError for other
+    windows, and where `like` was cut to top_k.
     """
-    histories = [history for window in windows for history in window.histories()]
+    histories = [(window.user_id, history) for window in windows for history in window.histories()]
     if len(histories) != int(like.starts[-1]):
         raise LwaError(f"these windows have {len(histories)} targets, the signals {like.starts[-1]}: give the same windows")
     if like.items is not None:
         raise LwaError("signals that a recommender is to be beside need all logits: compute them with top_k=None")
     shape = len(histories), like.logits.shape[1]
     with paths.atomic_write(directory) as folder, signal_arrays(folder, {"logits": shape}, None) as arrays:
+        arrays["logits"][:] = NOTHING
         for start in range(0, len(histories), ROWS):
-            arrays["logits"][start : start + ROWS] = scale * recommender.scores(histories[start : start + ROWS])
+            users, shown = zip(*histories[start : start + ROWS])
+            arrays["logits"][start : start + ROWS, items] = scale * recommender.scores(shown, users)
         _copy_all_but_logits(like, folder)
     return TeacherSignals(directory)
 
@@ -74,17 +77,19 @@ def _copy_all_but_logits(signals: TeacherSignals, folder: Path) -> None:
 
 
 def fused_signals(
-    teacher: TeacherSignals, windows: Sequence[Window], systems: Mapping[str, Baseline], heard: Heard
+    teacher: TeacherSignals, windows: Sequence[Window], systems: Mapping[str, CrossFitted], items: slice,
+    calibration: Mapping[str, Calibration],
 ) -> TeacherSignals:
     """Return a teacher's signals fused with what recommenders say on the same windows.
 
     They lie in the cache folder under a name of their own, by which a run that was cut off finds its checkpoints again.
-    heard: scale and weight of "teacher" and of each of the systems, as `calibrated` gives them.
+    calibration: of "teacher" and of each of the systems.
     """
-    key = [teacher.directory.name, {name: list(map(float, heard[name])) for name in ("teacher", *systems)}]
+    key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in ("teacher", *systems)}]
     directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
     with tempfile.TemporaryDirectory() as folder:
         parts = [
-            recommender_signals(system, windows, teacher, Path(folder) / name, heard[name][0]) for name, system in systems.items()
+            recommender_signals(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)
+            for name, system in systems.items()
         ]
-        return fuse([teacher, *parts], [heard[name][1] for name in ("teacher", *systems)], directory)
+        return fuse([teacher, *parts], [calibration[name].weight for name in ("teacher", *systems)], directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,15 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm import tqdm
 
 from lwa_helpers.data import Interactions, load_amazon, load_movielens
 from lwa_helpers.data.prompts import prompt_for
-from lwa_helpers.data.windows import encode
+from lwa_helpers.data.readings import Reading
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
-from lwa_helpers.models import load_teacher
+from lwa_helpers.models import LanguageModel, load_teacher
 from lwa_helpers.paths import DATASET
-from lwa_helpers.ranking import HEAD_FILE, ITEMS_FILE, load_item_ranker, pad_right
+from lwa_helpers.ranking import rank_catalogue
 from lwa_helpers.registry import ModelSpec, model_spec
 from lwa_helpers.teachers import LocalTeacher, OllamaTeacher
 from lwa_helpers.teachers.answers import KINDS
@@ -111,44 +108,30 @@ class CandidateRanker:
 
 
 class CatalogueRanker:
-    """A checkpoint with an item head, which scores every item it was trained on in one pass."""
+    """A checkpoint with item tokens, which scores every item it was tuned on in one pass."""
 
     answers: pd.DataFrame | None = None
 
-    def __init__(self, directory: Path, history_titles: int) -> None:
-        (self.model, self.lm), self.history_titles = load_item_ranker(directory), history_titles
-        path = directory / ITEMS_FILE
-        if not path.is_file():
-            raise LwaError(f"{path} does not exist: it lists the ids of the items that the head scores, in its order")
-        self.item_ids: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        if len(self.item_ids) != len(self.model.head.bias):
-            raise LwaError(f"{path} lists {len(self.item_ids)} items, the item head has {len(self.model.head.bias)}")
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
 
     def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]:
-        """Users with histories of like length are read in one forward pass, USERS_PER_PASS at a time."""
-        items = pd.Index(shop.data.item_ids).get_indexer(self.item_ids)
+        """Users with histories of like length are read in one forward pass; items that the model does not know are not read.
+
+        A user of whose items the model knows none gets popular ones.
+        """
+        items = pd.Index(shop.data.item_ids).get_indexer(self.lm.items.ids)
         if (items < 0).all():
             raise LwaError(f"model {self.lm.name!r} was trained on other items than {shop.data.name} holds")
-        rows = [self._tokens(shop, history[-self.history_titles :]) for history in histories]
-        found: dict[int, Ranked] = {}
-        with tqdm(total=len(rows), desc=f"rank with {self.lm.name}", unit="user", disable=not progress) as bar:
-            by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-            for start in range(0, len(rows), USERS_PER_PASS):
-                chosen = by_length[start : start + USERS_PER_PASS]
-                for row, scores in zip(chosen, self._scores([rows[row] for row in chosen]), strict=True):
-                    found[row] = best_unseen(items, scores, histories[row], n)
-                bar.update(len(chosen))
-        return [found[row] for row in range(len(rows))]
-
-    def _tokens(self, shop: Shop, history: Sequence[int]) -> list[int]:
-        prompt = prompt_for(shop.data.name)
-        header, rows = encode(self.lm.tokenizer, prompt.header, [shop.titles[item] + prompt.separator for item in history])
-        return header + [token for row in rows for token in row]
-
-    @torch.no_grad()
-    def _scores(self, rows: Sequence[list[int]]) -> np.ndarray:
-        """Every item's score for each user, (B, N) float64."""
-        return self.model.head(self.model.end_states(*pad_right(rows))).double().numpy()
+        own = {item: place for place, item in enumerate(items) if item >= 0}
+        titles = [shop.titles[item] if item >= 0 else "" for item in items]
+        reading = Reading.of(titles, self.lm, prompt_for(shop.data.name))
+        prompts = [reading.prompt([own[i] for i in history if i in own], self.lm.items.history_items) for history in histories]
+        known = [row for row, prompt in enumerate(prompts) if prompt]
+        found = np.tile(shop.popularity[items], (len(prompts), 1))
+        shown = [prompts[row] for row in known]
+        found[known] = rank_catalogue(self.lm.model, shown, self.lm.items.tokens, USERS_PER_PASS, progress=progress)
+        return [best_unseen(items, scores, history, n) for scores, history in zip(found, histories)]
 
 
 def best_unseen(items: np.ndarray, scores: np.ndarray, history: list[int], n: int) -> Ranked:
@@ -159,11 +142,11 @@ def best_unseen(items: np.ndarray, scores: np.ndarray, history: list[int], n: in
 
 
 class BaseRecommender:
-    """Recommend with any registered model, a checkpoint directory (either ranking head) or a .gguf file.
+    """Recommend with any registered model, a checkpoint directory (with item tokens or without) or a .gguf file.
 
     root: folder of the Amazon files, dataset/amazon by default; k: core filter, 0 keeps every user and item.
-    n_candidates: length of the list that a model without an item head orders (Shop.candidates makes it);
-    history_titles: newest titles it is told. host: Ollama server, else OLLAMA_HOST, else this machine; concurrency: questions
+    n_candidates: length of the list that a model without item tokens orders (Shop.candidates makes it);
+    history_titles: newest titles that it is told. host: Ollama server, else OLLAMA_HOST, else this machine; concurrency: questions
     that it is asked at a time; cache: folder that keeps its answers, so that a call that was cut off goes on and the same question
     is not asked twice; None keeps none.
     answers: after a call, how the model answered (mode, seconds, what had to be repaired), a row per user, where it was asked.
@@ -192,8 +175,6 @@ class BaseRecommender:
     @cached_property
     def ranker(self) -> Ranker:
         """The model, loaded or found on its server. Raises LwaError when it is not there."""
-        if self.spec.backend == "path" and (Path(self.spec.id) / HEAD_FILE).is_file():
-            return CatalogueRanker(Path(self.spec.id), self.history_titles)
         if self.spec.backend == "ollama":
             teacher = OllamaTeacher(
                 self.spec.id, self.host, think=self.spec.think, concurrency=self.concurrency, cache=self.cache
@@ -201,6 +182,8 @@ class BaseRecommender:
             _ = teacher.served
         else:
             lm = load_teacher(self.spec.id if self.spec.backend == "path" else self.spec.name)
+            if lm.items:
+                return CatalogueRanker(lm)
             teacher = LocalTeacher(lm, batch_size=QUESTIONS_PER_PASS)
         return CandidateRanker(teacher, self.n_candidates, self.history_titles)
 

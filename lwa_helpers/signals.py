@@ -16,25 +16,26 @@ import torch
 import transformers
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lwa_helpers import paths
 from lwa_helpers.config import Bf16
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.losses import counted, states_at
-from lwa_helpers.models import backbone, decoder_layers
+from lwa_helpers.models import decoder_layers
 from lwa_helpers.precision import autocast, computes_in_bf16
-from lwa_helpers.ranking import ItemRankingModel, future_targets
 
 Batches = Iterable[dict[str, Tensor]]
+READ = ("input_ids", "attention_mask", "labels")  # what of a batch a model is shown and asked at
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-FORMAT = 3  # raise it when what is stored, or how it is computed, changes
+FORMAT = 4  # raise it when what is stored, or how it is computed, changes
 
 
 @dataclass
 class Signals:
-    """What is compared at the P positions that predict: logits head(states) (P, N), which need not exist all at once, the
-    targets (P, n) of each, -100 where it has fewer, and the states (P, d) after each layer."""
+    """What is compared at the P positions that predict: logits head(states) (P, V), which need not exist all at once, the
+    token (P,) that follows each, and the states (P, d) after each layer."""
 
     states: Tensor
     head: Callable[[Tensor], Tensor]
@@ -51,26 +52,35 @@ class Signals:
         return [slice(start, min(start + size, len(self.states))) for start in range(0, len(self.states), size)]
 
 
-def signals(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
-    """Run a ranking model (item_labels) or a causal LM (labels, as in next_token_nll) and keep only the predicting positions.
+def signals(model: nn.Module, batch: dict[str, Tensor], hidden: bool = False) -> Signals:
+    """Run a causal LM and keep only the positions that labels are predicted at (as in next_token_nll).
 
-    Hooks of the model itself do not run: one that is sharded is to be asked inside its own forward pass.
+    hidden: keep the states after each layer as well. Hooks of the model itself do not run: one that is sharded is to be asked
+    inside its own forward pass.
     """
-    if isinstance(model, ItemRankingModel):
-        inputs, at = {key: batch[key] for key in ("input_ids", "attention_mask")}, batch["item_labels"] != -100
-        out = backbone(model.causal_lm)(**inputs, output_hidden_states=True)
-        targets, states = future_targets(batch["item_labels"], model.next_items), out.last_hidden_state[at]
-        return Signals(states, model.head, targets, [state[at] for state in out.hidden_states[1:]])
     kept = counted(batch)
-    states, head, out = states_at(model, batch, kept, output_hidden_states=True)
-    hidden = [state[:, :-1][kept] for state in out.hidden_states[1:]]
-    return Signals(states, head, batch["labels"][:, 1:][kept][:, None], hidden)
+    states, head, out = states_at(model, batch, kept, output_hidden_states=hidden)
+    layers = [state[:, :-1][kept] for state in out.hidden_states[1:]] if hidden else []
+    return Signals(states, head, batch["labels"][:, 1:][kept], layers)
+
+
+def in_parts(losses: Callable[[slice], Tensor], own: Signals) -> Tensor:
+    """Return the mean over positions of losses(rows) (n,), means over some of them.
+
+    Where there are more logits than may exist at a time, each part's are computed, used, and computed again in the backward
+    pass.
+    """
+    parts = own.parts()
+    if len(parts) == 1:
+        return losses(parts[0])
+    share = [(rows.stop - rows.start) / len(own.states) for rows in parts]
+    return sum(w * checkpoint(losses, rows, use_reentrant=False) for w, rows in zip(share, parts))
 
 
 @dataclass
 class TopLogits:
-    """The k most likely items (or tokens) of each position and how likely they are: items (P, k); log_p (P, k+1), the last
-    column the log of the mass of all others."""
+    """The k most likely tokens of each position and how likely they are: items (P, k); log_p (P, k+1), the last column the log
+    of the mass of all others."""
 
     items: Tensor
     log_p: Tensor
@@ -93,11 +103,9 @@ def with_rest(log_p: Tensor, items: Tensor) -> Tensor:
 
 
 class TeacherSignals:
-    """A teacher's logits (P, N), or its k most likely outputs, and its states at mapped layers (P, S, d), found by window.
+    """A teacher's logits (P, V), or its k most likely tokens, and its states at mapped layers (P, S, d), found by window.
 
-    The outputs are the items of a ranking model at its item labels, the tokens of a causal LM at its labels: one text has
-    many more of these positions and outputs, for which top_k is meant. Arrays of float16 on disk, memory-mapped; positions
-    stand in the order of the windows.
+    Positions are those of labels, in the order of the windows. Arrays of float16 on disk, memory-mapped.
     """
 
     def __init__(self, directory: Path):
@@ -136,7 +144,7 @@ class TeacherSignals:
         """
         device = next(teacher.parameters()).device
         bf16 = computes_in_bf16(bf16, device)
-        key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches, read_by(teacher))]
+        key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches, READ)]
         key += [layers, bf16, top_k, temperature if top_k else None, device.type, torch.__version__, transformers.__version__]
         directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
         if not directory.is_dir():
@@ -154,23 +162,23 @@ class TeacherSignals:
     ) -> TeacherSignals:
         """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its signals in `directory`.
 
-        teacher: a ranking model or a causal LM. layers: those of its layers (1 … L) that student layers are matched to; what is
-        stored for students of several depths serves them all.
-        top_k: keep only the k most likely items or tokens at `temperature`; None, or as many as there are, keeps all logits. `batches` is read twice.
+        layers: those of the teacher's layers (1 … L) that student layers are matched to; what is stored for students of several
+        depths serves them all. top_k: keep only the k most likely tokens at `temperature`; None, or as many as there are, keeps
+        all logits. `batches` is read twice.
         Raises LwaError for windows out of order, and for batches that are there only once.
         """
         teacher.eval()
         device, n_outputs = next(teacher.parameters()).device, outputs_of(teacher)
         k = top_k if top_k and top_k < n_outputs else None
-        starts = _starts(batches, isinstance(teacher, ItemRankingModel))
+        starts = _starts(batches)
         positions, width = int(starts[-1]), teacher.config.hidden_size
         shapes = {"logits": (positions, k + 1 if k else n_outputs), "hidden": (positions, len(layers), width)}
         with paths.atomic_write(directory) as folder, signal_arrays(folder, shapes, k) as arrays:
             at = 0
             for batch in batches:
-                inputs = {key: batch[key].to(device) for key in read_by(teacher)}
+                inputs = {key: batch[key].to(device) for key in READ}
                 with autocast(bf16, device):
-                    out = signals(teacher, inputs)
+                    out = signals(teacher, inputs, hidden=True)
                     for part in out.parts():
                         rows, logits = slice(at + part.start, at + part.stop), out.head(out.states[part])
                         said = TopLogits.of(logits, k, temperature) if k else None
@@ -193,11 +201,6 @@ def in_half(states: Tensor) -> Tensor:
     return (states.float() / (largest / torch.finfo(torch.float16).max).clamp_min(1)).half()
 
 
-def read_by(model: nn.Module) -> tuple[str, ...]:
-    """Return what of a batch a model is shown and asked at."""
-    return "input_ids", "attention_mask", "item_labels" if isinstance(model, ItemRankingModel) else "labels"
-
-
 def windows_of(batch: dict[str, Tensor]) -> Tensor:
     """Return which window each row of a batch is, (B,). Raises LwaError where the batch does not say it."""
     if "window" not in batch:
@@ -206,19 +209,17 @@ def windows_of(batch: dict[str, Tensor]) -> Tensor:
 
 
 def outputs_of(model: nn.Module) -> int:
-    """Return how many items or tokens a model tells apart."""
-    return len(model.head.bias if isinstance(model, ItemRankingModel) else model.get_output_embeddings().weight)
+    """Return how many tokens a model tells apart."""
+    return len(model.get_output_embeddings().weight)
 
 
-def _starts(batches: Batches, items: bool) -> np.ndarray:
-    """First position of every window, and the number of positions: (windows + 1,). items: positions are those of item labels,
-    else of labels. Raises LwaError for windows out of order."""
+def _starts(batches: Batches) -> np.ndarray:
+    """First position of every window, and the number of positions: (windows + 1,). Raises LwaError for windows out of order."""
     counts: list[int] = []
     for batch in batches:
         if windows_of(batch).tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
             raise LwaError("teacher signals need the windows in order: make the loader with shuffle=False")
-        asked = batch["item_labels"] != -100 if items else counted(batch)
-        counts += asked.sum(1).tolist()
+        counts += counted(batch).sum(1).tolist()
     if not counts:
         raise LwaError("teacher signals need at least one window: the loader gave no batch (a generator can be read only once)")
     return np.concatenate([[0], np.cumsum(counts)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -112,7 +113,7 @@ def build_student(
     that need them: see select_layers.
     """
     kept = select_layers(len(decoder_layers(teacher.model)), n_layers, selection, scores, seed)
-    student = LanguageModel(f"{teacher.name}-{n_layers}L", _with_layers(teacher.model, kept), teacher.tokenizer, teacher.sha256)
+    student = replace(teacher, name=f"{teacher.name}-{n_layers}L", model=_with_layers(teacher.model, kept))
     return student if texts is None else trim_vocabulary(student, texts)
 
 

@@ -80,7 +80,8 @@ LOOKS = {
     # systems and the kinds they fall into
     "teacher": Look("Teacher, tuned", BLUE, "o", "-"),
     "student": Look("Student, distilled", VERMILION, "s", "-"),
-    "fused_student": Look("Student, three teachers", ORANGE, "P", "--"),
+    "co_taught": Look("Student, co-taught", ORANGE, "P", "--"),
+    "ensemble": Look("Ensemble of scores", GREEN, "h", ":"),
     "zero_shot": Look("Teacher, zero-shot", SKY, "o", "--"),
     "local": Look("Local model", BLUE, "o", "-"),
     "ollama": Look("Ollama model", PURPLE, "D", "-"),
@@ -90,6 +91,7 @@ LOOKS = {
     "itemknn": Look("ItemKNN", ORANGE, "v", "--"),
     "ease": Look("EASE", GREEN, "^", "--"),
     "sasrec": Look("SASRec", PURPLE, "D", "-."),
+    "esasrec": Look("eSASRec", PURPLE, "p", ":"),
     # ways to rank
     "naive": Look("Title by title", GREY, "X", ":"),
     "title": Look("Title head", BLUE, "o", "-"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from lwa_helpers.data.windows import check_items, encode
+from lwa_helpers.data.readings import check_items, encode
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import backbone
 from lwa_helpers.trie import TitleTrie, pieces

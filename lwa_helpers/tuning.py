@@ -1,24 +1,31 @@
-"""Train a ranking model on batches of user windows with transformers.Trainer."""
+"""Train a language model to name the next item, on batches of user windows, with transformers.Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from lwa_helpers.config import TuningConfig
 from lwa_helpers.data.windows import LengthBatches, Window, collate
+from lwa_helpers.models import backbone
 from lwa_helpers.paths import TRAINER_OUTPUT, remove
 from lwa_helpers.precision import computes_in_bf16
+from lwa_helpers.ranking import sampled_nll
+from lwa_helpers.signals import Signals, in_parts, signals
 
-NEW = ("head", "projections")  # modules of a trained model that start untrained
+VALID = "ndcg"  # what validation measures, in the trainer's logs
 UNEVEN = {"even_batches": False}  # batches of a token budget differ in rows, so none is filled up for another process
 
 
@@ -55,54 +62,149 @@ def training_arguments(
 ) -> TrainingArguments:
     """Translate a section of the settings; the learning rate falls as a cosine after a linear warm-up.
 
-    checkpoints: a folder that belongs to this run alone, used where config.save_steps is set: see train_or_go_on.
+    checkpoints: a folder that belongs to this run alone, used where config.save_steps is set, and needed where
+    config.evaluate_every is (the best checkpoint is the one that is kept): see train_or_go_on.
     """
     steps = max(1, round(config.epochs * steps_per_epoch))
     saving = {"save_strategy": "no", "output_dir": str(TRAINER_OUTPUT)}
-    if config.save_steps and checkpoints:
-        saving = {"save_strategy": "steps", "output_dir": str(checkpoints)}
-        saving |= {"save_steps": config.save_steps, "save_total_limit": 1}
+    if checkpoints:
+        every = config.save_steps
+        saving = {"save_strategy": "steps", "output_dir": str(checkpoints), "save_total_limit": 1}
+        if config.evaluate_every:
+            every = max(1, round(config.evaluate_every * steps_per_epoch))
+            saving |= {"eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": VALID}
+            saving |= {"load_best_model_at_end": True, "greater_is_better": True}
+        saving["save_steps"] = every
     bf16 = computes_in_bf16(config.bf16, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainingArguments(
         **saving, max_steps=steps, learning_rate=config.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=round(config.warmup_ratio * steps), weight_decay=config.weight_decay, bf16=bf16, seed=seed,
-        max_grad_norm=1.0, logging_steps=logging_steps, report_to="none", remove_unused_columns=False,
+        max_grad_norm=1.0, logging_steps=min(logging_steps, max(1, steps // 4)), report_to="none", remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True,
         gradient_checkpointing=config.gradient_checkpointing or None, accelerator_config=UNEVEN,
     )
 
 
 class RankingTrainer(Trainer):
-    """transformers.Trainer over a ready-made DataLoader, with a learning rate of its own for the item head."""
+    """transformers.Trainer over a ready-made DataLoader whose loss is the mean -log p of the labels.
+
+    The rows of embedding and head that are trained have a learning rate of their own. Labels alone are read; the model's own
+    loss, which needs the logits of every position, is not.
+    """
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, loader: DataLoader | None = None,
-        head_learning_rate: float | None = None, logs: str | Path | None = None, callbacks: Sequence[TrainerCallback] = (),
+        self, model: PreTrainedModel, args: TrainingArguments, loader: DataLoader | None = None,
+        head_learning_rate: float | None = None, dropout: float = 0.0, sampled: tuple[Tensor, int] | None = None,
+        valid: Callable[[PreTrainedModel], float] | None = None, patience: int = 2,
+        logs: str | Path | None = None, callbacks: Sequence[TrainerCallback] = (),
     ):
-        """logs: folder for TensorBoard."""
-        self.loader = loader
+        """dropout: share of the entries of input embeddings and final states that are dropped in training; sampled: log q and
+        n of sampled_nll, for a catalogue too large for its whole softmax; valid: what `args.eval_steps` measures, of which more
+        is better, with `patience` measurements without a rise allowed; logs: folder for TensorBoard."""
+        self.loader, self.dropout, self.sampled, self.valid = loader, dropout, sampled, valid
         groups = parameter_groups(model, args.learning_rate, head_learning_rate or args.learning_rate)
         optimizer = (torch.optim.AdamW, {"params": groups, "lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True})
-        board = [TensorBoardCallback(SummaryWriter(str(logs)))] if logs else []
+        more = [TensorBoardCallback(SummaryWriter(str(logs)))] if logs else []
+        more += [EarlyStoppingCallback(patience)] if args.load_best_model_at_end else []
+        dataset = loader.dataset if loader else None
         super().__init__(
-            model=model, args=args, train_dataset=loader.dataset if loader else None, optimizer_cls_and_kwargs=optimizer,
-            callbacks=[*callbacks, *board],
+            model=model, args=args, train_dataset=dataset, eval_dataset=dataset, optimizer_cls_and_kwargs=optimizer,
+            callbacks=[*callbacks, *more],
         )
         self.model_accepts_loss_kwargs = False
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Give each tied tensor memory of its own: a safetensors file takes none that is shared."""
-        if state_dict is None and not isinstance(self.model, PreTrainedModel):
-            state_dict = {name: value.clone() for name, value in self.model.state_dict().items()}
-        super()._save(output_dir, state_dict)
+    def train(self, *args, **kwargs):
+        with dropout_at_the_ends(self.model, self.dropout):
+            return super().train(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the weights as they stand, parametrised ones too, each tied one with memory of its own."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.model.state_dict() if state_dict is None else state_dict
+        save_file({name: value.clone().contiguous() for name, value in state.items()}, folder / SAFE_WEIGHTS_NAME)
 
     def get_train_dataloader(self) -> DataLoader:
         return self.accelerator.prepare(self.loader)
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Measure `valid`, and tell the callbacks."""
+        training = self.model.training
+        with self.accelerator.autocast():
+            found = {f"eval_{VALID}": float(self.valid(self.accelerator.unwrap_model(self.model)))}
+        self.model.train(training)
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = {key: value for key, value in inputs.items() if key != "window"}
-        outputs = model(**inputs)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        with self.accelerator.autocast():  # accelerate's own is around the model's forward alone, which the loss goes round
+            total = through(model, self.accelerator.unwrap_model(model), self.total, inputs)
+        return (total, {}) if return_outputs else total
+
+    def total(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, a scalar."""
+        own = signals(model, inputs)
+        if not len(own.states):
+            return nothing(own)
+        if self.sampled and model.training:
+            log_q, n = self.sampled
+            return sampled_nll(own.head, own.states, own.targets, log_q.to(own.states.device), n)
+        return in_parts(lambda rows: F.cross_entropy(own.head(own.states[rows]).float(), own.targets[rows])[None], own)[0]
+
+
+def through(wrapped: nn.Module, model: nn.Module, function: Callable, *args):
+    """Return function(model, *args), computed inside the forward pass of `wrapped`: `model`, maybe in a wrapper.
+
+    DistributedDataParallel and FSDP, which wraps a model or hooks into it, gather weights and gradients only for what
+    happens inside their forward pass.
+    """
+    own = model.__dict__.get("forward")
+
+    def restore() -> None:
+        model.__dict__.pop("forward", None)
+        if own is not None:
+            model.forward = own
+
+    def redirected(*inputs):
+        restore()
+        return function(model, *inputs)
+
+    model.forward = redirected
+    try:
+        return wrapped(*args)
+    finally:
+        restore()
+
+
+def nothing(own: Signals) -> Tensor:
+    """Return the loss of a batch without any label: 0, with a zero gradient for all that the signals depend on."""
+    return sum(value.sum() for value in (own.logits, *own.hidden))
+
+
+@contextmanager
+def dropout_at_the_ends(model: PreTrainedModel, p: float) -> Iterator[None]:
+    """Within it, a model in training mode drops a share p of the entries of its input embeddings and of its final states.
+
+    Decoder language models come without dropout, and item histories are few: on MovieLens-100K training without it is at its
+    best after a fraction of an epoch.
+    """
+
+    def drop_output(_module: nn.Module, _args: tuple, out):
+        if isinstance(out, Tensor):
+            return F.dropout(out, p, model.training)
+        if isinstance(out, tuple):
+            return F.dropout(out[0], p, model.training), *out[1:]
+        out.last_hidden_state = F.dropout(out.last_hidden_state, p, model.training)
+        return out
+
+    ends = (model.get_input_embeddings(), backbone(model)) if p else ()
+    handles = [module.register_forward_hook(drop_output) for module in ends]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def train_or_go_on(trainer: Trainer, checkpoints: Path) -> None:
@@ -122,12 +224,15 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def parameter_groups(model: nn.Module, learning_rate: float, head_learning_rate: float) -> list[dict]:
-    """Split the trained parameters into backbone and what is new: item head, projections."""
-    head = {id(p) for name in NEW if (module := getattr(model, name, None)) for p in module.parameters()}
+    """Split the trained parameters into the layers and what is new: rows of embedding and head, projections."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings(), getattr(model, "projections", None))
+    new = {id(p) for module in ends if module is not None for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    body = {"params": [p for p in trained if id(p) not in head], "lr": learning_rate}
-    new = {"params": [p for p in trained if id(p) in head], "lr": head_learning_rate}
-    return [group for group in (body, new) if group["params"]]
+    groups = [
+        {"params": [p for p in trained if id(p) not in new], "lr": learning_rate},
+        {"params": [p for p in trained if id(p) in new], "lr": head_learning_rate},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def loss_frame(trainer: Trainer, run: str) -> pd.DataFrame:

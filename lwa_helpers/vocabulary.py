@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer
@@ -33,7 +34,7 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
     A text of `texts` gets the same tokens as before (renumbered) because each merge that its tokens are made of is kept. The
     byte or character alphabet and the special tokens stay, so any text can be read and written exactly, but one with another
     word may be cut into smaller tokens than before, on which the model is worse: check_covered refuses it.
-    Raises LwaError for a tokenizer that is not BPE, and for one text in place of several.
+    Item tokens stay, all of them. Raises LwaError for a tokenizer that is not BPE, and for one text in place of several.
     """
     if isinstance(texts, str):
         raise LwaError(f"texts must be a list of texts, not the one text {texts[:40]!r}: put it in brackets")
@@ -42,10 +43,13 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
     if spec["model"]["type"] != "BPE":
         raise LwaError(f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}")
     rows = len(lm.model.get_input_embeddings().weight)
-    old_ids = [index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows]  # Gemma 3 names one more than it has
+    kept = {index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows}  # Gemma 3 names one more than it has
+    items = lm.items
+    old_ids = sorted(kept | set(range(items.first, items.first + len(items.ids))) if items else kept)
     tokenizer = _renumbered(lm.tokenizer, spec, old_ids)
     tokenizer.init_kwargs[WORDS] = sorted({word for text in texts for word in words(lm.tokenizer, text)})
-    return LanguageModel(f"{lm.name}-{len(old_ids)}V", _with_rows(lm.model, old_ids), tokenizer, lm.sha256)
+    items = replace(items, first=old_ids.index(items.first)) if items else None
+    return replace(lm, name=f"{lm.name}-{len(old_ids)}V", model=_with_rows(lm.model, old_ids), tokenizer=tokenizer, items=items)
 
 
 def words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:

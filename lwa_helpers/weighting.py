@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import ClassVar
 
 import numpy as np
@@ -32,14 +33,16 @@ class LayerwiseDistillation:
         raise NotImplementedError(f"strategy {type(self).__name__} must define calculate_layer_weights")
 
 
-def get_strategy(name: str | type[LayerwiseDistillation]) -> LayerwiseDistillation:
-    """Return the strategy of that name, or class, with its default parameters; LwaError lists the known names."""
-    if isinstance(name, type) and issubclass(name, LayerwiseDistillation):
-        return name()
+def get_strategy(name: str | type[LayerwiseDistillation], seed: int = 0) -> LayerwiseDistillation:
+    """Return the strategy of that name, or class, with its default parameters; LwaError lists the known names.
+
+    seed: handed to a strategy that takes one, because it draws its weights.
+    """
     known = LayerwiseDistillation.strategies
-    if name not in known:
+    if not isinstance(name, type) and name not in known:
         raise LwaError(f"unknown weighting strategy {name!r}: known are {', '.join(sorted(known))}")
-    return known[name]()
+    chosen = name if isinstance(name, type) else known[name]
+    return chosen(seed=seed) if "seed" in inspect.signature(chosen).parameters else chosen()
 
 
 def mean_one(values: np.ndarray) -> np.ndarray:

@@ -71,6 +71,11 @@ class Interactions:
         cleaned = (clean_title(title, self.title_limit) if isinstance(title, str) else "" for title in self.items.title)
         return distinct_titles([text or f"Item {item}" for text, item in zip(cleaned, self.item_ids)])
 
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each item occurs in the train part, (N,), in the order of `item_ids`."""
+        return self.train.parent_asin.value_counts().reindex(self.item_ids, fill_value=0).to_numpy()
+
     def histories(self, part: str = "test") -> dict[str, list[str]]:
         """For each user of a part: the items of the parts before it, oldest first (empty for a cold user)."""
         users = self.part(part).user_id.unique()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lwa_helpers.evaluation.baselines import EASE, ItemKNN, Popularity, RecentPopularity, Tuned, tune
-from lwa_helpers.evaluation.calibration import calibrated, fitted_scale
+from lwa_helpers.evaluation.calibration import Calibration, calibrated, ensemble, fitted_scale
+from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.evaluation.metrics import (
     bias_frame,
     coverage_at_k,
@@ -16,7 +17,7 @@ from lwa_helpers.evaluation.metrics import (
     top_k,
 )
 from lwa_helpers.evaluation.protocol import Baseline, Cases, cases, ranks, recommended
-from lwa_helpers.evaluation.sasrec import SASRec
+from lwa_helpers.evaluation.sasrec import ESASRec, SASRec
 from lwa_helpers.evaluation.statistics import (
     contrasts,
     difference_of_arms,
@@ -27,6 +28,7 @@ from lwa_helpers.evaluation.statistics import (
     mean_interval,
     paired_difference,
     randomization_test,
+    ratio_of_arms,
     ratio_of_means,
     smallest_detectable_difference,
     spearman,
@@ -38,7 +40,10 @@ from lwa_helpers.evaluation.tuned import tuned_baselines
 __all__ = [
     "EASE",
     "Baseline",
+    "Calibration",
     "Cases",
+    "CrossFitted",
+    "ESASRec",
     "ItemKNN",
     "Popularity",
     "RecentPopularity",
@@ -52,6 +57,7 @@ __all__ = [
     "difference_of_arms",
     "difference_over_seeds",
     "effect_size",
+    "ensemble",
     "fitted_scale",
     "hit_rate_at_k",
     "holm",
@@ -65,6 +71,7 @@ __all__ = [
     "randomization_test",
     "rank_of_target",
     "ranks",
+    "ratio_of_arms",
     "ratio_of_means",
     "recommended",
     "smallest_detectable_difference",

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from lwa_helpers.evaluation.metrics import ndcg_at_k
-from lwa_helpers.evaluation.protocol import Baseline, Cases, ranks
+from lwa_helpers.evaluation.metrics import ndcg_at_k, rank_of_target
+from lwa_helpers.evaluation.protocol import Cases
 
 RANGE = np.log(1e-3), np.log(1e3)
+
+
+class Calibration(NamedTuple):
+    """What a recommender is worth beside others: the scale of its scores, and its weight in an ensemble."""
+
+    scale: float
+    weight: float
 
 
 def fitted_scale(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -25,9 +34,20 @@ def fitted_scale(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(nll, bounds=RANGE, method="bounded").x))
 
 
-def calibrated(system: Baseline, asked: Cases) -> tuple[float, float]:
-    """Return the fitted scale of a recommender's scores, and its NDCG@10: how it is heard beside other teachers.
+def calibrated(scores: np.ndarray, asked: Cases) -> Calibration:
+    """Return the fitted scale of a recommender's scores (B, N), and its NDCG@10 as its weight.
 
-    asked: cases of the valid part.
+    asked: cases of the valid part, which the scores answer.
     """
-    return fitted_scale(system.scores(asked.histories), asked.targets), float(ndcg_at_k(ranks(system, asked), 10).mean())
+    rank = rank_of_target(scores, asked.targets, exclude=asked.histories)
+    return Calibration(fitted_scale(scores, asked.targets), float(ndcg_at_k(rank, 10).mean()))
+
+
+def ensemble(scores: dict[str, np.ndarray], calibration: dict[str, Calibration]) -> np.ndarray:
+    """Return the weighted mean of the probabilities that several recommenders give each item, (B, N)."""
+    total = sum(calibration[name].weight for name in scores)
+    parts = [
+        calibration[name].weight / total * np.exp(log_softmax(calibration[name].scale * values.astype(np.float64), axis=1))
+        for name, values in scores.items()
+    ]
+    return sum(parts)

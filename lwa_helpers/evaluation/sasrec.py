@@ -1,14 +1,18 @@
-"""SASRec with full-softmax cross-entropy: the sequential recommender that a small language model must beat."""
+"""SASRec with full-softmax cross-entropy, and eSASRec: the sequential recommenders that a language model must beat."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,14 +29,18 @@ class ItemTransformer(nn.Module):
 
     forward(items (B, T)) -> hidden states (B, T, dim); logits over the catalogue are hidden . item vectors (tied).
     Places are counted from the newest item, as in SASRec, so that a longer history brings no place unseen in training.
+    gated: layers as in eSASRec in place of SASRec's.
     """
 
-    def __init__(self, n_items: int, max_length: int, dim: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, n_items: int, max_length: int, dim: int, layers: int, heads: int, dropout: float, gated: bool = False
+    ) -> None:
         super().__init__()
         self.items = nn.Embedding(n_items + 1, dim)
         self.places = nn.Embedding(max_length + 1, dim)
         self.dropout = nn.Dropout(dropout)
-        layer = nn.TransformerEncoderLayer(dim, heads, dim, dropout, F.gelu, batch_first=True, norm_first=True)
+        plain = nn.TransformerEncoderLayer(dim, heads, dim, dropout, F.gelu, batch_first=True, norm_first=True)
+        layer = GatedLayer(dim, heads, dropout) if gated else plain
         self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
         for table in (self.items, self.places):
             nn.init.normal_(table.weight, std=dim**-0.5)
@@ -49,6 +57,29 @@ class ItemTransformer(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores (…, N) of all items for hidden states (…, dim)."""
         return hidden @ self.items.weight[:-1].T
+
+
+class GatedLayer(nn.Module):
+    """x + sigmoid(W x) f(norm x), once for attention and once for a SwiGLU network four times as wide.
+
+    Source: LiGR, Borisyuk et al. 2025, arXiv:2502.03417, whose layers eSASRec takes.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
+        self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
+        self.gates = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim)])
+        self.up, self.down = nn.Linear(dim, 8 * dim), nn.Linear(4 * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, src_mask=None, src_key_padding_mask=None, is_causal=None) -> torch.Tensor:
+        """x (B, T, dim); the arguments are those that nn.TransformerEncoder hands to its layers."""
+        y = self.norms[0](x)
+        y = self.attention(y, y, y, attn_mask=src_mask, need_weights=False, is_causal=bool(is_causal))[0]
+        x = x + self.gates[0](x).sigmoid() * self.dropout(y)
+        gate, value = self.up(self.norms[1](x)).chunk(2, dim=-1)
+        return x + self.gates[1](x).sigmoid() * self.dropout(self.down(F.silu(gate) * value))
 
 
 class SASRec:
@@ -71,6 +102,11 @@ class SASRec:
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.max_epochs, self.patience = max_epochs, patience
 
+    @property
+    def item_vectors(self) -> np.ndarray:
+        """The item table, (N, dim), in the order of `item_ids`."""
+        return self.model.items.weight[:-1].detach().cpu().numpy()
+
     def fit(self, interactions: Interactions) -> Self:
         """Train on the train part, stop on the valid part; the global random state is left as it was."""
         index = item_index(interactions)
@@ -83,6 +119,21 @@ class SASRec:
             self.model = ItemTransformer(len(index), **self.shape).to(self.device)
             self._train(sequences, cases(interactions, "valid"))
         return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the model with its shape into one safetensors file."""
+        shape = self.shape | {"n_items": self.model.items.num_embeddings - 1}
+        save_file(self.model.state_dict(), path, metadata={"shape": json.dumps(shape)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote, ready to score."""
+        with safe_open(path, "pt") as file:
+            shape = json.loads(file.metadata()["shape"])
+        found = cls(**{name: shape[name] for name in ("dim", "layers", "heads", "dropout", "max_length")})
+        found.model = ItemTransformer(**shape)
+        found.model.load_state_dict(load_file(path))
+        return found
 
     @torch.inference_mode()
     def scores(self, histories: list[list[int]]) -> np.ndarray:
@@ -113,12 +164,15 @@ class SASRec:
             target = self._padded(rows)[:, 1:]
             known = target != self.model.items.num_embeddings - 1
             hidden = self.model(self._padded([row[:-1] for row in rows]))
-            loss = F.cross_entropy(self.model.logits(hidden[known]), target[known])
+            loss = self._loss(hidden[known], target[known])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total, count = total + loss.item() * int(known.sum()), count + int(known.sum())
         return total / count
+
+    def _loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.model.logits(hidden), target)
 
     def _batches(self, sequences: list[list[int]], rng: np.random.Generator) -> Iterator[list[list[int]]]:
         """Pieces of at most max_length, the first cut at random, in shuffled batches of like length."""
@@ -137,3 +191,21 @@ class SASRec:
         start = self.model.items.num_embeddings - 1
         width = 1 + max(map(len, rows))
         return torch.tensor([[start, *row] + [start] * (width - 1 - len(row)) for row in rows], device=self.device)
+
+
+class ESASRec(SASRec):
+    """SASRec with gated layers and a softmax over the target and `negatives` items drawn evenly, anew for each batch.
+
+    Source: eSASRec, Tikhonovich et al., RecSys 2025.
+    """
+
+    def __init__(self, negatives: int = 256, **settings) -> None:
+        super().__init__(**settings)
+        self.shape["gated"], self.negatives = True, negatives
+
+    def _loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        items = self.model.items.weight
+        drawn = torch.randint(len(items) - 1, (self.negatives,), device=hidden.device)
+        others = (hidden @ items[drawn].T).masked_fill(drawn == target[:, None], -torch.inf)
+        scores = torch.cat([(hidden * items[target]).sum(-1, keepdim=True), others], 1)
+        return F.cross_entropy(scores, torch.zeros_like(target))

@@ -222,6 +222,22 @@ def difference_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int) -> SeedDiffer
     return difference_over_seeds(a, b) if a.shape[1] > 1 else paired_difference(a[:, 0], b[:, 0], seed=seed)
 
 
+def ratio_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int, level: float = 0.95) -> Interval:
+    """mean(a) / mean(b) for two arms (users, seeds): over users and seeds where there are several seeds, else over users alone.
+
+    With several seeds, the interval is that of difference_over_seeds of a and r b, r the ratio, over mean(b) (delta method).
+    ValueError on NaN, unequal shapes or a mean(b) that is not above zero.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.ndim == 2 and a.shape[1] == 1:
+        return ratio_of_means(a[:, 0], b[:, 0], seed=seed, level=level)
+    if not b.mean() > 0:
+        raise ValueError(f"a ratio needs mean(b) above zero, got {b.mean()}")
+    ratio = float(a.mean() / b.mean())
+    error = difference_over_seeds(a, ratio * b, level=level)
+    return Interval(ratio, ratio + error.low / float(b.mean()), ratio + error.high / float(b.mean()))
+
+
 def smallest_detectable_difference(sd: float, n_users: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest true mean difference that a two-sided test on n users finds with the given power.
 

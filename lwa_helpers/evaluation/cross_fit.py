@@ -1,0 +1,42 @@
+"""A baseline that speaks of each user from a fit on other users, so that it never repeats what it has learnt by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lwa_helpers.data import Interactions
+from lwa_helpers.evaluation.protocol import Baseline
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """One fit per fold of users, each without that fold's training rows. fold: of each user."""
+
+    models: list[Baseline]
+    fold: dict[str, int]
+
+    @classmethod
+    def of(cls, fit: Callable[[Interactions], Baseline], data: Interactions, seed: int, folds: int = 2) -> CrossFitted:
+        """Deal the users of the train part out to `folds` folds and call `fit` once for each, without its rows."""
+        users = data.train.user_id.unique()
+        dealt = np.random.default_rng(seed).permutation(np.arange(len(users)) % folds)
+        fold = dict(zip(users, dealt.tolist(), strict=True))
+        own = data.train.user_id.map(fold)
+        parts = [replace(data, train=data.train[own != place].reset_index(drop=True)) for place in range(folds)]
+        return cls([fit(part) for part in parts], fold)
+
+    def scores(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> np.ndarray:
+        """Return the score of every item for each history, (B, N), by the fit that has not seen its user.
+
+        A user without training rows is answered by the first fit.
+        """
+        which = np.array([self.fold.get(user, 0) for user in users])
+        parts = {place: np.flatnonzero(which == place) for place in range(len(self.models))}
+        found = {place: self.models[place].scores([histories[row] for row in rows]) for place, rows in parts.items() if len(rows)}
+        out = np.empty((len(histories), next(iter(found.values())).shape[1]))
+        for place, values in found.items():
+            out[parts[place]] = values
+        return out

@@ -1,0 +1,153 @@
+"""Make a teacher: a language model given item tokens, then tuned to name the next item."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback
+
+from lwa_helpers import paths
+from lwa_helpers.arms import trained_rows
+from lwa_helpers.cold_items import with_cold_rows
+from lwa_helpers.config import ExperimentConfig, TeacherConfig
+from lwa_helpers.data import Interactions
+from lwa_helpers.data.prompts import prompt_for
+from lwa_helpers.head_transfer import carry_head, label_states
+from lwa_helpers.item_tokens import title_rows, with_item_tokens
+from lwa_helpers.low_rank import low_rank
+from lwa_helpers.models import ItemTokens, LanguageModel, decoder_layers
+from lwa_helpers.signals import batches_hash, weights_hash
+from lwa_helpers.student import build_student
+from lwa_helpers.task import RankingTask
+from lwa_helpers.tuning import RankingTrainer, train_or_go_on, training_arguments, window_loader
+
+CARRIED_ON = 300  # windows on which a head is carried from the first layers to all of them
+HEAD_SCALE = 0.02  # of the head's first map: scores start small, nothing is ruled out
+RIDGE = 1e-2
+
+
+def item_model(
+    full: LanguageModel, data: Interactions, vectors: np.ndarray, config: ExperimentConfig, seed: int
+) -> LanguageModel:
+    """Return a copy of a language model with a token for each item, untuned.
+
+    An item's input row is the mean embedding of its title's tokens plus a linear map of its collaborative vector, fitted so
+    that the map alone comes close to the titles; its output row is a random map of the vector. Items without interactions get
+    the vector that their title suggests.
+
+    Args:
+        vectors: collaborative vectors of the items, (N, k), as SASRec.item_vectors.
+    """
+    titles = title_rows(full, data.titles)
+    known = torch.from_numpy(with_cold_rows(vectors, data.counts, titles.cpu().numpy())).float().to(titles)
+    gram = known.T @ known
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    inputs = titles + known @ torch.linalg.solve(gram, known.T @ titles)
+    generator = torch.Generator().manual_seed(seed)
+    outputs = known @ (HEAD_SCALE * torch.randn(known.shape[1], titles.shape[1], generator=generator)).to(known)
+    cut = config.data
+    text_items = cut.text_items if cut.reading == "hybrid" else 0
+    items = ItemTokens(data.item_ids, 0, cut.reading, text_items, config.evaluation.history_items)
+    prompt = prompt_for(data.name)
+    texts = [] if cut.reading == "items" else [prompt.header, *data.titles, *(t + prompt.separator for t in data.titles)]
+    return with_item_tokens(full, data.titles, inputs, outputs, items, texts)
+
+
+def reinitialised(full: LanguageModel, seed: int) -> LanguageModel:
+    """Return a model of the same architecture whose weights, embedding included, are drawn anew: the control without reading."""
+    torch.manual_seed(seed)
+    config = copy.deepcopy(full.model.config)
+    return replace(full, model=type(full.model)._from_config(config, dtype=full.model.dtype).eval())
+
+
+def tune(
+    task: RankingTask, section: TeacherConfig, seed: int, valid: Callable[[PreTrainedModel], float] | None = None,
+    logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
+) -> RankingTrainer:
+    """Tune the task's model in place and return the trainer of all its layers.
+
+    First its item rows are fitted behind its first few layers, which learn with them at a fraction of the cost: there is most
+    to learn. Then the head is carried over to all layers (carry_head), and all are trained.
+
+    Args:
+        valid: what the best weights are chosen by, where section.evaluate_every is set.
+    """
+    model = task.lm.model
+    if 0 < section.first_layers < len(decoder_layers(model)):
+        fit_behind_first_layers(task, section, seed)
+    trainer = train(task, task.lm, section, seed, valid, logs, callbacks)
+    write_cold_rows(task.lm, task.data)
+    return trainer
+
+
+def fit_behind_first_layers(task: RankingTask, section: TeacherConfig, seed: int) -> None:
+    """Train item rows and first layers without the others, and put them into the task's model."""
+    few = build_student(task.lm, section.first_layers, "first")
+    short = section.model_copy(update={
+        "epochs": section.first_epochs, "learning_rate": section.first_learning_rate, "evaluate_every": None, "save_steps": None,
+    })
+    train(task, few, short, seed)
+    model = task.lm.model
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(few.model.get_input_embeddings().weight)
+    for own, fitted in zip(decoder_layers(model), decoder_layers(few.model)):
+        own.load_state_dict(fitted.state_dict())
+    windows = task.train_windows(section)
+    drawn = np.random.default_rng(seed).permutation(len(windows))[:CARRIED_ON]
+    batches = window_loader([windows[i] for i in drawn], section.tokens_per_batch, task.lm.pad_id, seed, shuffle=False)
+    source, states = (label_states(m, batches, section.bf16) for m in (few.model, model))
+    carry_head(few.model.get_output_embeddings().weight, source, model, states)
+
+
+def train(
+    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int,
+    valid: Callable[[PreTrainedModel], float] | None = None, logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
+) -> RankingTrainer:
+    """Train a model of the task's tokens on labels alone, in place."""
+    torch.manual_seed(seed)
+    loader = task.train_loader(section, seed)
+    for layer in decoder_layers(lm.model):
+        layer.requires_grad_(not section.frozen_layers)
+    folder = checkpoints(lm, loader, section, seed) if section.save_steps or section.evaluate_every else None
+    with low_rank(trained_rows(lm.model), section.rank):
+        trainer = RankingTrainer(
+            lm.model, training_arguments(section, len(loader), seed, checkpoints=folder), loader, section.head_learning_rate,
+            section.dropout, proposal(task, section), valid, section.patience, logs, callbacks,
+        )
+        train_or_go_on(trainer, folder) if folder else trainer.train()
+    return trainer
+
+
+def checkpoints(lm: LanguageModel, loader: DataLoader, section: TeacherConfig, seed: int) -> Path:
+    """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
+    key = [weights_hash(lm.model), batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
+    return paths.CACHE / "checkpoints" / paths.sha256_of_text(json.dumps(key))[:32]
+
+
+def proposal(task: RankingTask, section: TeacherConfig) -> tuple[Tensor, int] | None:
+    """Return what sampled_nll draws tokens from, and how many, where the catalogue is larger than section.softmax_items."""
+    items = task.lm.items
+    if len(items.ids) <= section.softmax_items:
+        return None
+    log_q = torch.full((items.tokens.stop,), -torch.inf)
+    log_q[items.tokens] = torch.from_numpy(task.log_popularity).float()
+    return log_q, section.softmax_items
+
+
+@torch.no_grad()
+def write_cold_rows(lm: LanguageModel, data: Interactions) -> None:
+    """Give items without interactions the rows of the head that their titles suggest, in place.
+
+    In training they are never the target, so that the softmax drives their scores down whatever they are.
+    """
+    rows = lm.model.get_output_embeddings().weight[lm.items.tokens]
+    titles = lm.model.get_input_embeddings().weight[lm.items.tokens]
+    rows.copy_(torch.from_numpy(with_cold_rows(rows.cpu().numpy(), data.counts, titles.cpu().numpy())))
