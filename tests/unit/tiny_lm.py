@@ -9,9 +9,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from lwa_helpers.models import LanguageModel
+from lwa_helpers.data.prompts import Prompt
+from lwa_helpers.data.readings import Reading
+from lwa_helpers.data.windows import window_of
+from lwa_helpers.item_tokens import with_item_tokens
+from lwa_helpers.models import ItemTokens, LanguageModel
 
 TITLES = ["Toy Story", "GoldenEye", "Toy Soldiers", "Été à Paris", "Story of Us & Them", "Heat", "Seven (1995)", "日本 Story"]
+PROMPT = Prompt("Seen:\n")
+READINGS = ("items", "hybrid", "titles")
+CUT = [("u", [0, 1, 2, 3, 4], 3), ("v", [4, 5], 1), ("w", [7, 6, 1], 1)]  # users, their items, place of the first target
 USERS = 24
 
 
@@ -36,6 +43,27 @@ def language_model(layers=4, hidden=32, seed=0, config=None, vocabulary=340, **o
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, **options,
     )
     return LanguageModel("tiny", AutoModelForCausalLM.from_config(config).eval(), tok, "0" * 64)
+
+
+def item_lm(reading="items", lm=None, titles=TITLES, ids=None, text_items=2, history_items=50, seed=0, **options):
+    """A random model with a token for each title, whose rows in embedding and head are drawn with the seed too."""
+    lm = lm or language_model(seed=seed, **options)
+    generator = torch.Generator().manual_seed(seed)
+    inputs, outputs = (torch.randn(len(titles), lm.model.config.hidden_size, generator=generator) for _ in range(2))
+    ids = ids or [f"i{n}" for n in range(len(titles))]
+    items = ItemTokens(ids, 0, reading, text_items if reading == "hybrid" else 0, history_items)
+    texts = [] if reading == "items" else [PROMPT.header, *titles, *(title + PROMPT.separator for title in titles)]
+    return with_item_tokens(lm, titles, 0.02 * inputs, outputs, items, texts)
+
+
+def reading_of(lm, titles=TITLES):
+    """How the model reads histories of these titles."""
+    return Reading.of(titles, lm, PROMPT)
+
+
+def windows(lm, cut=CUT):
+    """Training windows of a few users, as the model reads them."""
+    return [window_of(reading_of(lm), user, items, first) for user, items, first in cut]
 
 
 def office(folder: Path, titles: list[str] = TITLES) -> Path:
