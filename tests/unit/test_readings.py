@@ -51,7 +51,8 @@ def test_nothing_but_the_header_is_read_of_no_history(kind):
 
 def test_a_list_of_titles_is_the_prompt_of_a_model_that_reads_items():
     history = [5, 0, 3, 7]
-    assert model_of("items").tokenizer("".join(TITLES[i] + "\n" for i in history))["input_ids"] == reading("items").prompt(history)
+    text = "".join(TITLES[item] + "\n" for item in history)
+    assert model_of("items").tokenizer(text)["input_ids"] == reading("items").prompt(history)
 
 
 @settings(max_examples=80, deadline=None)
@@ -105,8 +106,9 @@ def test_an_item_outside_the_catalogue_is_refused(kind, wrong):
 
 @pytest.mark.parametrize("kind", ["hybrid", "titles", "text"])
 def test_titles_outside_a_cut_vocabulary_are_refused(kind):
-    other = [*TITLES[:-1], "Zorblax"]
-    lm = trim_vocabulary(language_model(), [PROMPT.header, *(t + "\n" for t in TITLES)]) if kind == "text" else model_of(kind)
+    lm, other = model_of(kind), [*TITLES[:-1], "Zorblax"]
+    if kind == "text":
+        lm = trim_vocabulary(lm, [PROMPT.header, *(title + "\n" for title in TITLES)])
     reading_of(lm)
     with pytest.raises(LwaError, match="'Zorblax"):
         reading_of(lm, other)

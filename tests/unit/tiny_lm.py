@@ -18,7 +18,7 @@ from lwa_helpers.models import ItemTokens, LanguageModel
 TITLES = ["Toy Story", "GoldenEye", "Toy Soldiers", "Été à Paris", "Story of Us & Them", "Heat", "Seven (1995)", "日本 Story"]
 PROMPT = Prompt("Seen:\n")
 READINGS = ("items", "hybrid", "titles")
-CUT = [("u", [0, 1, 2, 3, 4], 3), ("v", [4, 5], 1), ("w", [7, 6, 1], 1)]  # users, their items, place of the first target
+CUT = [("u", [0, 1, 2, 3, 4], 3), ("v", [4, 5], 1), ("w", [7, 6, 1], 1)]  # users, their items, where targets begin
 USERS = 24
 
 
