@@ -1,4 +1,4 @@
-"""A server for the tests that any Ollama server must pass."""
+"""A cache folder of its own for a test, and a server for the tests that any Ollama server must pass."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import os
 import ollama
 import pytest
 
+from lwa_helpers import paths
 from lwa_helpers.teachers.address import server_url
 
 REAL = os.environ.get("OLLAMA_HOST")  # read here, since tests set it for themselves
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of this test alone."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 @pytest.fixture(params=["local", "real"])

@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_weighting import result
-from tiny_lm import TITLES, language_model
+from tiny_lm import TITLES, language_model, result
 from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config, SmolLM3Config
 
 from lwa_helpers import build_student

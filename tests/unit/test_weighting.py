@@ -2,19 +2,12 @@
 
 import numpy as np
 import pytest
+from tiny_lm import result
 
 from lwa_helpers import LayerwiseDistillation
 from lwa_helpers.distillation import layer_map, layer_weights
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import FisherResult
-from lwa_helpers.fisher.collect import Column
 from lwa_helpers.weighting import fisher_at_depths, get_strategy
-
-
-def result(per_layer):
-    """A FisherResult of one example with these traces."""
-    columns = [Column(layer=i, module="all", n_parameters=1) for i in range(len(per_layer))]
-    return FisherResult(np.array([per_layer], dtype=float), columns, "empirical", "module")
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 7, 8])
@@ -59,6 +52,17 @@ def test_shuffled_weights_are_the_fisher_weights_in_another_order():
     plain = get_strategy("fisher").calculate_layer_weights(fisher, 8)
     shuffled = get_strategy("shuffled_fisher").calculate_layer_weights(fisher, 8)
     assert sorted(shuffled) == pytest.approx(sorted(plain)) and not np.allclose(shuffled, plain)
+
+
+def test_shuffled_weights_are_drawn_anew_for_each_seed_and_once_for_one():
+    """Without a seed of its own every arm of an ablation would have the same accidental order."""
+    fisher = result(np.arange(1.0, 9.0))
+    drawn = [layer_weights(fisher, "shuffled_fisher", 8, seed=seed) for seed in (0, 1, 2, 1)]
+    assert len({tuple(weights) for weights in drawn}) == 3 and (drawn[1] == drawn[3]).all()
+    for weights in drawn:
+        np.testing.assert_allclose(sorted(weights), np.arange(1, 9) / 4.5)
+    plain = [layer_weights(fisher, "fisher", 8, seed=seed) for seed in (0, 1)]
+    assert (plain[0] == plain[1]).all()
 
 
 def test_layers_that_are_not_matched_have_no_weight():

@@ -4,14 +4,19 @@ import json
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from lwa_helpers.arms import Distillation
+from lwa_helpers.config import load_config
 from lwa_helpers.data.prompts import Prompt
 from lwa_helpers.data.readings import Reading
 from lwa_helpers.data.windows import window_of
+from lwa_helpers.fisher import FisherResult
+from lwa_helpers.fisher.collect import Column
 from lwa_helpers.item_tokens import with_item_tokens
 from lwa_helpers.models import ItemTokens, LanguageModel
 
@@ -64,6 +69,25 @@ def reading_of(lm, titles=TITLES):
 def windows(lm, cut=CUT):
     """Training windows of a few users, as the model reads them."""
     return [window_of(reading_of(lm), user, items, first) for user, items, first in cut]
+
+
+def result(per_layer):
+    """A FisherResult of one example with these traces."""
+    columns = [Column(layer=i, module="all", n_parameters=1) for i in range(len(per_layer))]
+    return FisherResult(np.array([per_layer], dtype=float), columns, "empirical", "module")
+
+
+def section(**changes):
+    """A distillation section for models that small."""
+    own = {"n_layers": 2, "tokens_per_batch": 60, "bf16": False, "strategy": "uniform", "epochs": 1.0, "rank": 4}
+    own |= {"frontier": [], "steps": [], "co_teachers": []}
+    return load_config("smoke").distillation.model_copy(update=own | changes)
+
+
+def lessons(teacher=None, cut=CUT, per_layer=(4.0, 3, 2, 1), seed=0, **changes):
+    """A distillation of a tiny teacher with item tokens on a few users' windows; its signals lie in paths.CACHE."""
+    teacher = teacher or item_lm()
+    return Distillation(teacher, result(per_layer), section(**changes), windows(teacher, cut), seed)
 
 
 def office(folder: Path, titles: list[str] = TITLES) -> Path:
