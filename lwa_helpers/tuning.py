@@ -74,6 +74,7 @@ def training_arguments(
             every = max(1, round(config.evaluate_every * steps_per_epoch))
             saving |= {"eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": VALID}
             saving |= {"load_best_model_at_end": True, "greater_is_better": True}
+            saving["restore_callback_states_from_checkpoint"] = True  # how long patience has lasted
         saving["save_steps"] = every
     bf16 = computes_in_bf16(config.bf16, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainingArguments(
