@@ -5,19 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_distillation import item_model, windows
-from tiny_lm import language_model
+from tiny_lm import item_lm, lessons, section, windows
 from transformers import TrainerCallback
 
-from lwa_helpers import DistillationTrainer, paths
-from lwa_helpers.arms import checkpoint_folder, distil
-from lwa_helpers.config import load_config
-from lwa_helpers.signals import TeacherSignals
-from lwa_helpers.tuning import last_checkpoint, train_or_go_on, training_arguments, window_loader
+from lwa_helpers import DistillationTrainer, build_student, teacher
+from lwa_helpers.arms import trained_rows
+from lwa_helpers.low_rank import low_rank
+from lwa_helpers.tuning import RankingTrainer, last_checkpoint, train_or_go_on, training_arguments, window_loader
 
-SECTION = load_config("smoke").ablation.model_copy(
-    update={"epochs": 3.0, "tokens_per_batch": 40, "save_steps": 2, "bf16": False, "learning_rate": 1e-2}
-)
+SECTION = section(epochs=3.0, tokens_per_batch=12, save_steps=2, learning_rate=1e-2)
 
 
 class Stop(TrainerCallback):
@@ -31,11 +27,17 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def data_of(lm):
+    """Six batches of at most twelve tokens."""
+    return windows(lm) * 6
+
+
 def trainer(student, teacher, data, folder, callbacks=(), section=SECTION):
     loader = window_loader(data, section.tokens_per_batch, 0, 7)
     arguments = training_arguments(section, len(loader), 0, checkpoints=folder)
     return DistillationTrainer(
-        teacher, student, strategy="linear", args=arguments, loader=loader, head_learning_rate=2e-2, callbacks=callbacks
+        teacher, student, strategy="linear", args=arguments, loader=loader, head_learning_rate=2e-2, dropout=0.1,
+        callbacks=callbacks,
     )
 
 
@@ -43,27 +45,72 @@ def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def assert_same_bits(got, want):
+    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+
+
+def tied_or_apart(tied):
+    """A student of another width than its teacher's, with one matrix at both ends or with two."""
+    student = item_lm(layers=2, seed=1).model
+    if tied:
+        student.config.tie_word_embeddings = True
+        student.lm_head.weight = student.model.embed_tokens.weight
+    return student
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("stop", [3, 8])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, tied, stop):
-    """Seven batches an epoch: it stops inside the first or the second, and the width differs, so projections are trained."""
-    lm = language_model(hidden=48)
-    data = windows(lm) * 3
-    whole = item_model(language_model(layers=2, tie_word_embeddings=tied), seed=1)
-    cut, teacher = copy.deepcopy(whole), item_model(lm)
+    """Six batches an epoch: it stops inside the first or the second; the width differs, so projections are trained."""
+    big = item_lm(hidden=48)
+    data, whole = data_of(big), tied_or_apart(tied)
+    cut = copy.deepcopy(whole)
     torch.manual_seed(1)
-    trainer(whole, teacher, data, None).train()
+    trainer(whole, big, data, None).train()
     with pytest.raises(KeyboardInterrupt):
         torch.manual_seed(1)
-        train_or_go_on(trainer(copy.deepcopy(cut), teacher, data, tmp_path / "run", [Stop(stop)]), tmp_path / "run")
+        train_or_go_on(trainer(copy.deepcopy(cut), big, data, tmp_path / "run", [Stop(stop)]), tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{stop // 2 * 2}")
     torch.manual_seed(2)
-    again = trainer(cut, teacher, data, tmp_path / "run")
+    again = trainer(cut, big, data, tmp_path / "run")
+    assert len(again.loader) == 6
     train_or_go_on(again, tmp_path / "run")
     want, got = weights(whole), weights(cut)
-    assert want.keys() == got.keys() and not any("projections" in name for name in got)
-    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert not any("projections" in name for name in got)
+    assert_same_bits(got, want)
     assert not (tmp_path / "run").exists() and again.state.global_step == 3 * len(again.loader)
+
+
+MEASURED = [0.1, 0.4, 0.2, 0.3, 0.9, 0.8]  # with patience 2 the run ends after the fourth
+
+
+@pytest.mark.parametrize("stop", [5, 10])
+@pytest.mark.parametrize("measured", [False, True])
+def test_an_interrupted_run_of_rows_in_few_dimensions_ends_with_the_same_bits(tmp_path, stop, measured):
+    """Also where the best weights are kept: the value of each look is that of its step, whoever looks."""
+    own = SECTION.model_copy(update={"evaluate_every": 0.5} if measured else {})
+
+    def run(lm, folder, callbacks=()):
+        loader = window_loader(data_of(lm), own.tokens_per_batch, 0, 7)
+        arguments = training_arguments(own, len(loader), 0, checkpoints=folder)
+        with low_rank(trained_rows(lm.model), own.rank):
+            made = RankingTrainer(
+                lm.model, arguments, loader, 2e-2, dropout=0.1, callbacks=callbacks, patience=2,
+                valid=lambda model: MEASURED[made.state.global_step // 3 - 1],
+            )
+            train_or_go_on(made, folder)
+        return made, weights(lm.model)
+
+    torch.manual_seed(1)
+    through, want = run(item_lm(), tmp_path / "whole")
+    torch.manual_seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        run(item_lm(), tmp_path / "run", [Stop(stop)])
+    torch.manual_seed(2)
+    again, got = run(item_lm(), tmp_path / "run")
+    assert again.state.global_step == through.state.global_step == (12 if measured else 18)
+    assert_same_bits(got, want)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "whole").exists()
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
@@ -75,37 +122,46 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_a_run_goes_on_from_its_own_checkpoints_only(tmp_path, monkeypatch):
-    from test_weighting import result
+def test_a_student_goes_on_from_its_own_checkpoints_only(cache):
+    taught = lessons(save_steps=2, epochs=2.0)
+    student = taught.start(2)
 
-    monkeypatch.setattr(paths, "CACHE", tmp_path)
-    lm = language_model()
-    data, fisher = windows(lm), result([1.0, 2, 3, 4])
-    ordered = window_loader(data, 60, 0, 0, shuffle=False)
-    signals = TeacherSignals.compute(item_model(lm), ordered, [2, 4], tmp_path / "s", False)
-    student = item_model(language_model(layers=2), seed=1)
-    first = checkpoint_folder(student, signals, fisher, "linear", SECTION, 0)
+    def folder(lessons=taught, student=student, strategy="linear"):
+        return lessons.checkpoints(student, taught.signals, strategy)
+
+    first = folder()
     others = [
-        checkpoint_folder(student, signals, fisher, "uniform", SECTION, 0),
-        checkpoint_folder(student, signals, fisher, "linear", SECTION, 1),
-        checkpoint_folder(student, signals, fisher, "linear", SECTION.model_copy(update={"epochs": 2.0}), 0),
-        checkpoint_folder(student, signals, result([1.0, 2, 3, 5]), "linear", SECTION, 0),
-        checkpoint_folder(item_model(language_model(layers=2), seed=2), signals, fisher, "linear", SECTION, 0),
+        folder(strategy="uniform"), folder(lessons(seed=1)), folder(lessons(epochs=2.5, save_steps=2)),
+        folder(lessons(per_layer=(4.0, 3, 2, 1.5), save_steps=2, epochs=2.0)), folder(student=taught.start(3)),
     ]
-    assert len({first, *others}) == 6 and first == checkpoint_folder(student, signals, fisher, "linear", SECTION, 0)
-    distil(student, signals, data, fisher, "linear", SECTION, 0, 0)
-    assert not first.exists()
+    assert len({first, *others}) == 6 and first == folder(lessons(save_steps=2, epochs=2.0))
+    assert taught.train(student, "linear").state.global_step > 0
+    assert first.parent == cache / "checkpoints" and not first.exists()
+
+
+def test_a_teacher_goes_on_from_its_own_checkpoints_only(cache):
+    lm = item_lm()
+
+    def folder(lm=lm, data=None, section=SECTION, seed=0):
+        return teacher.checkpoints(lm, window_loader(data or data_of(lm), 12, 0, 7), section, seed)
+
+    others = [
+        folder(item_lm(seed=1)), folder(data=data_of(lm)[1:]), folder(seed=1),
+        folder(section=SECTION.model_copy(update={"dropout": 0.2})),
+    ]
+    assert len({folder(), *others}) == 5 and folder() == folder(item_lm())
 
 
 def test_gradient_checkpointing_gives_the_same_weights():
-    lm = language_model()
-    data, teacher = windows(lm) * 2, item_model(lm)
-    plain = item_model(language_model(layers=2), seed=1)
-    saving = copy.deepcopy(plain)
-    section = SECTION.model_copy(update={"save_steps": None, "epochs": 1.0})
-    trainer(plain, teacher, data, None, section=section).train()
+    big = item_lm()
+    plain = build_student(big, 2, "first").model
+    saving, data = copy.deepcopy(plain), data_of(big)
+    own = SECTION.model_copy(update={"save_steps": None, "epochs": 1.0})
+    torch.manual_seed(0)
+    trainer(plain, big, data, None, section=own).train()
+    torch.manual_seed(0)
     with pytest.warns(FutureWarning, match="checkpointing"):
-        trainer(saving, teacher, data, None, section=section.model_copy(update={"gradient_checkpointing": True})).train()
-    assert saving.causal_lm.is_gradient_checkpointing and not plain.causal_lm.is_gradient_checkpointing
+        trainer(saving, big, data, None, section=own.model_copy(update={"gradient_checkpointing": True})).train()
+    assert saving.is_gradient_checkpointing and not plain.is_gradient_checkpointing
     for name, value in weights(plain).items():
         np.testing.assert_allclose(saving.state_dict()[name].numpy(), value.numpy(), rtol=1e-4, atol=1e-5)
