@@ -3,54 +3,55 @@
     python tests/benchmarks/literature.py --root FOLDER --run office2014 (or office2018) [--systems popularity ease …]
     python tests/benchmarks/literature.py --root FOLDER [--history 10] [--every-target] [--set teacher.epochs=1 …] [--name NAME]
 
---run takes the settings of a table that the paper shows, and its name; literature_table.py brings it there. FOLDER holds
-Office_Products.* with a column `split`, and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs nothing else;
-Amazon 2018 (published test rows) wants --every-target, since a user has several. Whatever is finished has its row in
-results/benchmarks/literature/<name>.csv and is not run again: a baseline, or one epoch of a model, whose checkpoint lies
-beside. What made the rows is in <name>.json, and in each its commit; rows of other settings need another name. Settings and
-epochs are chosen on the validation part; the test part is ranked once, at the end of each system.
+--run takes the settings of a table that the paper shows, and its name; literature_table.py brings it there. Histories are read as
+titles; --set data.reading=items reads item tokens. FOLDER holds Office_Products.* with a column `split`, and
+meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs nothing else; Amazon 2018 (published test rows) wants
+--every-target, since a user has several. Whatever is finished has its row in results/benchmarks/literature/<name>.csv and is not
+run again; models lie beside it. What made the rows is in <name>.json, and in each its commit; rows of other settings need
+another name. Settings, and the teacher's best weights, are chosen on the validation part; the test part is ranked once, at the
+end of each system.
 
 `fused` is a student like `student`, taught by the teacher, SASRec and EASE together, weighted by their validation NDCG@10, and
-`student_of_sasrec` one taught by SASRec's ranking alone; `ensemble` asks the three together, without a student. `fused_teacher`
-is the teacher itself, all its layers, taught on by what the three say, without labels, and `student_of_fused` is taught by that one alone.
-`ndcg` leaves the user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
+`student_of_sasrec` one taught by SASRec's ranking alone; a recommender speaks of each user from a fit on others. `ensemble` asks
+the three together, without a student. `fused_teacher` is the teacher itself, all its layers, taught on by what the three say,
+without labels, and `student_of_fused` is taught by that one alone. `ndcg` leaves the user's seen items out, `ndcg_all` ranks the
+target against the whole catalogue.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from row_file import DEVICE, RowFile, keep_manifest
-from scipy.special import softmax
-from transformers import TrainingArguments
 
-from lwa_helpers.arms import fitted_student
+from lwa_helpers.arms import Distillation, budget, co_taught_student
 from lwa_helpers.cli import parse_overrides
-from lwa_helpers.config import ExperimentConfig, TuningConfig, load_config
-from lwa_helpers.data import load_data
-from lwa_helpers.data.windows import Window
-from lwa_helpers.distillation import NO_HIDDEN, DistillationTrainer, layer_map
+from lwa_helpers.config import DistillationConfig, ExperimentConfig, load_config
+from lwa_helpers.data import Interactions, load_data
+from lwa_helpers.distillation import NO_HIDDEN
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
     EASE,
     Baseline,
+    Calibration,
     Cases,
+    CrossFitted,
     ItemKNN,
     Popularity,
     RecentPopularity,
     SASRec,
     calibrated,
     cases,
+    ensemble,
     hit_rate_at_k,
     mean_interval,
     ndcg_at_k,
@@ -59,17 +60,15 @@ from lwa_helpers.evaluation import (
     smallest_detectable_difference,
     tune,
 )
-from lwa_helpers.fused_signals import fuse, recommender_signals
-from lwa_helpers.models import decoder_layers, load_teacher
-from lwa_helpers.paths import RESULTS
-from lwa_helpers.ranking import ItemRanker, ItemRankingModel, load_item_ranker
-from lwa_helpers.signals import TeacherSignals
-from lwa_helpers.student import trim_vocabulary
+from lwa_helpers.fused_signals import fused_signals
+from lwa_helpers.models import LanguageModel, decoder_layers, load_teacher
+from lwa_helpers.paths import RESULTS, atomic_write
+from lwa_helpers.ranking import ItemRanker
 from lwa_helpers.task import RankingTask
-from lwa_helpers.tuning import RankingTrainer, training_arguments, window_loader
-from lwa_helpers.warmup import fit_head
+from lwa_helpers.teacher import item_model
+from lwa_helpers.teacher import tune as tune_teacher
 
-BUDGET, VALID_USERS = 8, 600
+BUDGET = 8
 FUSED = ["teacher", "sasrec", "ease"]
 STUDENTS = {  # whose layers, and who teaches them
     "student": ("teacher", ["teacher"]), "student_of_sasrec": ("teacher", ["sasrec"]), "fused": ("teacher", FUSED),
@@ -77,7 +76,7 @@ STUDENTS = {  # whose layers, and who teaches them
 }  # fmt: skip
 BOTH = {
     "data.title_limit": 40, "teacher.tokens_per_batch": 1024, "distillation.tokens_per_batch": 1024,
-    "teacher.head_learning_rate": 3e-4, "teacher.epochs": 1,
+    "distillation.valid_users": 600, "teacher.epochs": 1,
 }  # fmt: skip
 RUNS = {"office2014": BOTH | {"distillation.epochs": 2}, "office2018": BOTH | {"distillation.epochs": 4, "teacher.epochs": 2}}
 BASELINES = {
@@ -94,25 +93,19 @@ class Table:
 
     def __init__(self, folder: Path, commit: str):
         self.folder, self.commit = folder, commit
-        self.file = RowFile(folder.with_suffix(".csv"), system=str, part=str, epoch=int)
+        self.file = RowFile(folder.with_suffix(".csv"), system=str, part=str)
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        return self.file.read()
+    def has(self, system: str) -> bool:
+        return self.file.has(system=system, part="test")
 
-    def has(self, system: str, part: str, epoch: int = 0) -> bool:
-        return self.file.has(system=system, part=part, epoch=epoch)
-
-    def add(self, system: str, part: str, rank: np.ndarray, rank_all: np.ndarray, epoch: int = 0, **facts) -> None:
+    def add(self, system: str, rank: np.ndarray, rank_all: np.ndarray, **facts) -> None:
         mean = mean_interval(ndcg_at_k(rank, 10), seed=0)
         row = {
-            "system": system, "part": part, "epoch": epoch, "cases": len(rank), "ndcg": mean.estimate, "low": mean.low,
-            "high": mean.high, "hr": hit_rate_at_k(rank, 10).mean(), "ndcg_all": ndcg_at_k(rank_all, 10).mean(),
-            "commit": self.commit, **facts,
+            "system": system, "part": "test", "cases": len(rank), "ndcg": mean.estimate, "low": mean.low, "high": mean.high,
+            "hr": hit_rate_at_k(rank, 10).mean(), "ndcg_all": ndcg_at_k(rank_all, 10).mean(), "commit": self.commit, **facts,
         }
-        if part == "test":
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.save(self.folder / f"{system}.npy", rank)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.save(self.folder / f"{system}.npy", rank)
         self.file.add(pd.DataFrame([row]))
         print(pd.DataFrame([row]).round(4).to_string(index=False), flush=True)
 
@@ -129,13 +122,13 @@ def both_ranks(system, asked: Cases, batch_size: int = 256) -> np.ndarray:
 
 @dataclass
 class Ensemble:
-    """The weighted mean of several systems' item probabilities, softmax(scale * scores)."""
+    """Several systems asked together."""
 
-    systems: list[tuple[Baseline, tuple[float, float]]]  # each with its scale and its weight
+    systems: dict[str, Baseline]
+    calibration: dict[str, Calibration]
 
     def scores(self, histories: list[list[int]]) -> np.ndarray:
-        parts = [weight * softmax(scale * system.scores(histories).astype(float), axis=1) for system, (scale, weight) in self.systems]
-        return np.log(sum(parts))
+        return ensemble({name: system.scores(histories) for name, system in self.systems.items()}, self.calibration)
 
 
 class Study:
@@ -143,7 +136,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.config = settings(options)
-        self.data = load_data(self.config.data)
+        self.seed, self.data = self.config.seed, load_data(self.config.data)
         self.asked = cases(self.data, "test", options.every_target)
         folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
         asked = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
@@ -152,10 +145,8 @@ class Study:
             lambda: {"model_hash": load_teacher(self.config.teacher.model).sha256},
         )
         self.table = Table(folder, commit)
-        some = np.random.default_rng(0).permutation(len(self.data.targets("valid")))[:VALID_USERS]
-        valid = cases(self.data, "valid")
-        self.taught, self.recommender = lru_cache(maxsize=1)(self._taught), lru_cache(self._recommender)
-        self.valid = Cases(*([values[i] for i in some] for values in valid[:2]), valid.targets[some])
+        self.fitted = lru_cache(lambda name: self.as_tuned(name)(self.data))
+        self.cross_fitted = lru_cache(lambda name: CrossFitted.of(self.as_tuned(name), self.data, self.seed))
         print(f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.asked.targets)} test cases", flush=True)
 
     def baseline(self, name: str) -> None:
@@ -165,141 +156,83 @@ class Study:
         self.table.folder.mkdir(parents=True, exist_ok=True)
         tuned.tried.to_csv(self.table.folder / f"{name}_tried.csv", index=False)
         both = both_ranks(tuned.best, self.asked)
-        self.table.add(name, "test", *both, seconds=time.perf_counter() - start, settings=json.dumps(tuned.settings))
+        self.table.add(name, *both, seconds=time.perf_counter() - start, settings=json.dumps(tuned.settings))
+
+    def as_tuned(self, name: str) -> Callable[[Interactions], Baseline]:
+        """How SASRec or EASE is fitted, as tuned."""
+        if not self.table.has(name):
+            raise LwaError(f"the tuned {name} is needed: run --systems {name} first")
+        tuned = json.loads(self.table.file.read().query("system == @name").settings.iloc[0])
+        return lambda data: BASELINES[name][0](**tuned).fit(data)
 
     def model(self, name: str) -> None:
-        """Train teacher or student epoch by epoch, each a row, until one is worse on valid; then rank test with the best one."""
-        section = self.section(name)
-        for epoch in range(1, round(section.epochs) + 1):
-            if epoch > 1 and self.best(name) < epoch - 1:
-                break
-            if not self.table.has(name, "valid", epoch):
-                start = time.perf_counter()
-                model, task = self.teacher(epoch) if name == "teacher" else self.student(name, epoch)
-                model.save(self.checkpoint(name, epoch), task.lm.tokenizer, self.data.item_ids)
-                both = both_ranks(self.ranker(model, task), self.valid)
-                self.table.add(name, "valid", *both, epoch=epoch, seconds=time.perf_counter() - start)
-        best = self.best(name)
-        model, lm = load_item_ranker(self.checkpoint(name, best))
-        both = both_ranks(self.ranker(model.to(DEVICE), self.task(lm)), self.asked)
-        seconds = self.table.frame.query("system == @name").seconds.sum()
-        self.table.add(name, "test", *both, seconds=seconds, settings=json.dumps({"best epoch": best}))
+        """Train teacher or student, keep its checkpoint, rank test."""
+        start = time.perf_counter()
+        made = self.teacher() if name == "teacher" else self.student(name)
+        with atomic_write(self.table.folder / name) as folder:
+            made.save(folder)
+        both = both_ranks(self.ranker(made), self.asked)
+        self.table.add(name, *both, seconds=time.perf_counter() - start)
 
-    def best(self, name: str) -> int:
-        """The epoch of the highest NDCG@10 on valid."""
-        own = self.table.frame.query("system == @name and part == 'valid'")
-        return int(own.loc[own.ndcg.astype(float).idxmax(), "epoch"])
+    def trained(self, name: str) -> LanguageModel:
+        """A model that has its row."""
+        if not self.table.has(name):
+            raise LwaError(f"the model {name} is needed: run --systems {name} first")
+        lm = load_teacher(self.table.folder / name)
+        lm.model.to(DEVICE)
+        return lm
 
-    def teacher(self, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
-        """One epoch more of the tuned teacher; before the first, its head alone."""
-        section = self.config.teacher
-        if epoch > 1:
-            model, lm = load_item_ranker(self.checkpoint("teacher", epoch - 1))
-            task = self.task(lm)
-            model = ItemRankingModel(model.causal_lm, model.head, section.next_items, section.softmax_items)
-        else:
-            full = load_teacher(section.model)
-            task = self.task(trim_vocabulary(full, self.task(full).texts()))
-            model = task.new_ranker(section.next_items, section.softmax_items)
-        model.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
-        loader = task.train_loader(section, seed=epoch)
-        if epoch == 1:
-            fit_head(model, loader, section, seed=0)
-        head_rate = fall(section, epoch) * section.head_learning_rate
-        RankingTrainer(model, arguments(section, len(loader), epoch), loader, head_rate).train()
-        return model, task
-
-    def student(self, name: str, epoch: int) -> tuple[ItemRankingModel, RankingTask]:
-        """One epoch more of a student: first layers of its teacher (or all), distilled from what that says, alone or fused."""
-        section, whole, cut = self.section(name), name == "fused_teacher", self.config.distillation
-        teacher, task, windows, ordered, signals = self.taught(STUDENTS[name][0])
-        if epoch > 1:
-            before, _ = load_item_ranker(self.checkpoint(name, epoch - 1))
-            student = ItemRankingModel(before.causal_lm, before.head, section.next_items)
-        elif whole:
-            student = ItemRankingModel(copy.deepcopy(teacher.causal_lm), copy.deepcopy(teacher.head), section.next_items)
-        else:
-            student = fitted_student(teacher, signals, task.lm, cut, self.config.teacher, ordered, 0)
-        student.to(DEVICE).causal_lm.get_input_embeddings().requires_grad_(False)
-        loader = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, seed=epoch)
-        loss = cut.loss.model_copy(update={"alpha": 1.0}) if whole else cut.loss  # it has learned from the labels already
-        DistillationTrainer(
-            self.said(name), student, None, NO_HIDDEN if whole else "uniform", loss,
-            arguments(section, len(loader), epoch), loader=loader,
-            head_learning_rate=fall(section, epoch) * section.head_learning_rate,
-        ).train()
-        return student, task
-
-    def section(self, name: str) -> TuningConfig:
-        """The settings that a model is trained by: what has all layers takes the teacher's rates, what is distilled the
-        epochs of distillation."""
-        teacher, distillation = self.config.teacher, self.config.distillation
-        if name == "fused_teacher":
-            return teacher.model_copy(update={"epochs": distillation.epochs})
-        return teacher if name == "teacher" else distillation
-
-    def _taught(self, name: str) -> tuple:
-        """The best epoch of a teacher, its task, the windows, their loader in order, and what the teacher says on them."""
-        section, best = self.config.distillation, self.best(name)
-        teacher, lm = load_item_ranker(self.checkpoint(name, best))
+    def teacher(self) -> LanguageModel:
+        """The language model with item tokens, tuned to what the validation part likes best."""
+        config, full = self.config, load_teacher(self.config.teacher.model)
+        lm = item_model(full, self.data, self.fitted("sasrec").item_vectors, config.data, config.evaluation, self.seed)
+        lm.model.to(DEVICE)
         task = self.task(lm)
-        windows = task.train_windows(section)
-        ordered = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0, shuffle=False)
-        layers, folder = layer_map(section.n_layers, len(decoder_layers(teacher))), self.table.folder / f"signals_{name}_{best}"
-        if not folder.is_dir():
-            TeacherSignals.compute(teacher.to(DEVICE), ordered, layers, folder, section.bf16)
-        return teacher.to(DEVICE), task, windows, ordered, TeacherSignals(folder)
+        tune_teacher(task, config.teacher, self.seed, lambda model: ndcg_at_k(task.ranks(model), 10).mean())
+        return lm
 
-    def said(self, name: str) -> TeacherSignals:
-        """What a student is taught on the training windows: by its only teacher, or by all as one."""
+    def student(self, name: str) -> LanguageModel:
+        """First layers of a teacher, or all, distilled from what that says, or from recommenders beside it or in its place."""
         own, teachers = STUDENTS[name]
-        _, _, windows, _, signals = self.taught(own)
-        parts = [signals if teacher == own else self.said_by_recommender(teacher, windows, signals) for teacher in teachers]
-        if len(parts) == 1:
-            return parts[0]
-        folder = self.table.folder / f"signals_fused_{self.best(own)}"
-        return TeacherSignals(folder) if folder.is_dir() else fuse(parts, list(map(self.weight, teachers)), folder)
+        teacher = self.trained(own)
+        task, section = self.task(teacher), self.whole(teacher) if name == "fused_teacher" else self.config.distillation
+        lessons = Distillation(teacher, None, section, budget(task.train_windows(section), section, self.seed), self.seed)
+        others = {other: self.cross_fitted(other) for other in teachers if other in BASELINES}
+        if own in teachers:
+            return co_taught_student(lessons, others, task)[0] if others else lessons.student(section.n_layers)[0]
+        asked, heard = task.asked, {"teacher": Calibration(1.0, 0.0)}  # whose layers it has, and who says nothing
+        heard |= {other: calibrated(s.scores(asked.histories, asked.user_ids), asked) for other, s in others.items()}
+        said = fused_signals(lessons.signals, lessons.windows, others, teacher.items.tokens, heard)
+        student = lessons.start(section.n_layers)
+        lessons.train(student, section.strategy, said)
+        return student
 
-    def said_by_recommender(self, name: str, windows: list[Window], like: TeacherSignals) -> TeacherSignals:
-        """What SASRec or EASE says on the training windows."""
-        folder = self.table.folder / f"signals_{name}"
-        if not folder.is_dir():
-            system, (scale, _) = self.recommender(name)
-            recommender_signals(system, windows, like, folder, scale)
-        return TeacherSignals(folder)
-
-    def _recommender(self, name: str) -> tuple[Baseline, tuple[float, float]]:
-        """SASRec or EASE as tuned; the scale that makes it as sure as fits the validation part, and its NDCG@10 there."""
-        if not self.table.has(name, "test"):
-            raise LwaError(f"the tuned {name} is needed: run --systems {name} first")
-        tuned = json.loads(self.table.frame.query("system == @name").settings.iloc[0])
-        system = BASELINES[name][0](**tuned).fit(self.data)
-        return system, calibrated(system, self.valid)
-
-    def weight(self, name: str) -> float:
-        """A teacher's NDCG@10 on valid."""
-        if name in BASELINES:
-            return self.recommender(name)[1][1]
-        return self.table.frame.query("system == @name and part == 'valid'").ndcg.astype(float).max()
+    def whole(self, teacher: LanguageModel) -> DistillationConfig:
+        """The settings of a student of all layers: the teacher's rates, and no labels, from which it has learned already."""
+        own, section = self.config.teacher, self.config.distillation
+        return section.model_copy(update={
+            "n_layers": len(decoder_layers(teacher.model)), "strategy": NO_HIDDEN,
+            "loss": section.loss.model_copy(update={"alpha": 1.0}),
+            "learning_rate": own.learning_rate, "head_learning_rate": own.head_learning_rate,
+        })
 
     def ensemble(self, name: str) -> None:
         """Rank test by the weighted mean of the item probabilities of those that teach the fused students."""
-        start, (model, lm) = time.perf_counter(), load_item_ranker(self.checkpoint("teacher", self.best("teacher")))
-        systems = [(self.ranker(model.to(DEVICE), self.task(lm)), (1.0, self.weight("teacher"))), *map(self.recommender, FUSED[1:])]
-        both = both_ranks(Ensemble(systems), self.asked)
-        settings = dict(zip(FUSED, (heard for _, heard in systems)))
-        self.table.add(name, "test", *both, seconds=time.perf_counter() - start, settings=json.dumps(settings))
+        start, teacher = time.perf_counter(), self.trained("teacher")
+        systems = {"teacher": self.ranker(teacher)} | {other: self.fitted(other) for other in FUSED[1:]}
+        valid = self.task(teacher).asked
+        heard = {other: calibrated(system.scores(valid.histories), valid) for other, system in systems.items()}
+        both = both_ranks(Ensemble(systems, heard), self.asked)
+        self.table.add(name, *both, seconds=time.perf_counter() - start, settings=json.dumps(heard))
 
-    def task(self, lm) -> RankingTask:
-        return RankingTask(self.data, lm, self.config.data, self.config.evaluation, 0)
+    def task(self, lm: LanguageModel) -> RankingTask:
+        """The training windows, and the users of the validation part by whom weights are chosen and teachers weighed."""
+        few = self.config.evaluation.model_copy(update={"users": self.config.distillation.valid_users})
+        return RankingTask(self.data, lm, self.config.data, few, self.seed, "valid")
 
-    def ranker(self, model: ItemRankingModel, task: RankingTask) -> ItemRanker:
+    def ranker(self, lm: LanguageModel) -> ItemRanker:
         cut = self.config.evaluation
-        titles = self.data.titles
-        return ItemRanker(model, task.lm.tokenizer, task.prompt.header, titles, cut.batch_size, cut.bf16, cut.history_titles)
-
-    def checkpoint(self, name: str, epoch: int) -> Path:
-        return self.table.folder / f"{name}_{epoch}"
+        return ItemRanker(lm, self.task(lm).reading, cut.batch_size, cut.bf16, cut.history_items)
 
     def compare(self) -> None:
         """Every system with test ranks against SASRec, and what so many cases can show."""
@@ -312,28 +245,12 @@ class Study:
             print(line)
 
 
-def fall(section: TuningConfig, epoch: int) -> float:
-    """Share of the learning rate where this epoch begins: a cosine over all of them, which each, run alone, follows in a
-    straight line."""
-    return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / round(section.epochs)))
-
-
-def arguments(section: TuningConfig, steps: int, epoch: int) -> TrainingArguments:
-    """What Trainer needs for one epoch."""
-    one = {"epochs": 1.0, "learning_rate": fall(section, epoch) * section.learning_rate}
-    made = training_arguments(section.model_copy(update=one), steps, seed=epoch, logging_steps=50)
-    end = {"lr_end": fall(section, epoch + 1) * section.learning_rate}
-    made.lr_scheduler_type, made.lr_scheduler_kwargs = "polynomial", end
-    return made
-
-
 def settings(options: argparse.Namespace) -> ExperimentConfig:
     """The paper profile on windows as short as the histories that are ranked, and what --set says."""
     return load_config("paper", {
         "data.name": "Office_Products", "data.root": str(options.root.resolve()), "data.split": "file", "data.k_core": 0,
-        "data.max_titles": options.history + 1, "data.context_titles": 2, "evaluation.history_titles": options.history,
-        "teacher.next_items": 1, "teacher.head_learning_rate": 1e-3, "distillation.next_items": 1,
-        "distillation.head_learning_rate": 1e-3, **RUNS.get(options.run, {}), **parse_overrides(options.set),
+        "data.reading": "titles", "data.max_items": options.history + 1, "data.context_items": 2,
+        "evaluation.history_items": options.history, **RUNS.get(options.run, {}), **parse_overrides(options.set),
     })  # fmt: skip
 
 
@@ -343,7 +260,7 @@ if __name__ == "__main__":
     everything = [*BASELINES, "teacher", *STUDENTS, "ensemble"]
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
     parser.add_argument("--run", choices=RUNS, help="a table of the paper: its settings and its name")
-    parser.add_argument("--history", type=int, default=10, help="newest titles read")
+    parser.add_argument("--history", type=int, default=10, help="newest items read")
     parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. teacher.epochs=1")
     parser.add_argument("--name", help="of the table; by default that of FOLDER")
@@ -351,9 +268,8 @@ if __name__ == "__main__":
     if options.run:
         options.name, options.every_target = options.name or options.run, options.run == "office2018"
     study = Study(options)
-    torch.manual_seed(0)
     for system in options.systems:
-        if not study.table.has(system, "test"):
+        if not study.table.has(system):
             run = study.baseline if system in BASELINES else study.ensemble if system == "ensemble" else study.model
             run(system)
     study.compare()

@@ -30,7 +30,7 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
         return subprocess.run([sys.executable, *map(str, command)], check=False, env=environment, capture_output=True, text=True)
 
     def run(*more, systems=SYSTEMS):
-        settings = [f"teacher.model={tmp_path / 'tiny'}", "teacher.epochs=1", "distillation.epochs=1", "distillation.n_layers=2"]
+        settings = [f"teacher.model={tmp_path / 'tiny'}", "teacher.first_layers=2", "distillation.epochs=1", "distillation.n_layers=2"]
         flags = [word for setting in [*settings, *more] for word in ("--set", setting)]
         return python(BENCHMARKS / "literature.py", "--root", data, "--run", "office2014", "--systems", *systems, *flags)
 
@@ -44,8 +44,10 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
     for name in SYSTEMS:
         ranks = np.load(table / f"{name}.npy")
         assert ranks.shape == (USERS,) and tested.ndcg[name] == pytest.approx(ndcg_at_k(ranks, 10).mean())
-    layers = {name: json.loads((table / f"{name}_1" / "config.json").read_text())["num_hidden_layers"] for name in SYSTEMS[2:8]}
+    layers = {name: json.loads((table / name / "config.json").read_text())["num_hidden_layers"] for name in SYSTEMS[2:8]}
     assert layers == {"teacher": 4, "student": 2, "student_of_sasrec": 2, "fused": 2, "fused_teacher": 4, "student_of_fused": 2}
+    assert json.loads((table / "teacher" / "items.json").read_text())["reading"] == "titles"
+    assert len({(table / name / "model.safetensors").read_bytes() for name in layers}) == len(layers), "two were taught the same"
     mixed = json.loads(tested.settings["ensemble"])
     assert list(mixed) == ["teacher", "sasrec", "ease"] and all(scale > 0 for scale, _ in mixed.values())
 
