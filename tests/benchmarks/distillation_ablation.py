@@ -2,11 +2,12 @@
 
     python tests/benchmarks/distillation_ablation.py [--profile quick] [--only arms,selection] [--seeds 0 1 2 3 4] [--report]
 
-It needs the tuned teacher and the Fisher information of `lwa reproduce --profile PROFILE --only 02`. A finished student is
-a row of results/benchmarks/distillation_ablation.csv; its ranks, and a manifest, lie in a folder beside it. A student that has
-its row is not trained again, so the run can be stopped and started; another teacher, or another setting of the students, has
-rows of its own. --report trains nothing: it prints, for each experiment, every arm against the first one, paired by user and
-seed. distillation_table.py brings rows into the paper.
+It needs the tuned teacher and the Fisher information of `lwa reproduce --profile PROFILE --only 02 --set data.reading=titles`;
+--set data.reading=items, there and here, asks a teacher that reads item tokens. A finished student is a row of
+results/benchmarks/distillation_ablation.csv; its ranks, and a manifest, lie in a folder beside it. A student that has its row is
+not trained again, so the run can be stopped and started; another teacher, or another setting of the students, has rows of its
+own. --report trains nothing: it prints, for each experiment, every arm against the first one, paired by user and seed.
+distillation_table.py brings rows into the paper. A recommender that teaches speaks of each user from a fit on others.
 
     selection  the layers kept, before and after recovery        frontier  30 … 2 layers
     arms       labels only, KL only, and each weighting          steps     one big cut, or two
@@ -22,23 +23,27 @@ import json
 import re
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from row_file import RowFile, keep_manifest
+import tuned_run
+from row_file import DEVICE, RowFile, keep_manifest
 
 from lwa_helpers import paths
-from lwa_helpers.arms import agreement, arm_windows, distil, distilled_student, fitted_student, teacher_signals
-from lwa_helpers.config import DistillationConfig, ExperimentConfig, load_config
+from lwa_helpers.arms import Distillation, agreement, budget, in_steps
+from lwa_helpers.config import DistillationConfig, ExperimentConfig
 from lwa_helpers.data import load_data
 from lwa_helpers.distillation import LABELS, NO_HIDDEN
 from lwa_helpers.efficiency import n_parameters
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
+    Calibration,
+    CrossFitted,
     calibrated,
     difference_of_arms,
     ndcg_at_k,
@@ -48,8 +53,8 @@ from lwa_helpers.evaluation import (
 from lwa_helpers.fisher import FisherResult
 from lwa_helpers.fused_signals import fuse, recommender_signals
 from lwa_helpers.importance import block_influence
-from lwa_helpers.models import LanguageModel, decoder_layers
-from lwa_helpers.ranking import ItemRankingModel, item_row_nll, load_item_ranker
+from lwa_helpers.models import LanguageModel, decoder_layers, load_teacher
+from lwa_helpers.ranking import ItemRanker
 from lwa_helpers.signals import TeacherSignals, weights_hash
 from lwa_helpers.student import greedy_scores
 from lwa_helpers.task import RankingTask
@@ -141,18 +146,16 @@ class Ablation:
     """One teacher, its task, and everything that students share."""
 
     def __init__(self, config: ExperimentConfig, part: str, epochs: float | None):
-        self.config, run = config, paths.results_dir(config.profile)
-        if not (run / "models" / "teacher").is_dir():
-            raise LwaError(f"{run}/models/teacher does not exist: run lwa reproduce --profile {config.profile} --only 02 first")
-        self.teacher, self.lm = load_item_ranker(run / "models" / "teacher")
-        self.fisher = FisherResult.load(run / "fisher" / "teacher.safetensors")
-        depths = [depth for depth in DEPTHS if depth <= len(decoder_layers(self.teacher))]
+        self.config, self.lm = config, tuned_run.tuned_teacher(config)
+        self.fisher = FisherResult.load(paths.results_dir(config.profile) / "fisher" / "teacher.safetensors")
+        self.n_teacher = len(decoder_layers(self.lm.model))
+        depths = [depth for depth in DEPTHS if depth <= self.n_teacher]
         changes = {"frontier": depths} | ({"epochs": epochs} if epochs else {})  # the teacher is asked once for all depths
         self.section = config.distillation.model_copy(update=changes)
         self.task = RankingTask(load_data(config.data), self.lm, config.data, config.evaluation, config.seed, part)
-        self.windows = arm_windows(self.task.train_windows(self.section), self.section, config.seed)
+        self.windows = budget(self.task.train_windows(self.section), self.section, config.seed)
         settings = [each.model_dump(mode="json") for each in (self.section, config.data, config.evaluation)]
-        self.rows = Rows(weights_hash(self.teacher)[:12], paths.sha256_of_text(json.dumps(settings))[:12], part)
+        self.rows = Rows(weights_hash(self.lm.model)[:12], paths.sha256_of_text(json.dumps(settings))[:12], part)
         self.start = lru_cache(self._start)
 
     def keep_manifest(self) -> None:
@@ -165,14 +168,18 @@ class Ablation:
 
     @cached_property
     def teacher_scores(self) -> np.ndarray:
-        return self.task.scores(self.teacher)
+        return self.task.scores(self.lm.model)
 
     @cached_property
     def teacher_ndcg(self) -> np.ndarray:
-        return ndcg_at_k(self.task.ranks(self.teacher, self.teacher_scores), 10)
+        return ndcg_at_k(self.task.ranks(self.lm.model, self.teacher_scores), 10)
+
+    def lessons(self, seed: int, **changes) -> Distillation:
+        """What students of one seed share, with these changes to the section."""
+        return Distillation(self.lm, self.fisher, self.section.model_copy(update=changes), self.windows, seed)
 
     def layer_scores(self, selection: str):
-        """What a selection chooses by, measured on training windows with the item loss."""
+        """What a selection chooses by, measured on training windows with the loss of their items."""
         if selection not in ("block_influence", "greedy"):
             return self.fisher
         file = self.rows.folder / f"{selection}.json"
@@ -180,23 +187,20 @@ class Ablation:
             few = self.windows[:: max(1, len(self.windows) // self.config.fisher.loo_examples)]
             batches = window_loader(few, self.section.tokens_per_batch, self.lm.pad_id, 0, shuffle=False)
             measure = block_influence if selection == "block_influence" else greedy_scores
-            scores = measure(self.teacher, batches, item_row_nll)
+            scores = measure(self.lm.model, batches)
             with paths.atomic_write(file) as temporary:
                 temporary.write_text(json.dumps(scores.tolist()), encoding="utf-8")
         return json.loads(file.read_text(encoding="utf-8"))
 
-    def _start(self, n_layers: int, selection: str, draw: int) -> tuple[ItemRankingModel, TeacherSignals, np.ndarray]:
-        """A student before recovery: its layers and a head fitted to them; the teacher's signals; the student's ranks."""
-        section = self.section.model_copy(update={"n_layers": n_layers, "selection": selection})
-        signals = teacher_signals(self.teacher, self.windows, section, self.lm, self.config.seed)
-        ordered = window_loader(self.windows, section.tokens_per_batch, self.lm.pad_id, self.config.seed, shuffle=False)
-        scores = self.layer_scores(selection)
-        student = fitted_student(self.teacher, signals, self.lm, section, self.config.teacher, ordered, draw, scores)
-        return student, signals, self.task.ranks(student)
+    def _start(self, n_layers: int, selection: str, draw: int) -> tuple[LanguageModel, np.ndarray]:
+        """A student before recovery, and its ranks."""
+        student = self.lessons(draw, selection=selection).start(n_layers, self.layer_scores(selection))
+        return student, self.task.ranks(student.model)
 
     def run(self, arm: Arm, seed: int, signals: TeacherSignals | None = None) -> None:
         """Train one student and write its row; what is the same student in another experiment is not trained again."""
-        section, before = self.section.model_copy(update=arm.changes), np.array([])
+        lessons, before = self.lessons(seed, **arm.changes), np.array([])
+        section = lessons.section
         student_key = paths.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.taught]))[:12]
         named = {"experiment": arm.experiment, "arm": arm.name, "seed": seed, "student": student_key}
         named["heard"] = json.dumps(dict(arm.taught)) if arm.taught else ""
@@ -205,47 +209,41 @@ class Ablation:
             return
         if section.steps:
             began = time.perf_counter()
-            student, trainer = distilled_student(
-                self.teacher, self.lm, section, self.config.teacher, self.windows, self.fisher, seed
-            )
+            student, trainer = in_steps(lessons)
         else:
-            start, own, before = self.start(section.n_layers, section.selection, arm.draw)
-            student, began = copy.deepcopy(start), time.perf_counter()
-            signals = signals or own
-            trainer = distil(student, signals, self.windows, self.fisher, section.strategy, section, self.lm.pad_id, seed)
-        seconds, scores = time.perf_counter() - began, self.task.scores(student)
-        ranks = self.task.ranks(student, scores)
+            start, before = self.start(section.n_layers, section.selection, arm.draw)
+            signals = signals or lessons.signals
+            student, began = replace(start, model=copy.deepcopy(start.model)), time.perf_counter()
+            trainer = lessons.train(student, section.strategy, signals)
+        seconds, scores = time.perf_counter() - began, self.task.scores(student.model)
+        ranks = self.task.ranks(student.model, scores)
         ndcg, alike = ndcg_at_k(ranks, 10), agreement(scores, self.teacher_scores, self.task.asked.histories).mean()
         kept = ratio_of_means(ndcg, self.teacher_ndcg, seed=self.config.seed)
         self.rows.add({
-            **named, "profile": self.config.profile, "layers": len(decoder_layers(student)), "parameters": n_parameters(student),
+            **named, "profile": self.config.profile, "layers": len(decoder_layers(student.model)),
+            "parameters": n_parameters(student.model),
             "ndcg_teacher": self.teacher_ndcg.mean(), "ndcg_before": ndcg_at_k(before, 10).mean() if len(before) else np.nan,
             "ndcg": ndcg.mean(), "kept": kept.estimate, "kept_low": kept.low, "kept_high": kept.high, "overlap": alike.overlap,
             "tau": alike.tau, "epochs": self.section.epochs, "steps": trainer.state.global_step, "windows": len(self.windows),
             "tokens": sum(len(window.input_ids) for window in self.windows), "seconds": seconds,
         }, ranks)
 
-    def recommenders(self, first: TeacherSignals, folder: Path) -> tuple[dict[str, TeacherSignals], list[float]]:
-        """What SASRec and EASE, tuned and calibrated on the validation part, say on the windows, and their NDCG@10 there."""
-        asked, said, quality = self.valid(self.lm).asked, {}, []
-        for name, found in tuned_baselines(self.task.data, self.config.evaluation, self.config.seed, RECOMMENDERS).items():
-            scale, ndcg = calibrated(found.best, asked)
-            said[name] = recommender_signals(found.best, self.windows, first, folder / name, scale)
-            quality.append(ndcg)
-        return said, quality
+    def recommenders(self) -> Iterator[tuple[str, CrossFitted]]:
+        """SASRec and EASE, tuned on the validation part."""
+        data = self.task.data
+        for name, found in tuned_baselines(data, self.config.evaluation, self.config.seed, RECOMMENDERS).items():
+            kind, settings = type(found.best), found.settings
+            yield name, CrossFitted.of(lambda part, k=kind, s=settings: k(**s).fit(part), data, self.config.seed)
 
-    def languages(self, directories: dict[str, Path]) -> tuple[dict[str, TeacherSignals], list[float]]:
-        """What further tuned language models say on the windows, and their NDCG@10 on the validation part."""
-        said, quality, known = {}, [], {}
-        for name, directory in directories.items():
-            model, lm = load_item_ranker(directory)
-            task = self.valid(lm)
-            windows = arm_windows(task.train_windows(self.section), self.section, self.config.seed)
-            said[name] = teacher_signals(model, windows, self.section, lm, self.config.seed)
-            quality.append(ndcg_at_k(task.ranks(model), 10).mean())
-            known[name] = weights_hash(model)
-        self.same_languages(known)
-        return said, quality
+    def languages(self, directories: dict[str, Path]) -> Iterator[tuple[str, CrossFitted]]:
+        """Further tuned language models: like the first teacher, each is one fit for all users."""
+        models = {name: load_teacher(directory) for name, directory in directories.items()}
+        self.same_languages({name: weights_hash(lm.model) for name, lm in models.items()})
+        cut = self.config.evaluation
+        for name, lm in models.items():
+            lm.model.to(DEVICE)
+            ranker = ItemRanker(lm, self.valid(lm).reading, cut.batch_size, cut.bf16, cut.history_items)
+            yield name, CrossFitted([ranker], {})
 
     def same_languages(self, known: dict[str, str]) -> None:
         """Keep the hashes of further language models beside their rows; LwaError where the rows are of others."""
@@ -258,16 +256,19 @@ class Ablation:
     def taught_by(self, experiment: str, others: dict[str, Path], seeds: list[int]) -> None:
         """The student of the first teacher's layers, taught by all teachers as one, each heard by its validation NDCG, and by
         each alone."""
-        first = self.start(self.section.n_layers, self.section.selection, 0)[1]
+        first, valid, items = self.lessons(0).signals, self.valid(self.lm), self.lm.items.tokens
+        heard = {"teacher": Calibration(1.0, float(ndcg_at_k(valid.ranks(self.lm.model), 10).mean()))}
+        said = {"teacher": first}
         with tempfile.TemporaryDirectory() as folder:
-            said, heard = self.recommenders(first, Path(folder)) if experiment == "fusion" else self.languages(others)
-            parts = {"teacher": first} | said
-            quality = [float(value) for value in (ndcg_at_k(self.valid(self.lm).ranks(self.teacher), 10).mean(), *heard)]
-            weights = tuple(zip(parts, quality))
-            print("NDCG@10 on the validation part:", weights, flush=True)
-            students = {"fused": (fuse(list(parts.values()), quality, Path(folder) / "fused"), weights)}
-            for name, signals in parts.items():
-                students[f"{name} alone"] = (signals, ((name, 1.0),) if name in said else ())
+            for name, system in self.recommenders() if experiment == "fusion" else self.languages(others):
+                heard[name] = calibrated(system.scores(valid.asked.histories, valid.asked.user_ids), valid.asked)
+                said[name] = recommender_signals(system, self.windows, first, Path(folder) / name, items, heard[name].scale)
+            print("scale, and NDCG@10, on the validation part:", heard, flush=True)
+            weights = tuple((name, found.weight) for name, found in heard.items())
+            fused = fuse(list(said.values()), [weight for _, weight in weights], Path(folder) / "fused")
+            students = {"fused": (fused, weights)}
+            for name, signals in said.items():
+                students[f"{name} alone"] = (signals, ((name, 1.0),) if name != "teacher" else ())
             for seed, (name, (signals, taught)) in product(seeds, students.items()):
                 if not self.rows.has(arm := Arm(experiment, name, taught=taught), seed):
                     self.run(arm, seed, signals)
@@ -316,22 +317,18 @@ def named(text: str) -> tuple[str, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="quick")
+    parser = tuned_run.parser(__doc__)
     parser.add_argument("--only", default="arms,selection,match,frontier,steps,fusion", help="experiments, in this order")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=float, help="recovery budget in passes over the windows (default: the profile's)")
     parser.add_argument("--part", choices=("valid", "test"), default="test")
     parser.add_argument("--with", dest="others", type=named, nargs="+", default=[], metavar="NAME=DIRECTORY")
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     only, others = arguments.only.split(","), dict(arguments.others)
     if ("languages" in only) != bool(others) or len(others) != len(arguments.others):
         parser.error("--only languages and --with NAME=DIRECTORY (each another name) go together")
-    from lwa_helpers.cli import parse_overrides
-
-    ablation = Ablation(load_config(arguments.profile, parse_overrides(arguments.set)), arguments.part, arguments.epochs)
+    ablation = Ablation(tuned_run.settings(arguments), arguments.part, arguments.epochs)
     if not arguments.report:
         ablation.keep_manifest()
         for experiment in only:
@@ -339,7 +336,7 @@ def main() -> None:
                 ablation.taught_by(experiment, others, arguments.seeds)
                 continue
             for seed in arguments.seeds:
-                for arm in arms(experiment, ablation.section, len(decoder_layers(ablation.teacher))):
+                for arm in arms(experiment, ablation.section, ablation.n_teacher):
                     if not ablation.rows.has(arm, seed):
                         ablation.run(arm, seed)
     report(ablation.rows, ablation.config.seed)

@@ -18,8 +18,9 @@ from lwa_helpers.config import load_config
 from lwa_helpers.data import load_data
 from lwa_helpers.evaluation import difference_over_seeds, ndcg_at_k
 from lwa_helpers.fisher import FisherInformationCalculator
-from lwa_helpers.ranking import item_row_nll
+from lwa_helpers.models import load_teacher
 from lwa_helpers.task import RankingTask
+from lwa_helpers.teacher import item_model
 
 pytestmark = pytest.mark.smoke
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -28,23 +29,22 @@ MANY = [f"{title}{more}" for more in ("", " II", " III") for title in TITLES]
 
 
 def tuned_teacher(root: Path) -> dict[str, object]:
-    """What `lwa reproduce --only 02` leaves, for a model that has not learned anything, and a second model that reads with
-    another tokenizer; returns the settings."""
+    """What `lwa reproduce --only 02` leaves, for a model that has not learned anything but whose layers say different things,
+    and a second model that reads with another tokenizer; returns the settings."""
     settings = {
         "data.name": "Office_Products", "data.root": str(office(root / "office", MANY)), "data.split": "file", "data.k_core": 0,
-        "distillation.n_layers": 4, "distillation.windows_per_user": "null", "evaluation.users": "null", "fisher.loo_examples": 8,
-        "distillation.learning_rate": 0.01, "distillation.head_learning_rate": 0.01,
+        "data.reading": "titles", "distillation.n_layers": 4, "distillation.windows_per_user": "null", "evaluation.users": "null",
+        "fisher.loo_examples": 8, "distillation.learning_rate": 0.01, "distillation.head_learning_rate": 0.01,
     }  # fmt: skip
     config = load_config("smoke", {name: None if value == "null" else value for name, value in settings.items()})
-    data = load_data(config.data)
-    task = RankingTask(data, language_model(layers=6), config.data, config.evaluation, config.seed)
-    teacher = task.new_ranker(config.teacher.next_items, config.teacher.softmax_items)
-    teacher.save(root / "results" / "smoke" / "models" / "teacher", task.lm.tokenizer, data.item_ids)
-    other = RankingTask(data, language_model(layers=3, hidden=16, vocabulary=300), config.data, config.evaluation, config.seed)
-    second = other.new_ranker(config.teacher.next_items, config.teacher.softmax_items)
-    second.save(root / "second", other.lm.tokenizer, data.item_ids)
-    scores = FisherInformationCalculator().calculate(teacher, task.train_loader(config.teacher, seed=0), loss=item_row_nll)
-    scores.save(root / "results" / "smoke" / "fisher" / "teacher.safetensors")
+    data, run = load_data(config.data), root / "results" / "smoke"
+    vectors = np.random.default_rng(0).standard_normal((len(data.items), 8))
+    first, second = language_model(layers=6, initializer_range=0.3), language_model(layers=3, hidden=16, vocabulary=300)
+    for lm, folder in ((first, run / "models" / "teacher"), (second, root / "second")):
+        item_model(lm, data, vectors, config.data, config.evaluation, config.seed).save(folder)
+    teacher = load_teacher(run / "models" / "teacher")
+    loader = RankingTask(data, teacher, config.data, config.evaluation, config.seed).train_loader(config.teacher, seed=0)
+    FisherInformationCalculator().calculate(teacher.model, loader).save(run / "fisher" / "teacher.safetensors")
     return settings
 
 
@@ -56,18 +56,18 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
         words = [sys.executable, BENCHMARKS / script, *command]
         return subprocess.run(list(map(str, words)), check=False, env=environment, capture_output=True, text=True)
 
-    def run(experiments, second):
+    def run(experiments, second, *more):
         words = ("--profile", "smoke", "--only", experiments, "--seeds", 0, 1, "--epochs", 1, "--with", f"other-lm={second}")
-        return python("distillation_ablation.py", *words, *flags)
+        return python("distillation_ablation.py", *words, *flags, *more)
 
     done = run(EXPERIMENTS, tmp_path / "second")
     assert not done.returncode, done.stderr[-3000:]
     file = tmp_path / "results" / "benchmarks" / "distillation_ablation.csv"
     rows = pd.read_csv(file).set_index(["experiment", "arm", "seed"])
     assert len(rows) == 2 * (12 + 11 + 7 + 2 + 4 + 3) and rows.tokens.nunique() == rows.settings.nunique() == 1
-    same = [("arms", "uniform", 1), ("selection", "first", 1), ("match", "all", 1), ("steps", "one step", 1), ("fusion", "teacher alone", 1)]
-    same.append(("languages", "teacher alone", 1))
-    assert rows.loc[same, "seconds"].nunique() == rows.loc[same, "student"].nunique() == 1
+    same = [("arms", "none", 1), ("selection", "first", 1), ("steps", "one step", 1), ("fusion", "teacher alone", 1)]
+    for twins in ([*same, ("languages", "teacher alone", 1)], [("arms", "uniform", 1), ("match", "all", 1)]):
+        assert rows.loc[twins, "seconds"].nunique() == rows.loc[twins, "student"].nunique() == 1
     assert rows.student.nunique() == 12 + 10 + 6 + 1 + 3 + 2
     folder = next(file.with_suffix("").glob("*/test"))
 
@@ -80,6 +80,8 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     assert not run(EXPERIMENTS, tmp_path / "second").returncode and file.read_bytes() == before
     another = run("languages", tmp_path / "results" / "smoke" / "models" / "teacher")
     assert another.returncode and "are of other models" in another.stderr
+    unread = run(EXPERIMENTS, tmp_path / "second", "--set", "data.reading=items")
+    assert unread.returncode and "holds no teacher that reads items" in unread.stderr
 
     paper, readme = tmp_path / "paper", tmp_path / "README.md"
     paper.mkdir()
