@@ -1,28 +1,22 @@
-"""Cached teacher signals: the teacher's own, cut to the likely items, reused while nothing changed, fused over teachers."""
+"""Cached teacher signals: the teacher's own, cut to likely items, reused while nothing changed, fused over teachers."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from test_distillation import item_model, windows
-from tiny_lm import TITLES, language_model
+from tiny_lm import TITLES, item_lm, language_model, reading_of, windows
 
 import lwa_helpers.signals as signals_module
-from lwa_helpers import DistillationTrainer, paths
+from lwa_helpers import DistillationTrainer
 from lwa_helpers.config import LossConfig
-from lwa_helpers.data.windows import Encoded
+from lwa_helpers.data.windows import window_of
 from lwa_helpers.distillation import kl_divergence
 from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import CrossFitted
 from lwa_helpers.fused_signals import fuse, recommender_signals
 from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, in_half
 from lwa_helpers.tuning import window_loader
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    return tmp_path / "cache" / "signals"
 
 
 @pytest.fixture
@@ -30,9 +24,9 @@ def calls(monkeypatch):
     """How often a model has been asked for its signals."""
     counted, asked = [], signals_module.signals
 
-    def counting(*args):
+    def counting(*args, **options):
         counted.append(1)
-        return asked(*args)
+        return asked(*args, **options)
 
     monkeypatch.setattr(signals_module, "signals", counting)
     return counted
@@ -43,8 +37,8 @@ def ordered(lm, data=None, tokens=60):
 
 
 def test_the_teacher_runs_again_only_when_something_changed(cache, calls):
-    lm = language_model()
-    teacher, batches = item_model(lm), ordered(lm)
+    lm = item_lm()
+    teacher, batches = lm.model, ordered(lm)
 
     def made(teacher=teacher, batches=batches, layers=(2, 4), **options):
         before = len(calls)
@@ -56,35 +50,35 @@ def test_the_teacher_runs_again_only_when_something_changed(cache, calls):
     assert not made(temperature=2.0)  # all logits are kept, whatever the temperature
     assert made(batches=ordered(lm, windows(lm)[:2])) and made(batches=ordered(lm, tokens=1))
     with torch.no_grad():
-        teacher.head.bias[3] += 1e-6
+        teacher.lm_head.weight[3, 0] += 1e-6
     assert made() and not made()
     teacher.config.rms_norm_eps *= 2
     assert made()
 
 
 def test_a_run_that_fails_leaves_nothing_and_old_signals_go(cache, monkeypatch):
-    lm = language_model()
-    teacher = item_model(lm)
+    lm = item_lm()
+    teacher, signals = lm.model, cache / "signals"
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             TeacherSignals.cached(teacher, ordered(lm), [4], bf16=False)
-    assert list(cache.iterdir()) == []
+    assert list(signals.iterdir()) == []
     for layer in range(KEPT + 2):
         TeacherSignals.cached(teacher, ordered(lm), [layer % 4 + 1] * (1 + layer), bf16=False)
-    assert len(list(cache.iterdir())) == KEPT
+    assert len(list(signals.iterdir())) == KEPT
 
 
 def test_signals_are_mapped_from_disk_in_half_precision(tmp_path):
-    lm = language_model()
-    signals = TeacherSignals.compute(item_model(lm), ordered(lm), [2, 4], tmp_path / "s", bf16=False, top_k=3)
+    lm = item_lm()
+    signals = TeacherSignals.compute(lm.model, ordered(lm), [2, 4], tmp_path / "s", bf16=False, top_k=3)
     expected = ((signals.logits, (5, 4), "f2"), (signals.hidden, (5, 2, 32), "f2"), (signals.items, (5, 3), "i4"))
     for array, shape, kind in expected:
         assert isinstance(array, np.memmap) and array.shape == shape and array.dtype == kind
     with pytest.raises(LwaError, match="at least one window"):
-        TeacherSignals.compute(item_model(lm), [], [2], tmp_path / "t", bf16=False)
+        TeacherSignals.compute(lm.model, [], [2], tmp_path / "t", bf16=False)
     with pytest.raises(LwaError, match="read only once"):
-        TeacherSignals.compute(item_model(lm), iter(list(ordered(lm))), [2], tmp_path / "u", bf16=False)
+        TeacherSignals.compute(lm.model, iter(list(ordered(lm))), [2], tmp_path / "u", bf16=False)
     assert not (tmp_path / "u").exists()
 
 
@@ -115,104 +109,114 @@ def test_cut_kl_grows_to_the_full_one(temperature):
 
 
 def test_the_loss_on_cached_likely_items_is_that_of_the_live_teacher(tmp_path):
-    lm = language_model()
-    teacher, student = item_model(lm), item_model(language_model(layers=2), seed=1)
+    lm = item_lm()
+    teacher, student = lm.model, item_lm(layers=2, seed=1).model
     data, loss = windows(lm), LossConfig(alpha=1.0, temperature=2.0, beta=0.0)
-    signals = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "s", False, top_k=7, temperature=2.0)
+    most, batches = teacher.config.vocab_size - 1, ordered(lm, data)
+    signals = TeacherSignals.compute(teacher, batches, [2, 4], tmp_path / "s", False, top_k=most, temperature=2.0)
     live = DistillationTrainer(teacher, student, strategy="none", loss=loss)
     cached = DistillationTrainer(signals, student, strategy="none", loss=loss)
     cut = loss.model_copy(update={"top_k": 2})
-    few = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "f", False, top_k=2, temperature=2.0)
+    few = TeacherSignals.compute(teacher, batches, [2, 4], tmp_path / "f", False, top_k=2, temperature=2.0)
     lively = DistillationTrainer(teacher, student, strategy="none", loss=cut)
     stored = DistillationTrainer(few, student, strategy="none", loss=cut)
     for batch in window_loader(data, 60, 0, seed=3):
         for one, other in ((cached, live), (stored, lively)):
             want = other.compute_loss(student, batch).item()
             assert one.compute_loss(student, batch).item() == pytest.approx(want, rel=5e-3, abs=1e-6)
-    whole = TeacherSignals.compute(teacher, ordered(lm, data), [2, 4], tmp_path / "w", False, top_k=8)
-    assert whole.items is None and whole.logits.shape == (5, 8)
+    whole = TeacherSignals.compute(teacher, batches, [2, 4], tmp_path / "w", False, top_k=most + 1)
+    assert whole.items is None and whole.logits.shape == (5, most + 1)
     with pytest.raises(LwaError, match=r"layers \[2, 4\]; a student of 3 is matched to \[1, 3, 4\]"):
-        DistillationTrainer(whole, item_model(language_model(layers=3)), strategy="uniform", loss=loss)
+        DistillationTrainer(whole, item_lm(layers=3), strategy="uniform", loss=loss)
     with pytest.raises(LwaError, match="at temperature 2.0, the loss has 1.0"):
         DistillationTrainer(signals, student, strategy="none", loss=LossConfig(alpha=1.0, temperature=1.0, beta=0.0))
 
 
 @pytest.mark.parametrize("top_k", [None, 20])
-def test_a_causal_lm_is_cached_as_it_speaks_at_its_labels(tmp_path, top_k):
+def test_a_model_of_text_alone_is_cached_as_it_speaks_at_its_labels(tmp_path, top_k):
     """The title head's loss: tokens of titles in place of items."""
     teacher, student = language_model(), language_model(layers=2, seed=1).model
     data, loss = windows(teacher), LossConfig(alpha=0.7, temperature=2.0, beta=0.5, top_k=top_k)
     batches = ordered(teacher, data)
     layers, folder = [2, 4], tmp_path / "s"
     signals = TeacherSignals.compute(teacher.model, batches, layers, folder, bf16=False, top_k=top_k, temperature=2.0)
-    tokens = sum(len(window.input_ids) - 1 - next(i for i, x in enumerate(window.item_labels) if x != -100) for window in data)
-    assert signals.logits.shape == (tokens, top_k + 1 if top_k else teacher.model.config.vocab_size) and signals.hidden.shape == (tokens, 2, 32)
+    tokens = len(teacher.tokenizer("".join(TITLES[item] + "\n" for item in (3, 4, 5, 6, 1)))["input_ids"])
+    assert signals.logits.shape == (tokens, top_k + 1 if top_k else teacher.model.config.vocab_size)
+    assert signals.hidden.shape == (tokens, 2, 32)
     live = DistillationTrainer(teacher, student, strategy="uniform", loss=loss)
     cached = DistillationTrainer(signals, student, strategy="uniform", loss=loss)
     for batch in window_loader(data, 60, 0, seed=3):
-        assert cached.compute_loss(student, batch).item() == pytest.approx(live.compute_loss(student, batch).item(), rel=5e-3)
+        want = live.compute_loss(student, batch).item()
+        assert cached.compute_loss(student, batch).item() == pytest.approx(want, rel=5e-3)
 
 
 def test_batches_that_do_not_say_which_windows_they_hold_are_named(tmp_path):
-    lm = language_model()
+    lm = item_lm()
     batches = [{key: value for key, value in batch.items() if key != "window"} for batch in ordered(lm, windows(lm))]
     with pytest.raises(LwaError, match="window_loader"):
-        TeacherSignals.compute(item_model(lm), batches, [2, 4], tmp_path / "s", bf16=False)
-    signals = TeacherSignals.compute(item_model(lm), ordered(lm, windows(lm)), [2, 4], tmp_path / "s", bf16=False)
-    student = item_model(language_model(layers=2))
+        TeacherSignals.compute(lm.model, batches, [2, 4], tmp_path / "s", bf16=False)
+    signals = TeacherSignals.compute(lm.model, ordered(lm, windows(lm)), [2, 4], tmp_path / "s", bf16=False)
+    student = item_lm(layers=2).model
     with pytest.raises(LwaError, match="window_loader"):
         DistillationTrainer(signals, student, strategy="none").compute_loss(student, batches[0])
 
 
 def test_fused_teachers_are_the_weighted_mean_of_their_probabilities(tmp_path):
-    """Two teachers of other widths, one with its texts in another order of tokens: a position is a target in both."""
-    small, wide = language_model(), language_model(hidden=48, seed=3)
-    teachers = [item_model(small), item_model(wide, seed=5)]
+    """Two teachers of other widths: a position is a target in both."""
+    small, wide = item_lm(), item_lm(hidden=48, seed=3)
     parts = [
-        TeacherSignals.compute(t, ordered(small), [2, 4], tmp_path / str(i), bf16=False) for i, t in enumerate(teachers)
+        TeacherSignals.compute(lm.model, ordered(lm), [2, 4], tmp_path / str(i), bf16=False)
+        for i, lm in enumerate((small, wide))
     ]
     fused = fuse(parts, [0.3, 0.1], tmp_path / "fused")
     p = [torch.from_numpy(np.array(s.logits, dtype=np.float32)).softmax(-1).numpy() for s in parts]
-    np.testing.assert_allclose(np.exp(np.array(fused.logits, dtype=np.float32)), 0.75 * p[0] + 0.25 * p[1], rtol=1e-2)
+    want = 0.75 * p[0] + 0.25 * p[1]
+    np.testing.assert_allclose(np.exp(np.array(fused.logits, dtype=np.float32)), want, rtol=1e-2, atol=1e-7)
+    assert (want > 1e-4).sum() > 5 * 5
     np.testing.assert_array_equal(fused.hidden, parts[0].hidden)
-    student = item_model(language_model(layers=2), seed=1)
+    student = item_lm(layers=2, seed=1).model
     trainer = DistillationTrainer(fused, student, strategy="uniform")
     assert np.isfinite(trainer.compute_loss(student, next(iter(ordered(small)))).item())
 
 
 class Counting:
-    """Scores an item by how often it stands in the history, and 10 for the newest."""
+    """Scores an item by how often it stands in the history, and `newest` for the newest."""
+
+    def __init__(self, newest):
+        self.newest = newest
 
     def scores(self, histories):
-        return np.array([[h.count(item) + 10.0 * (h[-1:] == [item]) for item in range(len(TITLES))] for h in histories])
+        rows = [[h.count(item) + self.newest * (h[-1:] == [item]) for item in range(len(TITLES))] for h in histories]
+        return np.array(rows, dtype=float)
 
 
 def test_a_recommender_speaks_at_the_targets_of_the_windows_from_the_items_they_show(tmp_path):
-    """Two users by hand; the second's first title is a target too, with nothing before it."""
-    lm = language_model()
-    encoded = Encoded([1, 2], [lm.tokenizer(title + "\n")["input_ids"] for title in TITLES], {})
-    data = [encoded.window("u", [4, 2, 4, 7, 1], 3, last_text=False), encoded.window("v", [3, 5], 0, last_text=False)]
-    assert [window.histories() for window in data] == [[[4, 2, 4], [4, 2, 4, 7]], [[], [3]]]
-    like = TeacherSignals.compute(item_model(lm), ordered(lm, data), [2, 4], tmp_path / "like", bf16=False)
-    got = recommender_signals(Counting(), data, like, tmp_path / "said", scale=0.5)
-    want = np.zeros((4, len(TITLES)))
-    want[0, [4, 2]], want[1, [4, 2, 7]], want[3, 3] = [6, 0.5], [1, 0.5, 5.5], 5.5
-    np.testing.assert_array_equal(got.logits, want)
+    """Three users by hand, each answered by the fit that has not seen them; before the first title there is nothing."""
+    lm = item_lm("titles")
+    how, system = reading_of(lm), CrossFitted([Counting(10.0), Counting(20.0)], {"u": 0, "v": 1})
+    cut = [("u", [4, 2, 4, 7, 1], 3), ("v", [3, 5], 0), ("w", [6, 0], 1)]
+    data = [window_of(how, *row) for row in cut]
+    assert [window.histories() for window in data] == [[[4, 2, 4], [4, 2, 4, 7]], [[], [3]], [[6]]]
+    like = TeacherSignals.compute(lm.model, ordered(lm, data), [2, 4], tmp_path / "like", bf16=False)
+    got = recommender_signals(system, data, like, tmp_path / "said", lm.items.tokens, scale=0.5)
+    want = np.zeros((5, len(TITLES)))
+    want[0, [4, 2]], want[1, [4, 2, 7]], want[3, 3], want[4, 6] = [6, 0.5], [1, 0.5, 5.5], 10.5, 5.5
+    np.testing.assert_array_equal(got.logits[:, lm.items.tokens], want)
+    p = torch.from_numpy(np.array(got.logits)).float().softmax(-1)
+    assert not p[:, : lm.items.first].any() and (p[:, lm.items.tokens] > 0).all()
     np.testing.assert_array_equal(got.hidden, like.hidden)
     both = fuse([like, got], [1, 1], tmp_path / "both")
-    assert both.logits.shape == like.logits.shape
-    with pytest.raises(ValueError, match="names 0 items"):
-        windows(lm)[0].histories()
-    with pytest.raises(LwaError, match="have 2 targets, the signals 4"):
-        recommender_signals(Counting(), data[:1], like, tmp_path / "few")
-    cut = TeacherSignals.compute(item_model(lm), ordered(lm, data), [2, 4], tmp_path / "cut", bf16=False, top_k=2)
+    assert both.logits.shape == like.logits.shape and np.isfinite(both.logits).all()
+    with pytest.raises(LwaError, match="have 2 targets, the signals 5"):
+        recommender_signals(system, data[:1], like, tmp_path / "few", lm.items.tokens)
+    cut = TeacherSignals.compute(lm.model, ordered(lm, data), [2, 4], tmp_path / "cut", bf16=False, top_k=2)
     with pytest.raises(LwaError, match="top_k=None"):
-        recommender_signals(Counting(), data, cut, tmp_path / "other")
+        recommender_signals(system, data, cut, tmp_path / "other", lm.items.tokens)
 
 
 def test_signals_that_cannot_be_fused_are_named(tmp_path):
-    lm = language_model()
-    teacher = item_model(lm)
+    lm = item_lm()
+    teacher = lm.model
     a = TeacherSignals.compute(teacher, ordered(lm), [4], tmp_path / "a", bf16=False)
     fewer = TeacherSignals.compute(teacher, ordered(lm, windows(lm)[:2]), [4], tmp_path / "b", bf16=False)
     cut = TeacherSignals.compute(teacher, ordered(lm), [4], tmp_path / "c", bf16=False, top_k=2)
