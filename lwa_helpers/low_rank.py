@@ -31,7 +31,7 @@ class LowRankUpdate(nn.Module):
         left, scale, _ = torch.linalg.svd(weight.float(), full_matrices=False)
         left = (left * scale)[:, : self.rank]
         left = left / left.square().mean().sqrt().clamp_min(1e-12)
-        return left.to(weight), weight.new_zeros(self.rank, weight.shape[1])
+        return left.to(weight).contiguous(), weight.new_zeros(self.rank, weight.shape[1])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import paths
+from lwa_helpers import pace, paths
 from lwa_helpers.config import ExperimentConfig
 from lwa_helpers.errors import LwaError
 
@@ -71,6 +71,8 @@ def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
         "dirty": bool(git("status", "--porcelain")),
         "device": device_name(device),
         "has_bf16": has_bf16(device),
+        "instructions": instructions(device),
+        "speed": None if device is None else pace.machine_speed(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -104,6 +106,15 @@ def has_bf16(device: Any) -> bool | None:
     from lwa_helpers import precision
 
     return precision.has_bf16(device)
+
+
+def instructions(device: Any) -> str | None:
+    """The vector instructions that torch uses on a CPU, such as AVX2 or AVX512; None elsewhere."""
+    if device is None or device.type != "cpu":
+        return None
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import manifest, paths
+from lwa_helpers import manifest, pace, paths
 from lwa_helpers.claims import write_claims
 from lwa_helpers.config import load_config
 from lwa_helpers.errors import LwaError
@@ -79,6 +79,7 @@ def publish(profile: str) -> None:
         shutil.copyfile(results / "results.tex", temporary)
     whole = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
     write_claims(paths.ROOT / "README.md", whole)
+    pace.write_times(paths.PAPER, records)
     print(f"published the {profile} results to figures/, paper/tables/, paper/results.tex and README.md")
 
 

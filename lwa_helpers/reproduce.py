@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import manifest, paths, publish, sources
+from lwa_helpers import manifest, pace, paths, publish, sources
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.execute import Progress, clock, execute
@@ -38,8 +38,9 @@ def reproduce(
     _check_disk(results)
     start = time.monotonic()
     with _lock(results):
+        expected = _expected(profile, results)
         for stage in chosen:
-            _bring_up_to_date(stage, config, overrides or {}, results, force, start)
+            _bring_up_to_date(stage, config, overrides or {}, results, force, start, expected)
         missing = [stage.name for stage in stages() if manifest.load(results, stage.name) is None]
         if missing:
             print(f"not summed up: {', '.join(missing)} {'has' if len(missing) == 1 else 'have'} not been run yet")
@@ -51,9 +52,10 @@ def reproduce(
 
 
 def _bring_up_to_date(
-    stage: Stage, config: ExperimentConfig, overrides: dict[str, Any], results: Path, force: bool, start: float
+    stage: Stage, config: ExperimentConfig, overrides: dict[str, Any], results: Path, force: bool, start: float,
+    expected: dict[str, float],
 ) -> None:
-    """Run one stage if it is stale, or skip it; one line says which and why."""
+    """Run one stage if it is stale, or skip it; one line says which and why. expected: seconds of each stage, as far as known."""
     every = stages()
     label = f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"
     reason = why_stale(stage, config, results) or ("--force" if force else None)
@@ -62,9 +64,9 @@ def _bring_up_to_date(
         return
     print(f"{label} runs: {reason}", flush=True)
     before, began = components(stage, config), time.time()
-    state = load_state(results, stage)
-    later = _later_seconds(stage, results)
-    with Progress(label, start, state["seconds"] if state else None, later) as progress:
+    later = [expected.get(other.name) for other in every if other.name > stage.name]
+    remaining = None if None in later else sum(later)
+    with Progress(label, start, expected.get(stage.name), remaining) as progress:
         parameters = {"profile": config.profile, "overrides": overrides}
         execute(stage.path, results / "notebooks" / stage.path.name, parameters, progress)
     record = manifest.load(results, stage.name)
@@ -75,10 +77,11 @@ def _bring_up_to_date(
     print(f"{label} done in {clock(seconds)}", flush=True)
 
 
-def _later_seconds(stage: Stage, results: Path) -> float | None:
-    """What the stages after this one took when they last ran; None when one of them never did."""
-    later = [load_state(results, other) for other in stages() if other.name > stage.name]
-    return sum(state["seconds"] for state in later) if all(later) else None
+def _expected(profile: str, results: Path) -> dict[str, float]:
+    """What each stage took when it last ran here or, if one of them never did, what the published run lets expect."""
+    states = {stage.name: load_state(results, stage) for stage in stages()}
+    here = {name: state["seconds"] for name, state in states.items() if state}
+    return here if len(here) == len(states) else pace.expected_seconds(paths.PAPER, profile) | here
 
 
 def summary(results: Path, config: ExperimentConfig, spent: float) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from lwa_helpers import paths
 from lwa_helpers.arms import trained_rows
 from lwa_helpers.cold_items import with_cold_rows
-from lwa_helpers.config import ExperimentConfig, TeacherConfig
+from lwa_helpers.config import DataConfig, EvaluationConfig, TeacherConfig
 from lwa_helpers.data import Interactions
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.head_transfer import carry_head, label_states
@@ -35,7 +35,7 @@ RIDGE = 1e-2
 
 
 def item_model(
-    full: LanguageModel, data: Interactions, vectors: np.ndarray, config: ExperimentConfig, seed: int
+    full: LanguageModel, data: Interactions, vectors: np.ndarray, cut: DataConfig, evaluation: EvaluationConfig, seed: int
 ) -> LanguageModel:
     """Return a copy of a language model with a token for each item, untuned.
 
@@ -53,9 +53,8 @@ def item_model(
     inputs = titles + known @ torch.linalg.solve(gram, known.T @ titles)
     generator = torch.Generator().manual_seed(seed)
     outputs = known @ (HEAD_SCALE * torch.randn(known.shape[1], titles.shape[1], generator=generator)).to(known)
-    cut = config.data
     text_items = cut.text_items if cut.reading == "hybrid" else 0
-    items = ItemTokens(data.item_ids, 0, cut.reading, text_items, config.evaluation.history_items)
+    items = ItemTokens(data.item_ids, 0, cut.reading, text_items, evaluation.history_items)
     prompt = prompt_for(data.name)
     texts = [] if cut.reading == "items" else [prompt.header, *data.titles, *(t + prompt.separator for t in data.titles)]
     return with_item_tokens(full, data.titles, inputs, outputs, items, texts)

@@ -39,9 +39,9 @@ class ItemTransformer(nn.Module):
         self.items = nn.Embedding(n_items + 1, dim)
         self.places = nn.Embedding(max_length + 1, dim)
         self.dropout = nn.Dropout(dropout)
-        plain = nn.TransformerEncoderLayer(dim, heads, dim, dropout, F.gelu, batch_first=True, norm_first=True)
-        layer = GatedLayer(dim, heads, dropout) if gated else plain
-        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(dim, heads, dim, dropout, F.gelu, batch_first=True, norm_first=True)
+        plain = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.encoder = GatedEncoder(dim, layers, heads, dropout) if gated else plain
         for table in (self.items, self.places):
             nn.init.normal_(table.weight, std=dim**-0.5)
 
@@ -73,13 +73,28 @@ class GatedLayer(nn.Module):
         self.up, self.down = nn.Linear(dim, 8 * dim), nn.Linear(4 * dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, src_mask=None, src_key_padding_mask=None, is_causal=None) -> torch.Tensor:
-        """x (B, T, dim); the arguments are those that nn.TransformerEncoder hands to its layers."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """x (B, T, dim) -> (B, T, dim); mask (T, T) is added to the attention's scores."""
         y = self.norms[0](x)
-        y = self.attention(y, y, y, attn_mask=src_mask, need_weights=False, is_causal=bool(is_causal))[0]
+        y = self.attention(y, y, y, attn_mask=mask, need_weights=False, is_causal=True)[0]
         x = x + self.gates[0](x).sigmoid() * self.dropout(y)
         gate, value = self.up(self.norms[1](x)).chunk(2, dim=-1)
         return x + self.gates[1](x).sigmoid() * self.dropout(self.down(F.silu(gate) * value))
+
+
+class GatedEncoder(nn.Module):
+    """Gated layers and a last norm, called as nn.TransformerEncoder is."""
+
+    def __init__(self, dim: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([GatedLayer(dim, heads, dropout) for _ in range(layers)])
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, is_causal: bool = True) -> torch.Tensor:
+        """x (B, T, dim) -> (B, T, dim)."""
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
 
 
 class SASRec:
