@@ -1,6 +1,7 @@
 """Save losses and gradients of tiny students on two batches: one process does both, of two each does one, the student sharded.
 
-Run by test_training_processes.py alone. The title head's logits are made at once and in parts, the item head's at once.
+Run by test_training_processes.py alone. Logits of words, and of item tokens whose rows are trained in few dimensions, are made
+at once and in parts.
 """
 
 import os
@@ -12,16 +13,18 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from safetensors.torch import save_file
-from test_distillation import item_model, windows
-from tiny_lm import language_model
+from tiny_lm import item_lm, language_model, windows
 from torch.distributed.fsdp import fully_shard
+from torch.nn.utils.parametrize import register_parametrization
 
 from lwa_helpers import DistillationTrainer, signals
+from lwa_helpers.arms import trained_rows
+from lwa_helpers.data.windows import collate
+from lwa_helpers.low_rank import LowRankUpdate
 from lwa_helpers.models import decoder_layers
-from lwa_helpers.tuning import window_loader
 
 
-def gradients(head: str, teacher: torch.nn.Module, student: torch.nn.Module, batches: list[dict]) -> dict[str, torch.Tensor]:
+def gradients(kind: str, teacher: torch.nn.Module, student: torch.nn.Module, batches: list[dict]) -> dict[str, torch.Tensor]:
     """Mean loss and mean gradients over the batches of all processes."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     if world > 1:
@@ -39,21 +42,23 @@ def gradients(head: str, teacher: torch.nn.Module, student: torch.nn.Module, bat
         dist.all_reduce(total)
         total /= world
     found = {name: p.grad.full_tensor() if world > 1 else p.grad for name, p in student.named_parameters() if p.grad is not None}
-    return {f"{head} {name}": value.clone() for name, value in found.items()} | {f"{head} loss": total}
+    return {f"{kind} {name}": value.clone() for name, value in found.items()} | {f"{kind} loss": total}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    lm = language_model()
-    batches = list(window_loader(windows(lm) * 2, 40, 0, 0, shuffle=False))[:2]
     whole, out = signals.LOGITS_AT_ONCE, {}
-    for head, at_once in {"title": whole, "title in parts": 3 * lm.model.config.vocab_size}.items():
-        signals.LOGITS_AT_ONCE = at_once
-        out |= gradients(head, lm.model, language_model(layers=2, seed=1).model, batches)
-    signals.LOGITS_AT_ONCE = whole
-    out |= gradients("item", item_model(lm), item_model(language_model(layers=2, seed=1), seed=1), batches)
+    for name, made in {"words": language_model, "items": item_lm}.items():
+        lm = made()
+        batches = [collate(rows, 0) for rows in (windows(lm), windows(lm)[1:])]
+        for parts, at_once in {"": whole, " in parts": 3 * lm.model.config.vocab_size}.items():
+            signals.LOGITS_AT_ONCE = at_once
+            student = made(layers=2, seed=1).model
+            for module in trained_rows(student) if name == "items" else ():
+                register_parametrization(module, "weight", LowRankUpdate(module.weight, 4))
+            out |= gradients(name + parts, lm.model, student, batches)
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(out, sys.argv[1])
     if dist.is_initialized():

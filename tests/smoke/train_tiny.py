@@ -10,12 +10,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from safetensors.torch import save_file
-from test_distillation import item_model, windows
-from tiny_lm import language_model
+from tiny_lm import item_lm, section, windows
 from transformers import TrainerCallback
 
 from lwa_helpers import DistillationTrainer
-from lwa_helpers.config import LossConfig, load_config
+from lwa_helpers.arms import trained_rows
+from lwa_helpers.config import LossConfig
+from lwa_helpers.low_rank import low_rank
 from lwa_helpers.tuning import train_or_go_on, training_arguments, window_loader
 
 
@@ -31,25 +32,22 @@ class Kill(TrainerCallback):
 
 
 def train(out: Path, folder: Path | None = None, kill: int = -1, accumulate: int = 1, steps: int = 9) -> None:
-    """Other widths, so that projections are trained too; `accumulate` batches of one process are one step."""
+    """Other widths, so that projections are trained too, and rows in few dimensions; `accumulate` batches of one process are one
+    step."""
     torch.set_num_threads(1)
-    lm, small = language_model(hidden=48), language_model(layers=2)
-    data = windows(lm) * 4
-    section = load_config("smoke").ablation.model_copy(
-        update={"epochs": 3.0, "tokens_per_batch": 40, "save_steps": 2, "bf16": False, "learning_rate": 1e-2}
-    )
-    loader = window_loader(data, section.tokens_per_batch, 0, 7)
-    arguments = training_arguments(section, len(loader), 0, checkpoints=folder)
+    teacher, student = item_lm(hidden=48), item_lm(layers=2, seed=1)
+    own = section(epochs=3.0, tokens_per_batch=15, save_steps=2, learning_rate=1e-2, head_learning_rate=1e-2)
+    loader = window_loader(windows(teacher) * 4, own.tokens_per_batch, 0, 7)
+    arguments = training_arguments(own, len(loader), 0, checkpoints=folder)
     arguments.max_steps, arguments.gradient_accumulation_steps = steps, accumulate
-    student = item_model(small, seed=1)
-    trainer = DistillationTrainer(
-        item_model(lm), student, strategy="linear", loss=LossConfig(alpha=0.5, temperature=1.0, beta=1.0), args=arguments,
-        loader=loader, callbacks=[Kill(kill)],
-    )
-    train_or_go_on(trainer, folder) if folder else trainer.train()
+    with low_rank(trained_rows(student.model), own.rank):
+        trainer = DistillationTrainer(
+            teacher, student, strategy="linear", loss=LossConfig(alpha=0.5, temperature=1.0, beta=1.0), args=arguments,
+            loader=loader, head_learning_rate=own.head_learning_rate, callbacks=[Kill(kill)],
+        )
+        train_or_go_on(trainer, folder) if folder else trainer.train()
     if trainer.is_world_process_zero():
-        state = {name: value for name, value in student.state_dict().items() if "lm_head" not in name}
-        save_file(state | {"processes": torch.tensor(trainer.accelerator.num_processes)}, out)
+        save_file(student.model.state_dict() | {"processes": torch.tensor(trainer.accelerator.num_processes)}, out)
 
 
 if __name__ == "__main__":
