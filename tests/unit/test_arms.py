@@ -1,147 +1,296 @@
-"""Students from start to finish: schedules of several depths on one budget, and how alike two models rank."""
+"""Students from start to finish: one budget, in steps or not, one teacher or several, and arms that share all else."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax, softmax
-from test_distillation import item_model, windows
-from test_weighting import result
-from tiny_lm import TITLES, language_model
+from tiny_lm import CUT, TITLES, item_lm, lessons, office_task, section, windows
 
-from lwa_helpers import arms, paths
-from lwa_helpers.arms import agreement, distilled_student, frontier, fused_student, teacher_signals
+from lwa_helpers import arms
+from lwa_helpers.arms import Distillation, agreement, budget, co_taught_student, in_steps, run_arm
 from lwa_helpers.config import load_config
-from lwa_helpers.data.windows import Encoded
+from lwa_helpers.distillation import DistillationTrainer
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import Cases
+from lwa_helpers.evaluation import CrossFitted
+from lwa_helpers.head_transfer import carry_head, label_states
 from lwa_helpers.models import decoder_layers
 from lwa_helpers.signals import TeacherSignals
 
-CONFIG = load_config("smoke")
+pytestmark = pytest.mark.usefixtures("cache")
 
 
-def section(**changes):
-    own = {"n_layers": 2, "tokens_per_batch": 60, "bf16": False, "strategy": "fisher"}
-    return CONFIG.distillation.model_copy(update=own | changes)
+def depth(lm):
+    return len(decoder_layers(lm.model))
+
+
+def weights(lm):
+    return {name: value.clone() for name, value in lm.model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
-def taught(monkeypatch, tmp_path):
-    """(student's layers, teacher's layers, windows, epochs) of every distillation."""
-    seen, distil = [], arms.distil
+def taught(monkeypatch):
+    """(student's layers, teacher's layers, windows, epochs, signals) of every distillation."""
+    seen, train = [], Distillation.train
 
-    def recording(start, signals, data, fisher, strategy, own, *args):
-        seen.append((len(decoder_layers(start)), signals.n_layers, data, own.epochs))
-        return distil(start, signals, data, fisher, strategy, own, *args)
+    def recording(self, student, strategy, signals=None, logs=None):
+        seen.append((depth(student), self.n_layers, list(self.windows), self.section.epochs, signals))
+        return train(self, student, strategy, signals, logs)
 
-    monkeypatch.setattr(arms, "distil", recording)
-    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(Distillation, "train", recording)
     return seen
 
 
-def made(steps, epochs):
-    lm = language_model()
-    data = windows(lm) * 2
-    student, trainer = distilled_student(
-        item_model(lm), lm, section(steps=steps, epochs=epochs), CONFIG.teacher, data, result([4.0, 3, 2, 1]), seed=0
-    )
-    return student, trainer, data
+@pytest.fixture
+def batches(monkeypatch):
+    """For every trainer: the windows of each of its batches in order, and the student's head at the first."""
+    seen, total = {}, DistillationTrainer.total
+
+    def recording(self, student, inputs):
+        head = student.get_output_embeddings().weight.detach().clone()
+        seen.setdefault(id(self), (self, head, []))[2].append(inputs["window"].tolist())
+        return total(self, student, inputs)
+
+    monkeypatch.setattr(DistillationTrainer, "total", recording)
+    return seen
 
 
-def test_one_step_has_the_whole_budget(taught):
-    student, trainer, data = made([], 0.5)
-    assert taught == [(2, 4, data, 0.5)] and trainer.model is student
-    assert trainer.state.global_step == len(trainer.loader)
+# The start
+
+
+@pytest.mark.parametrize("selection", ["first", "uniform", "top_fisher"])
+def test_a_student_starts_from_the_teachers_layers_and_its_head_carried_over(selection):
+    teacher = item_lm()
+    before, own = weights(teacher), lessons(teacher, selection=selection, per_layer=(1.0, 9, 2, 8))
+    student = own.start(2)
+    kept = {"first": (0, 1), "uniform": (0, 3), "top_fisher": (1, 3)}[selection]
+    for mine, layer in zip(decoder_layers(student.model), kept, strict=True):
+        theirs = decoder_layers(teacher.model)[layer].state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.state_dict().items())
+    assert torch.equal(student.model.model.embed_tokens.weight, before["model.embed_tokens.weight"])
+    want = item_lm(layers=2).model
+    source, states = (label_states(lm.model, own.ordered, False) for lm in (teacher, student))
+    carry_head(before["lm_head.weight"], source, want, states)
+    torch.testing.assert_close(student.model.lm_head.weight, want.lm_head.weight, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(student.model.lm_head.weight, before["lm_head.weight"])
+    assert same(weights(teacher), before) and student.items == teacher.items
+
+
+def test_a_student_of_all_layers_is_the_teacher_itself_at_first():
+    teacher = item_lm()
+    student = lessons(teacher).start(4)
+    assert same(weights(student), weights(teacher)) and student.model is not teacher.model
+
+
+def test_a_selection_by_score_takes_other_scores_than_fisher_where_they_are_given():
+    own = lessons(selection="top_fisher", per_layer=(9.0, 8, 1, 1))
+    theirs, its = (decoder_layers(lm.model) for lm in (own.teacher, own.start(2, [0, 1, 2, 3])))
+    for mine, layer in zip(its, theirs[2:], strict=True):
+        assert torch.equal(mine.self_attn.q_proj.weight, layer.self_attn.q_proj.weight)
+
+
+# The budget
+
+
+def test_a_share_of_an_epoch_is_a_drawn_share_of_the_windows():
+    data = windows(item_lm(), [(f"u{n}", [n % 8, (n + 1) % 8], 1) for n in range(60)])
+    part, again, other = (budget(data, section(epochs=0.1), seed) for seed in (0, 0, 1))
+    assert len(part) == 6 == len({window.user_id for window in part}) and part == again != other
+    assert [data.index(window) for window in part] == sorted(data.index(window) for window in part)
+    assert budget(data, section(epochs=3.0), 0) == budget(data, section(epochs=1.0), 0) == data
+    assert len(budget(data, section(epochs=0.001), 0)) == 1
+
+
+@pytest.mark.parametrize("epochs", [0.25, 1.0, 2.0])
+def test_a_share_of_the_windows_is_passed_over_once(batches, epochs):
+    own = lessons(cut=CUT * 6, tokens_per_batch=10, epochs=epochs)
+    student, trainer = own.student(2)
+    rows = [row for batch in batches[id(trainer)][2] for row in batch]
+    assert sorted(rows) == sorted(list(range(18)) * round(max(1, epochs))) and depth(student) == 2
+
+
+def test_one_student_has_the_whole_budget(taught):
+    own = lessons(epochs=1.0)
+    student, trainer = own.student(2)
+    assert [step[:4] for step in taught] == [(2, 4, own.windows, 1.0)] and trainer.model is student.model
 
 
 def test_a_short_budget_is_shared_by_windows(taught):
-    student, _, data = made([3, 2], 1.0)
-    (first, second) = taught
-    assert first[:2] == (3, 4) and second[:2] == (2, 3) and len(decoder_layers(student)) == 2
-    assert first[2] == data[::2] and second[2] == data[1::2] and first[3] == second[3] == 1.0
+    own = lessons(cut=CUT * 2, steps=[3, 2], epochs=1.0)
+    student, _ = in_steps(own)
+    first, second = taught
+    assert first[:2] == (3, 4) and second[:2] == (2, 3) and depth(student) == 2
+    assert first[2] == own.windows[::2] and second[2] == own.windows[1::2] and first[3] == second[3] == 1.0
 
 
 def test_a_long_budget_is_shared_by_epochs(taught):
-    data = made([3, 2], 4.0)[2]
-    assert [step[2:] for step in taught] == [(data, 2.0)] * 2
+    own = lessons(steps=[3, 2], epochs=4.0)
+    in_steps(own)
+    assert [step[2:4] for step in taught] == [(own.windows, 2.0)] * 2
 
 
-def test_a_selection_by_fisher_takes_the_scores(taught):
-    lm = language_model()
-    teacher, fisher = item_model(lm), result([1.0, 9, 2, 8])
-    own = section(selection="top_fisher", epochs=1.0)
-    student, _ = distilled_student(teacher, lm, own, CONFIG.teacher, windows(lm), fisher, seed=0)
-    start = arms.student_ranker(teacher, lm, own, fisher)
-    assert len(decoder_layers(student)) == len(decoder_layers(start)) == 2
-    for place, layer in enumerate((1, 3)):
-        kept, theirs = (decoder_layers(m)[i].state_dict() for m, i in ((start, place), (teacher, layer)))
-        assert all((kept[name] == theirs[name]).all() for name in kept)
-    with pytest.raises(LwaError, match="needs scores"):
-        arms.student_ranker(teacher, lm, own)
+@pytest.mark.parametrize("epochs", [1.0, 1.5, 2.0, 3.0])
+def test_steps_take_together_as_many_windows_as_one_student_alone(taught, epochs):
+    own = lessons(cut=CUT * 4, steps=[4, 3, 2], epochs=epochs)
+    in_steps(own)
+    assert sum(len(step[2]) * step[3] for step in taught) == pytest.approx(epochs * len(own.windows))
+    assert len(taught) == 3
 
 
-def test_signals_of_a_section_are_cut_as_its_loss_says(taught):
-    lm = language_model()
-    loss = CONFIG.distillation.loss.model_copy(update={"top_k": 3, "temperature": 2.0})
-    signals = teacher_signals(item_model(lm), windows(lm), section(loss=loss), lm, 0)
-    assert signals.logits.shape[1] == 4 and signals.temperature == 2.0 and signals.hidden.shape[1] == 2
+def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_has(taught, monkeypatch):
+    """Of scores 1, 8, 2, 9 the first step keeps 8, 2, 9, its student's layers; the second 8 and 9: layers 0 and 2."""
+    layers, build = [], arms.build_student
+
+    def recording(teacher, *args, **kwargs):
+        student = build(teacher, *args, **kwargs)
+        theirs, its = (
+            [layer.self_attn.q_proj.weight.tolist() for layer in decoder_layers(lm.model)] for lm in (teacher, student)
+        )
+        layers.append([theirs.index(weight) for weight in its])
+        return student
+
+    monkeypatch.setattr(arms, "build_student", recording)
+    in_steps(lessons(selection="top_fisher", steps=[3, 2], per_layer=(1.0, 8, 2, 9)))
+    assert layers == [[1, 2, 3], [0, 2]]
 
 
-def test_students_of_several_depths_share_what_the_teacher_says_once(taught, monkeypatch):
-    """The one of the section's own depth among them: whatever the others are, it is the student that it would be alone."""
-    lm, asked, compute = language_model(), [], TeacherSignals.compute
+# What the teacher says
+
+
+def test_signals_of_a_section_are_cut_as_its_loss_says():
+    loss = load_config("smoke").distillation.loss.model_copy(update={"top_k": 3, "temperature": 2.0})
+    said = lessons(loss=loss, strategy="fisher").signals
+    assert said.logits.shape == (5, 4) and said.temperature == 2.0 and said.layers == [2, 4]
+
+
+def test_students_of_several_depths_share_what_the_teacher_says_once(monkeypatch):
+    """That of the section's own depth is what it would be alone; without states to match, the last layer's do."""
+    asked, compute = [], TeacherSignals.compute
     monkeypatch.setattr(TeacherSignals, "compute", lambda *args: asked.append(args[2]) or compute(*args))
-    teacher, data, fisher = item_model(lm), windows(lm), result([4.0, 3, 2, 1])
-    alone, _ = distilled_student(teacher, lm, section(epochs=1.0), CONFIG.teacher, data, fisher, seed=0)
-    own = section(epochs=1.0, frontier=[9, 3, 2, 1], steps=[3, 2])
-    students = frontier(teacher, lm, own, CONFIG.teacher, data, fisher, seed=0)
-    assert {depth: len(decoder_layers(student)) for depth, student in students.items()} == {3: 3, 1: 1}
-    again, _ = distilled_student(teacher, lm, own.model_copy(update={"steps": []}), CONFIG.teacher, data, fisher, seed=0)
+    alone, _ = lessons(strategy="fisher").student(2)
+    shared = lessons(strategy="fisher", frontier=[9, 3, 2, 1])
+    assert shared.section.depths == [9, 3, 2, 1]
+    students = {n: shared.student(n)[0] for n in (3, 2, 1)}
+    assert {n: depth(student) for n, student in students.items()} == {3: 3, 2: 2, 1: 1}
     assert asked == [[2, 4], [1, 2, 3, 4]]  # layer_map of 9 layers names no others
-    assert all((value == again.state_dict()[name]).all() for name, value in alone.state_dict().items())
+    assert same(weights(alone), weights(students[2]))
+    lessons(strategy="none", frontier=[3, 1]).student(2)
+    assert asked[2:] == [[4]]
+
+
+# Arms
+
+
+def ablation(seed=0, **changes):
+    own = load_config("smoke").ablation.model_copy(
+        update={"n_layers": 2, "tokens_per_batch": 10, "bf16": False, "rank": 4, "epochs": 0.5} | changes
+    )
+    data = windows(item_lm(), CUT * 12)
+    return replace(lessons(seed=seed), section=own, windows=budget(data, own, seed))
+
+
+def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_others(batches, tmp_path):
+    task, drawn, starts = office_task(tmp_path / "office"), {}, {}
+    for seed in (0, 1):
+        own = ablation(seed)
+        start = own.start(2)
+        before = weights(start)
+        for strategy in ("labels", "none", "uniform", "fisher"):
+            frame = run_arm(strategy, own, start, task)
+            trainer, head, order = list(batches.values())[-1]
+            drawn.setdefault(seed, []).append(order)
+            starts.setdefault(seed, []).append(head)
+            assert set(frame.strategy) == {strategy} and set(frame.seed) == {seed}
+            assert frame.user_id.tolist() == task.asked.user_ids
+            assert frame.target.tolist() == task.asked.targets.tolist()
+            assert set(frame.steps) == {len(order)} and set(frame.targets) == {int(own.signals.starts[-1])}
+            assert trainer.loss_config.alpha == (0 if strategy == "labels" else own.section.loss.alpha)
+        assert same(weights(start), before)
+        assert all(order == drawn[seed][0] for order in drawn[seed])
+        assert all(torch.equal(head, starts[seed][0]) for head in starts[seed])
+    assert drawn[0][0] != drawn[1][0] and ablation(0).windows != ablation(1).windows
+
+
+def test_an_arm_is_the_same_bits_again_and_its_ranks_are_those_of_its_student(tmp_path):
+    task, own = office_task(tmp_path / "office"), ablation()
+    start = own.start(2)
+    first, again = (run_arm("uniform", own, start, task) for _ in range(2))
+    assert first.equals(again)
+    own.train(start, "uniform")
+    assert first["rank"].tolist() == task.ranks(start.model).tolist()
+
+
+def test_the_shuffled_weights_of_an_arm_are_drawn_anew_for_each_seed():
+    own = [ablation(seed, n_layers=4) for seed in (0, 1, 2)]
+    found = [tuple(lesson.train(lesson.start(4), "shuffled_fisher").weights) for lesson in own]
+    np.testing.assert_allclose([sorted(weights) for weights in found], [[0.4, 0.8, 1.2, 1.6]] * 3)
+    assert len({tuple(np.round(weights, 6)) for weights in found}) == 3
+    assert found[1] == tuple(own[1].train(own[1].start(4), "shuffled_fisher").weights)
+
+
+# Several teachers
 
 
 class Nearby:
     """Scores an item by how near the newest one it stands in the catalogue, the next ones best."""
 
+    def __init__(self, sign=-1):
+        self.sign = sign
+
     def scores(self, histories):
-        return np.array([[-((item - history[-1]) % len(TITLES)) for item in range(len(TITLES))] for history in histories], float)
+        away = np.arange(len(TITLES)) - np.array([[history[-1]] for history in histories])
+        return self.sign * (away % len(TITLES)).astype(float)
 
 
-class Valid:
-    """The validation part of a task: three cases, of which the teacher ranks one first, one third, and one last."""
+def test_a_student_of_several_teachers_hears_each_by_its_validation_part(taught, tmp_path):
+    """Probabilities by hand: the teacher's over all tokens, the other's on items alone, each user's by its fit."""
+    valid = office_task(tmp_path / "office", part="valid")
+    asked = valid.asked
+    system = CrossFitted([Nearby(), Nearby(1)], {"u": 0, "v": 1, "w": 0} | {user: 0 for user in asked.user_ids})
+    own = lessons(valid.lm, strategy="uniform")
+    student, heard = co_taught_student(own, {"nearby": system}, valid)
+    assert depth(student) == 2 and list(heard) == ["teacher", "nearby"]
 
-    asked = Cases(["a", "b", "c"], [[0], [3], [5]], np.array([1, 4, 0]))
+    def ndcg(scores):
+        """From the order in which each user's unseen items are ranked."""
+        found = []
+        for row, (history, target) in enumerate(zip(asked.histories, asked.targets)):
+            unseen = [item for item in np.argsort(-scores[row]) if item not in history]
+            found.append(1 / np.log2(unseen.index(target) + 2))
+        return np.mean(found)
 
-    def ranks(self, model):
-        return np.array([1, 3, 8])
-
-
-def test_a_student_of_several_teachers_hears_each_by_its_validation_part(taught, monkeypatch):
-    """Weights by hand: the teacher 1, 1/2 and 1/log2(9) of NDCG; the other ranks them 1, 1 and 3, seen items left out."""
-    lm, said = language_model(), []
-    teacher, distil = item_model(lm), arms.distil
-    monkeypatch.setattr(arms, "distil", lambda start, signals, *args: said.append(signals) or distil(start, signals, *args))
-    encoded = Encoded([1, 2], [lm.tokenizer(title + "\n")["input_ids"] for title in TITLES], {})
-    data = [encoded.window("u", [4, 2, 7, 1], 1, last_text=False), encoded.window("v", [3, 5, 6], 1, last_text=False)]
-    own = section(strategy="uniform", epochs=1.0)
-    student, heard = fused_student(
-        teacher, lm, own, CONFIG.teacher, data, {"nearby": Nearby()}, Valid(), result([1.0] * 4), seed=0
-    )
-    assert len(decoder_layers(student)) == 2 and list(heard) == ["teacher", "nearby"]
+    scores, rows = Nearby().scores(asked.histories), np.arange(len(asked.targets))
+    assert heard["teacher"] == (1.0, pytest.approx(ndcg(valid.scores(valid.lm.model))))
     scale, quality = heard["nearby"]
-    assert heard["teacher"] == (1.0, pytest.approx((1 + 0.5 + 1 / np.log2(9)) / 3)) and quality == pytest.approx((2 + 0.5) / 3)
-    scores, rows = Nearby().scores([[0], [3], [5]]), np.arange(3)
+    assert quality == pytest.approx(ndcg(scores)) == 1
 
     def likelihood(s):
-        return log_softmax(s * scores, axis=1)[rows, [1, 4, 0]].sum()
+        return log_softmax(s * scores, axis=1)[rows, asked.targets].sum()
 
     assert likelihood(scale) > max(likelihood(0.9 * scale), likelihood(1.1 * scale))
-    theirs = softmax(np.array(teacher_signals(teacher, data, own, lm, 0).logits, float), axis=1)
-    others = softmax(scale * Nearby().scores([[4], [4, 2], [4, 2, 7], [3], [3, 5]]), axis=1)
+    theirs = softmax(np.array(own.signals.logits, float), axis=1)
+    shown = [[0, 1, 2], [0, 1, 2, 3], [4], [7], [7, 6]]  # before the five targets
+    others = np.zeros_like(theirs)
+    scores = np.concatenate([Nearby().scores(shown[:2]), Nearby(1).scores(shown[2:3]), Nearby().scores(shown[3:])])
+    others[:, own.teacher.items.tokens] = softmax(scale * scores, axis=1)
     share = np.array([heard["teacher"][1], quality]) / (heard["teacher"][1] + quality)
-    np.testing.assert_allclose(np.exp(np.array(said[0].logits, float)), share[0] * theirs + share[1] * others, rtol=2e-2, atol=1e-4)
-    with pytest.raises(LwaError, match="one step"):
-        fused_student(teacher, lm, section(steps=[3, 2]), CONFIG.teacher, data, {}, Valid(), result([1.0] * 4), seed=0)
+    said = np.exp(np.array(taught[0][4].logits, float))
+    np.testing.assert_allclose(said, share[0] * theirs + share[1] * others, rtol=2e-2, atol=1e-4)
+    assert said[:, : own.teacher.items.first].sum() == pytest.approx(
+        share[0] * theirs[:, : own.teacher.items.first].sum(), rel=2e-2
+    )
+
+
+def test_several_teachers_need_all_that_the_teacher_says(tmp_path):
+    loss = section().loss.model_copy(update={"top_k": 3})
+    valid = office_task(tmp_path / "office", part="valid")
+    with pytest.raises(LwaError, match="top_k=None"):
+        co_taught_student(lessons(valid.lm, loss=loss), {"nearby": CrossFitted([Nearby()], {})}, valid)
 
 
 def test_agreement_by_hand():
@@ -150,21 +299,3 @@ def test_agreement_by_hand():
     alike = agreement(student, teacher, [[], [], [0]], k=2)
     np.testing.assert_allclose(alike.overlap, [1, 0, 1])
     np.testing.assert_allclose(alike.tau, [4 / 6, -1, 0])
-
-
-def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_has(taught, monkeypatch):
-    """Of scores 1, 8, 2, 9 the first step keeps 8, 2, 9, its student's layers; the second 8 and 9, which are layers 0 and 2."""
-    lm, layers, build = language_model(), [], arms.build_student
-
-    def recording(teacher, *args, **kwargs):
-        student = build(teacher, *args, **kwargs)
-        theirs, its = (
-            [layer.self_attn.q_proj.weight.tolist() for layer in decoder_layers(part.model)] for part in (teacher, student)
-        )
-        layers.append([theirs.index(weight) for weight in its])
-        return student
-
-    monkeypatch.setattr(arms, "build_student", recording)
-    own = section(selection="top_fisher", steps=[3, 2], epochs=1.0)
-    distilled_student(item_model(lm), lm, own, CONFIG.teacher, windows(lm), result([1.0, 8, 2, 9]), seed=0)
-    assert layers == [[1, 2, 3], [0, 2]]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from lwa_helpers.arms import Distillation
 from lwa_helpers.config import load_config
+from lwa_helpers.data import load_data
 from lwa_helpers.data.prompts import Prompt
 from lwa_helpers.data.readings import Reading
 from lwa_helpers.data.windows import window_of
@@ -19,6 +20,7 @@ from lwa_helpers.fisher import FisherResult
 from lwa_helpers.fisher.collect import Column
 from lwa_helpers.item_tokens import with_item_tokens
 from lwa_helpers.models import ItemTokens, LanguageModel
+from lwa_helpers.task import RankingTask
 
 TITLES = ["Toy Story", "GoldenEye", "Toy Soldiers", "Été à Paris", "Story of Us & Them", "Heat", "Seven (1995)", "日本 Story"]
 PROMPT = Prompt("Seen:\n")
@@ -102,6 +104,19 @@ def office(folder: Path, titles: list[str] = TITLES) -> Path:
     items = pd.DataFrame({"parent_asin": [f"i{n}" for n in range(len(titles))], "title": titles})
     items.to_parquet(folder / "meta_Office_Products.parquet")
     return folder
+
+
+def office_config(folder: Path, **overrides):
+    """Settings of a smoke run on `office`, laid out in the folder; overrides with __ for the dot."""
+    folder = folder if folder.is_dir() else office(folder)
+    where = {"data.name": "Office_Products", "data.root": str(folder), "data.split": "file", "data.k_core": 0}
+    return load_config("smoke", where | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def office_task(folder: Path, lm=None, part="test", **overrides):
+    """The ranking task on `office` for a model, by default one that reads items."""
+    config = office_config(folder, **overrides)
+    return RankingTask(load_data(config.data), lm or item_lm(), config.data, config.evaluation, config.seed, part)
 
 
 def begin_with_a_token(lm):
