@@ -53,6 +53,14 @@ def test_bfloat16_scores_are_close_to_those_in_float32():
     assert 0 < np.abs(half - exact).max() < 0.1
 
 
+@pytest.mark.xfail(strict=True, reason="the head speaks in bfloat16: near scores tie, which counts against the target")
+def test_bfloat16_does_not_make_near_scores_equal():
+    """Of a thousand items; on MovieLens SASRec's scores rounded like that lose 3 % of NDCG@10 to ties alone."""
+    lm = item_lm(titles=[f"Film {n}" for n in range(1000)])
+    (scores,) = rank_catalogue(lm.model, [[lm.items.first + 3]], lm.items.tokens, 1, bf16=True, progress=False)
+    assert len(np.unique(scores)) > 990
+
+
 def test_columns_are_those_that_are_asked_for():
     lm = item_lm("titles")
     prompts, first = [reading_of(lm).prompt([3])], lm.items.first

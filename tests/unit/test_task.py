@@ -1,87 +1,158 @@
 """The task on MovieLens: who is asked, with what, and that a model's ranks are those of its scores."""
 
 import numpy as np
+import pandas as pd
 import pytest
-from tiny_lm import language_model
+import torch
+from tiny_lm import READINGS, item_lm, language_model, office_task
 
 from lwa_helpers import load_movielens
-from lwa_helpers.arms import arm_windows, student_ranker
 from lwa_helpers.config import load_config
+from lwa_helpers.data import Interactions
+from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import Popularity, ranks
+from lwa_helpers.models import decoder_layers
 from lwa_helpers.task import RankingTask
+from lwa_helpers.teacher import item_model
+
+CONFIG = load_config("smoke", {"evaluation.users": 12, "evaluation.bf16": False})
+
+
+def movielens_model(reading="items"):
+    data = load_movielens()
+    cut = CONFIG.data.model_copy(update={"reading": reading, "text_items": 2})
+    vectors = np.random.default_rng(0).normal(size=(len(data.titles), 6))
+    return item_model(language_model(), data, vectors, cut, CONFIG.evaluation, 0)
+
+
+def task_of(lm, cut=CONFIG.data, evaluation=CONFIG.evaluation):
+    return RankingTask(load_movielens(), lm, cut, evaluation, CONFIG.seed)
+
+
+@pytest.fixture(scope="module", params=READINGS)
+def task(request):
+    return task_of(movielens_model(request.param))
 
 
 @pytest.fixture(scope="module")
-def task():
-    config = load_config("smoke", {"evaluation.users": 12})
-    return RankingTask(load_movielens(), language_model(), config.data, config.evaluation, config.seed), config
+def items_task():
+    return task_of(movielens_model())
 
 
-def test_the_chosen_users_are_asked_about_their_last_film(task):
-    task = task[0]
+def test_the_chosen_users_are_asked_about_their_last_film_after_what_they_saw_before(task):
     truth = task.data.test.set_index("user_id").parent_asin
+    before, longest = task.data.histories("test"), CONFIG.evaluation.history_items
     assert len(set(task.asked.user_ids)) == 12
-    for user, target, window in zip(task.asked.user_ids, task.asked.targets, task.asked_windows):
-        assert task.data.item_ids[target] == truth[user] and window.user_id == user and window.item_labels[-1] == target
+    for user, target, prompt in zip(task.asked.user_ids, task.asked.targets, task.prompts):
+        assert task.data.item_ids[target] == truth[user]
+        newest = [task.data.item_ids.index(item) for item in before[user]][-longest:]
+        if task.lm.items.reading == "titles":
+            shown = task.lm.tokenizer.decode(prompt).split("\n")[1:-1]
+            assert shown == [task.data.titles[item] for item in newest]
+        else:
+            assert [token - task.lm.items.first for token in prompt if token >= task.lm.items.first] == newest
 
 
-def test_a_head_without_layers_ranks_by_popularity(task):
-    """With vectors of zero only the bias is left, the logarithm of popularity."""
-    task = task[0]
-    model = task.new_ranker(1)
-    model.head.table.data.zero_()
-    np.testing.assert_array_equal(task.ranks(model), ranks(Popularity().fit(task.data), task.asked))
+def test_scores_are_transformers_own_logits_of_the_items_after_each_prompt(task):
+    got = task.scores(task.lm.model)
+    for row in (0, 5, 11):
+        with torch.no_grad():
+            want = task.lm.model(torch.tensor([task.prompts[row]])).logits[0, -1, task.lm.items.first :]
+        np.testing.assert_allclose(got[row], want.numpy(), atol=1e-4)
 
 
-def test_students_start_from_the_teachers_layers_and_head(task):
-    task, config = task
-    teacher = task.new_ranker(4)
-    student = student_ranker(teacher, task.lm, config.ablation.model_copy(update={"n_layers": 2}))
-    own, theirs = student.causal_lm.model.layers[1].state_dict(), teacher.causal_lm.model.layers[1].state_dict()
-    assert all((own[name] == theirs[name]).all() for name in own)
-    assert student.head is not teacher.head and (student.head.table == teacher.head.table).all()
-    assert not student.causal_lm.get_input_embeddings().weight.requires_grad
+def test_a_rank_counts_the_unseen_items_that_score_no_less(task):
+    scores = np.round(task.scores(task.lm.model), 2)  # so that there are ties
+    for row, rank in enumerate(task.ranks(task.lm.model, scores)):
+        target = task.asked.targets[row]
+        unseen = [item for item in range(len(scores[row])) if item not in task.asked.histories[row]]
+        assert rank == sum(scores[row, item] >= scores[row, target] for item in unseen)
+    np.testing.assert_array_equal(task.ranks(task.lm.model), task.ranks(None, task.scores(task.lm.model)))
 
 
-def test_a_share_of_an_epoch_is_a_share_of_the_windows(task):
-    task, config = task
-    windows = task.train_windows(config.ablation)
-    part = arm_windows(windows, config.ablation.model_copy(update={"epochs": 0.1}), seed=0)
-    assert len(part) == round(0.1 * len(windows)) and len({id(w) for w in part}) == len(part)
-    assert arm_windows(windows, config.ablation.model_copy(update={"epochs": 3.0}), seed=0) == windows
+def test_a_head_that_says_popularity_ranks_as_popularity_does(items_task):
+    """Whatever the layers say: one dimension of the states is made constant, and the head reads it alone."""
+    lm = movielens_model()
+    with torch.no_grad():
+        for layer in decoder_layers(lm.model):
+            layer.self_attn.o_proj.weight[0] = 0
+            layer.mlp.down_proj.weight[0] = 0
+        lm.model.model.embed_tokens.weight[:, 0] = 1000.0  # after the norm it is sqrt(d)
+        head = lm.model.lm_head.weight
+        head.zero_()
+        head[lm.items.tokens, 0] = torch.from_numpy(items_task.log_popularity).float()
+    want = ranks(Popularity().fit(items_task.data), items_task.asked)
+    np.testing.assert_array_equal(items_task.ranks(lm.model), want)
 
 
-def test_one_setting_makes_pairs_of_the_same_targets(task):
-    task, config = task
-    section = config.ablation.model_copy(update={"windows_per_user": None})
+def test_popularity_answers_where_there_is_nothing_to_read(tmp_path):
+    """A user without history, among others, where items are read; a header is something to read."""
+    base = office_task(tmp_path / "office")
+    new = pd.DataFrame({"user_id": ["new"], "parent_asin": ["i6"], "rating": [np.nan], "timestamp": [99]})
+    train = base.data.train[base.data.train.parent_asin != "i2"]
+    data = Interactions("office", train, base.data.valid, pd.concat([base.data.test, new]), base.data.items)
+    counts = [(train.parent_asin == f"i{item}").sum() for item in range(8)]
+    for reading in ("items", "titles"):
+        cut = base.cut.model_copy(update={"reading": reading})
+        lm = item_model(language_model(), data, np.eye(8), cut, base.evaluation, 0)
+        task = RankingTask(data, lm, base.cut, base.evaluation, 0)
+        row = task.asked.user_ids.index("new")
+        scores = task.scores(lm.model)
+        want = np.log((1 + np.array(counts)) / (8 + sum(counts)))
+        assert np.allclose(scores[row], want) == (reading == "items") and counts[2] == 0
+        assert not np.allclose(scores[row - 1], want) and np.isfinite(scores).all()
+
+
+def test_a_model_of_other_items_is_refused():
+    with pytest.raises(LwaError, match="made for other items than movielens holds: tune it on these"):
+        task_of(item_lm())
+
+
+def test_one_setting_makes_pairs_of_the_same_targets(items_task):
+    section = CONFIG.ablation.model_copy(update={"windows_per_user": None, "tokens_per_batch": 4096})
     found = {}
     for examples in ("windows", "pairs"):
         cut = load_config("smoke", {"data.examples": examples}).data
-        windows = RankingTask(task.data, task.lm, cut, config.evaluation, config.seed).train_windows(section)
-        targets = sorted(label for window in windows for label in window.item_labels if label >= 0)
+        windows = task_of(items_task.lm, cut).train_windows(section)
+        targets = sorted(label for window in windows for label in window.labels if label >= 0)
         found[examples] = targets, len(windows), sum(len(window.input_ids) for window in windows)
-    assert found["windows"][0] == found["pairs"][0] and found["windows"][1] < found["pairs"][1] == len(found["pairs"][0])
-    assert load_config("smoke").data.examples == "windows" and found["pairs"][2] > 2 * found["windows"][2]
+    (targets, n_windows, _), (same, n_pairs, _) = found["windows"], found["pairs"]
+    assert targets == same and n_windows < n_pairs == len(targets)
+    assert CONFIG.data.examples == "windows" and found["pairs"][2] > 2 * found["windows"][2]
 
 
-def test_the_token_budget_of_the_settings_holds_for_training_and_for_asking(task):
-    task, config = task
+def test_the_token_budget_of_the_settings_holds_for_training_and_for_asking():
+    lm = movielens_model("titles")
 
     def longest(max_tokens):
-        cut = config.data.model_copy(update={"max_titles": 32, "max_tokens": max_tokens})
-        some = RankingTask(task.data, task.lm, cut, config.evaluation.model_copy(update={"history_titles": 32}), 0)
-        return [max(len(w.input_ids) for w in windows) for windows in (some.train_windows(config.ablation), some.asked_windows)]
+        cut = CONFIG.data.model_copy(update={"max_items": 32, "max_tokens": max_tokens})
+        some = task_of(lm, cut, CONFIG.evaluation.model_copy(update={"history_items": 32}))
+        section = CONFIG.ablation.model_copy(update={"tokens_per_batch": 4096})
+        windows = [window.input_ids for window in some.train_windows(section)]
+        return [max(map(len, rows)) for rows in (windows, some.prompts)]
 
     budget = min(longest(None)) - 1
     assert max(longest(budget)) <= budget
 
 
-def test_a_window_that_no_batch_would_hold_is_cut_into_two_with_the_same_targets(task):
-    task, config = task
-    whole, cut = (config.ablation.model_copy(update={"windows_per_user": None, "tokens_per_batch": n}) for n in (4096, 200))
+def test_a_window_that_no_batch_would_hold_is_cut_into_two_with_the_same_targets():
+    task = task_of(movielens_model("titles"), CONFIG.data.model_copy(update={"max_items": 31, "context_items": 6}))
+    every = CONFIG.ablation.model_copy(update={"windows_per_user": None})
+    sections = [every.model_copy(update={"tokens_per_batch": n}) for n in (4096, 200)]
     targets = [
-        sorted(label for window in task.train_windows(section) for label in window.item_labels if label >= 0)
-        for section in (whole, cut)
+        sorted(label for window in task.train_windows(section) for label in window.labels if label >= 0)
+        for section in sections
     ]
-    assert targets[0] == targets[1] and max(len(w.input_ids) for w in task.train_windows(whole)) > 200
-    assert max(batch["input_ids"].numel() for batch in task.train_loader(cut, seed=0)) <= 200
+    assert targets[0] == targets[1] and max(len(w.input_ids) for w in task.train_windows(sections[0])) > 200
+    assert max(batch["input_ids"].numel() for batch in task.train_loader(sections[1], seed=0)) <= 200
+
+
+def test_the_chosen_users_follow_the_seed_and_null_asks_all():
+    task = task_of(movielens_model())
+    again, other = (RankingTask(task.data, task.lm, task.cut, task.evaluation, task.seed + n) for n in (0, 1))
+    assert task.asked.user_ids == again.asked.user_ids != other.asked.user_ids
+    every = task_of(task.lm, evaluation=task.evaluation.model_copy(update={"users": None})).asked
+    assert len(every.targets) == 943
+    place = {user: row for row, user in enumerate(every.user_ids)}
+    for user, history, target in zip(*task.asked):
+        assert every.histories[place[user]] == history and every.targets[place[user]] == target
