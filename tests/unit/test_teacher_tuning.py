@@ -118,10 +118,10 @@ def test_the_vocabulary_holds_what_is_read_and_no_more(tmp_path, reading):
 
 def test_a_model_of_other_weights_is_drawn_anew_in_all_of_them():
     full = language_model(tie_word_embeddings=True)
-    first, again, other = (reinitialised(full, seed) for seed in (0, 0, 1))
+    first, again, other = (reinitialised(full, seed) for seed in (7, 7, 8))
     old, new = weights(full.model), weights(first.model)
     drawn = {name for name in new if "norm" not in name}
-    assert changed(first.model, old) == drawn and not changed(again.model, new) and changed(other.model, new) == drawn
+    assert changed(first.model, old) == changed(other.model, new) == drawn and not changed(again.model, new)
     assert first.model.get_output_embeddings().weight is first.model.get_input_embeddings().weight
     assert first.tokenizer is full.tokenizer and first.model.config.to_dict() == full.model.config.to_dict()
     for name in drawn:
