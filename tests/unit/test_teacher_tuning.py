@@ -123,7 +123,7 @@ def test_a_model_of_other_weights_is_drawn_anew_in_all_of_them():
     drawn = {name for name in new if "norm" not in name}
     assert changed(first.model, old) == changed(other.model, new) == drawn and not changed(again.model, new)
     assert first.model.get_output_embeddings().weight is first.model.get_input_embeddings().weight
-    assert first.tokenizer is full.tokenizer and first.model.config.to_dict() == full.model.config.to_dict()
+    assert first.tokenizer is full.tokenizer and first.model.dtype == full.model.dtype and not first.model.training
     for name in drawn:
         assert new[name].std().item() == pytest.approx(old[name].std().item(), rel=0.3)
 
