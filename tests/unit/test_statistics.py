@@ -16,6 +16,7 @@ from lwa_helpers.evaluation import (
     mean_interval,
     paired_difference,
     randomization_test,
+    ratio_of_arms,
     ratio_of_means,
     smallest_detectable_difference,
     spearman,
@@ -237,6 +238,40 @@ def test_difference_over_seeds_is_wider_than_users_alone_and_consistent_with_the
 def test_difference_over_seeds_refuses_tables_it_cannot_judge(a, b):
     with pytest.raises(ValueError):
         difference_over_seeds(np.random.default_rng(0).random(a), np.random.default_rng(1).random(b))
+
+
+def test_ratio_of_arms_by_hand():
+    """Of the table above to fives: differences -4, -2, 0, 6 have user means -3 and 3, seed means -2 and 2."""
+    a, b = np.array([[1.0, 3.0], [5.0, 11.0]]), np.full((2, 2), 5.0)
+    half = stats.t.ppf(0.975, 169 / 97) * np.sqrt(13) / 5
+    np.testing.assert_allclose(ratio_of_arms(a, b, seed=0), [1, 1 - half, 1 + half])
+    np.testing.assert_allclose(ratio_of_arms(3 * a, b, seed=0), [3, 3 - 3 * half, 3 + 3 * half])  # all in one unit
+    narrow = stats.t.ppf(0.75, 169 / 97) * np.sqrt(13) / 5
+    np.testing.assert_allclose(ratio_of_arms(a, b, seed=0, level=0.5), [1, 1 - narrow, 1 + narrow])
+
+
+@pytest.mark.parametrize(("seed_sd", "seeds", "least"), [(0.02, 5, 0.92), (0.005, 3, 0.92)])
+def test_ratio_of_arms_covers_the_truth(seed_sd, seeds, least):
+    """Users differ far more than arms do, and have the same place in both."""
+    hits, draws = 0, 400
+    for i in range(draws):
+        rng = np.random.default_rng(i)
+        user = rng.gamma(1.0, 0.2, (200, 1))
+        a, b = (arm_of_seeds(rng, scale * user, seed_sd, seeds) for scale in (0.9, 1.0))
+        hits += covered(ratio_of_arms(a, b, seed=0), 0.9)
+    assert least <= hits / draws <= 0.997
+
+
+def test_ratio_of_arms_asks_for_what_the_seeds_allow():
+    a, b = np.random.default_rng(0).random((2, 30, 3))
+    assert ratio_of_arms(a[:, :1], b[:, :1], seed=3) == ratio_of_means(a[:, 0], b[:, 0], seed=3)
+    assert ratio_of_arms(a[:, :1], b[:, :1], seed=3, level=0.5) == ratio_of_means(a[:, 0], b[:, 0], seed=3, level=0.5)
+    assert ratio_of_arms(a, b, seed=0) == ratio_of_arms(a, b, seed=1)
+    assert ratio_of_arms(a, b, seed=0).estimate == pytest.approx(a.mean() / b.mean())
+    assert ratio_of_arms(a, a, seed=0) == (1, 1, 1)
+    for wrong in ((a, b[:, :2]), (a, -b), (a, b * np.nan), (a[:, 0], b[:, 0])):
+        with pytest.raises(ValueError):
+            ratio_of_arms(*wrong, seed=0)
 
 
 def test_smallest_detectable_difference_is_found_with_the_stated_power():
