@@ -1,11 +1,12 @@
 """Tokens a second of the student's distillation step with cached signals and with a live teacher, and both models' inference.
 
-    python tests/benchmarks/distillation_speed.py [--profile quick] [--rounds 5] [--bf16]
+    python tests/benchmarks/distillation_speed.py [--profile quick] [--rounds 5] [--bf16] [--set data.reading=items]
 
-Needs `lwa reproduce --profile PROFILE --only 02`. The ways take turns in one process, so that a busy machine disturbs all
-alike; rows go to results/benchmarks/distillation_speed.csv, with a manifest beside it. Goals on two cores: a step >= 3 times
-as fast with cached signals; for the same users and the whole catalogue, 8 of 30 layers >= 4 times as fast with the same head
-and >= 8 times as fast as the teacher's title head (in float32, which it always computes in).
+Needs `lwa reproduce --profile PROFILE --only 02 --set data.reading=titles` (or items, as here). The ways take turns in one
+process, so that a busy machine disturbs all alike; rows go to results/benchmarks/distillation_speed.csv, with a manifest beside
+it. Goals on two cores: a step >= 3 times as fast with cached signals; for the same users and the whole catalogue, 8 of 30 layers
+>= 4 times as fast with the same head and >= 8 times as fast as the title head of the model that the teacher was made from (in
+float32, which it always computes in, and of a vocabulary cut to the titles).
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import time
 
 import pandas as pd
 import torch
+import tuned_run
 from row_file import keep_record
 
 from lwa_helpers import paths
-from lwa_helpers.arms import arm_windows, student_ranker, teacher_signals
-from lwa_helpers.config import load_config
+from lwa_helpers.arms import Distillation, budget
 from lwa_helpers.data import load_data
 from lwa_helpers.distillation import DistillationTrainer
 from lwa_helpers.efficiency import speed_ratio, time_side_by_side, weight_bytes
-from lwa_helpers.ranking import load_item_ranker, rank_catalogue
+from lwa_helpers.models import load_teacher
+from lwa_helpers.ranking import rank_catalogue
+from lwa_helpers.student import build_student
 from lwa_helpers.task import RankingTask
 from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.tuning import training_arguments, window_loader
+from lwa_helpers.vocabulary import trim_vocabulary
 
 STEPS = 4  # of each timed run of the trainer
 TITLE_HEAD_USERS = 2
@@ -37,40 +41,46 @@ PAIRS = (  # what, the slow way, the fast way
 )  # fmt: skip
 
 
-def main(profile: str, rounds: int, bf16: bool) -> None:
-    began, config = time.perf_counter(), load_config(profile)
-    section = config.distillation.model_copy(update={"bf16": bf16, "epochs": 0.05})
-    teacher, lm = load_item_ranker(paths.results_dir(profile) / "models" / "teacher")
+def title_head(name: str, task: RankingTask) -> TitleRanker:
+    """A language model that ranks the task's titles by their words."""
+    header, titles = task.prompt.header, task.data.titles
+    lm = trim_vocabulary(load_teacher(name), [header, *(title + task.prompt.separator for title in titles)])
+    return TitleRanker(lm.model.to(task.lm.model.device), lm.tokenizer, header, titles)
+
+
+def main(options: argparse.Namespace) -> None:
+    began, config, bf16 = time.perf_counter(), tuned_run.settings(options), options.bf16
+    section = config.distillation.model_copy(update={"bf16": bf16, "epochs": 0.05, "strategy": "uniform"})
+    lm = tuned_run.tuned_teacher(config)
     task = RankingTask(load_data(config.data), lm, config.data, config.evaluation, config.seed)
-    windows = arm_windows(task.train_windows(section), section, config.seed)
-    signals = teacher_signals(teacher, windows, section, lm, config.seed)
+    windows = budget(task.train_windows(section), section, config.seed)
+    signals = Distillation(lm, None, section, windows, config.seed).signals
     loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0)
     tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in zip(loader, range(STEPS)))
     ways = {}
-    for name, source in {"cached signals": signals, "live teacher": teacher}.items():
-        student = student_ranker(teacher, lm, section)
+    for name, source in {"cached signals": signals, "live teacher": lm}.items():
+        student = build_student(lm, section.n_layers, section.selection)
         arguments = training_arguments(section.model_copy(update={"epochs": 1.0}), STEPS, 0)
-        ways[name] = DistillationTrainer(source, student, None, "uniform", section.loss, arguments, loader=loader).train
-    training = time_side_by_side(ways, rounds)
-    asked, size = task.asked_windows[: section.timing_users], config.evaluation.batch_size
-    models = {"teacher": teacher, "student": student_ranker(teacher, lm, section)}
-    calls = {name: lambda m=m: rank_catalogue(m, asked, size, bf16) for name, m in models.items()}
-    inference = time_side_by_side(calls, rounds)
-    head = TitleRanker(teacher.causal_lm, lm.tokenizer, task.prompt.header, task.data.titles)
-    few = [history[-config.evaluation.history_titles :] for history in task.asked.histories[:TITLE_HEAD_USERS]]
+        ways[name] = DistillationTrainer(source, student, None, section.strategy, section.loss, arguments, loader=loader).train
+    training = time_side_by_side(ways, options.rounds)
+    asked, size, items = task.prompts[: section.timing_users], config.evaluation.batch_size, lm.items.tokens
+    models = {"teacher": lm.model, "student": build_student(lm, section.n_layers, section.selection).model}
+    calls = {name: lambda m=m: rank_catalogue(m, asked, items, size, bf16) for name, m in models.items()}
+    inference = time_side_by_side(calls, options.rounds)
+    head = title_head(config.teacher.model, task)
+    few = [history[-config.evaluation.history_items :] for history in task.asked.histories[:TITLE_HEAD_USERS]]
     heads = time_side_by_side({
         "teacher, title head": lambda: head.scores(few),
-        "student, item head": lambda: rank_catalogue(models["student"], asked[:TITLE_HEAD_USERS], size),
-    }, rounds)  # fmt: skip
+        "student, item head": lambda: rank_catalogue(models["student"], asked[:TITLE_HEAD_USERS], items, size),
+    }, options.rounds)  # fmt: skip
     frame = pd.concat([
         training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
         inference.assign(what="inference", rate=len(asked) / inference.seconds, unit="users/s"),
         heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
-    ]).assign(profile=profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
+    ]).assign(profile=config.profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
     with paths.atomic_write(FILE) as path:
         frame.to_csv(path, index=False)
-    options = {"profile": profile, "rounds": rounds, "bf16": bf16}
-    keep_record(FILE, options, began, config, data_hash=task.data.sha256, model_hash=lm.sha256)
+    keep_record(FILE, vars(options), began, config, data_hash=task.data.sha256, model_hash=lm.sha256)
     print(frame.groupby(["what", "name", "unit"]).rate.median().round(1).to_string())
     for what, slow, fast in PAIRS:
         ratio = speed_ratio(frame[frame.what == what], slow, fast)
@@ -80,9 +90,7 @@ def main(profile: str, rounds: int, bf16: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="quick")
+    parser = tuned_run.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bf16", action="store_true")
-    given = parser.parse_args()
-    main(given.profile, given.rounds, given.bf16)
+    main(parser.parse_args())

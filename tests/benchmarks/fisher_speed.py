@@ -1,10 +1,11 @@
 """Time and peak memory of the Fisher pass beside an ordinary forward + backward on the same batches, SmolLM2-135M.
 
-    python tests/benchmarks/fisher_speed.py [--rounds 5] [--examples 32] [--batch-size 8] [--tokens 110] [--dtypes fp32 bf16]
+    python tests/benchmarks/fisher_speed.py [--reading items titles] [--rounds 5] [--examples 32] [--batch-size 8] [--dtypes fp32 bf16]
 
-Times are medians over interleaved rounds in one process; peak memory (RSS above the loaded model) is read in a fresh process
-for each pass. Rows differ in length by up to a tenth, are padded to the longest of their batch, and every token has a label.
-The ordinary pass is what a training step does: the model's own loss, backward into all parameters, gradients set to None.
+Batches are training windows of MovieLens, drawn and put together as in notebook 02, which the model reads as item tokens or as
+titles; their labels are the items. Times are medians over interleaved rounds in one process; peak memory (RSS above the loaded
+model) is read in a fresh process for each pass. The ordinary pass is what a training step does: the model's own loss, backward
+into all parameters, gradients set to None.
 """
 
 from __future__ import annotations
@@ -16,27 +17,33 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import torch
 from peak_memory import peak_bytes, reset_peak
 
+from lwa_helpers.config import load_config
+from lwa_helpers.data import load_data
+from lwa_helpers.data.windows import collate
 from lwa_helpers.fisher import FisherInformationCalculator
 from lwa_helpers.models import load_teacher
+from lwa_helpers.task import RankingTask
+from lwa_helpers.teacher import item_model
 
 PASSES = ("step", "layer", "parameter")
+READINGS = ("items", "titles")
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 
 
-def make_batches(examples: int, batch_size: int, tokens: int) -> list[dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    batches = []
-    for start in range(0, examples, batch_size):
-        rows = min(batch_size, examples - start)
-        lengths = torch.randint(int(0.9 * tokens), int(1.1 * tokens) + 1, (rows,), generator=generator)
-        ids = torch.randint(0, 40_000, (rows, int(lengths.max())), generator=generator)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        batches.append({"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)})
-    return batches
+def make_task(reading: str, examples: int, batch_size: int) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
+    """An untuned model with item tokens, and batches of windows of like length."""
+    config, rng = load_config("quick", {"data.reading": reading, "teacher.model": "smollm2-135m"}), np.random.default_rng(0)
+    data = load_data(config.data)
+    vectors = rng.standard_normal((len(data.items), 8))  # speed does not depend on them
+    lm = item_model(load_teacher(config.teacher.model), data, vectors, config.data, config.evaluation, 0)
+    windows = RankingTask(data, lm, config.data, config.evaluation, 0).train_windows(config.teacher)
+    drawn = sorted((windows[i] for i in rng.permutation(len(windows))[:examples]), key=lambda window: len(window.input_ids))
+    return lm.model, [collate(drawn[start : start + batch_size], lm.pad_id) for start in range(0, len(drawn), batch_size)]
 
 
 def run_pass(name: str, model, batches, autocast) -> float:
@@ -53,27 +60,25 @@ def run_pass(name: str, model, batches, autocast) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(name: str, dtype: str, options: argparse.Namespace) -> float:
+def peak_memory(name: str, reading: str, dtype: str, options: argparse.Namespace) -> float:
     """MiB above the loaded model, in a fresh process."""
-    command = [sys.executable, __file__, "--measure", name, "--dtypes", dtype, "--examples", str(options.examples),
-               "--batch-size", str(options.batch_size), "--tokens", str(options.tokens)]
+    command = [sys.executable, __file__, "--measure", name, "--reading", reading, "--dtypes", dtype,
+               "--examples", str(options.examples), "--batch-size", str(options.batch_size)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["mib"]
 
 
 def measure_memory(options: argparse.Namespace) -> None:
-    model = load_teacher("smollm2-135m").model
-    batches = make_batches(options.examples, options.batch_size, options.tokens)
+    model, batches = make_task(options.reading[0], options.examples, options.batch_size)
     reset_peak()
     before = psutil.Process().memory_info().rss
     run_pass(options.measure, model, batches, AUTOCAST[options.dtypes[0]])
     print(json.dumps({"mib": (peak_bytes() - before) / 2**20}))
 
 
-def compare(options: argparse.Namespace) -> None:
-    model = load_teacher("smollm2-135m").model
-    batches = make_batches(options.examples, options.batch_size, options.tokens)
+def compare(reading: str, options: argparse.Namespace) -> None:
+    model, batches = make_task(reading, options.examples, options.batch_size)
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    print(f"{options.examples} examples, {tokens} tokens, torch threads {torch.get_num_threads()}")
+    print(f"{reading}: {options.examples} examples, {tokens} tokens, torch threads {torch.get_num_threads()}")
     for dtype in options.dtypes:
         for name in options.passes:
             run_pass(name, model, batches[:1], AUTOCAST[dtype])
@@ -81,10 +86,10 @@ def compare(options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for name in options.passes:
                 times[name].append(run_pass(name, model, batches, AUTOCAST[dtype]))
-        memory = {} if options.no_memory else {name: peak_memory(name, dtype, options) for name in options.passes}
+        memory = {} if options.no_memory else {name: peak_memory(name, reading, dtype, options) for name in options.passes}
         for name in options.passes:
             ratio = statistics.median(a / b for a, b in zip(times[name], times["step"]))
-            line = f"{dtype} {name:10s} {statistics.median(times[name]):7.2f} s  time ratio {ratio:.3f}"
+            line = f"{reading} {dtype} {name:10s} {statistics.median(times[name]):7.2f} s  time ratio {ratio:.3f}"
             if memory:
                 line += f"  peak {memory[name]:7.0f} MiB  memory ratio {memory[name] / memory['step']:.3f}"
             print(line, flush=True)
@@ -92,13 +97,16 @@ def compare(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reading", nargs="+", choices=READINGS, default=list(READINGS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=110)
     parser.add_argument("--dtypes", nargs="+", choices=tuple(AUTOCAST), default=list(AUTOCAST))
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--measure", choices=PASSES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    measure_memory(arguments) if arguments.measure else compare(arguments)
+    if arguments.measure:
+        measure_memory(arguments)
+    for reading in () if arguments.measure else arguments.reading:
+        compare(reading, arguments)

@@ -1,10 +1,10 @@
 """What does a teacher go by? Memorised titles, the order of the history, the words of the titles. MovieLens, full ranking.
 
-    python tests/benchmarks/probes.py [--profile quick] [--users 200] [--titles 600]
+    python tests/benchmarks/probes.py [--profile quick] [--users 200] [--titles 600] [--set data.reading=items]
 
 Memorised: the untuned model completes a title from the first half of its words, token by token the most probable one; beside
 it the same beginnings with the second half of another title, which nobody can have memorised, and the year alone.
-Order and words: the tuned teacher of results/<profile> (notebook 02) ranks the catalogue for the same users from histories as
+Order and words: the tuned teacher of results/<profile> (notebook 02, --set data.reading=titles) ranks the catalogue for the same users from histories as
 they are, in random order, with the newest title left in place, and with every title replaced by four numbers of its own.
 Writes results/<profile>/probes.csv, and a manifest beside it.
 """
@@ -19,16 +19,17 @@ from itertools import islice, product
 import numpy as np
 import pandas as pd
 import torch
+import tuned_run
 from row_file import keep_record
 
-from lwa_helpers.config import load_config
 from lwa_helpers.data import load_data
 from lwa_helpers.data.prompts import prompt_for
+from lwa_helpers.data.readings import Reading
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import Cases, Popularity, cases, mean_interval, ndcg_at_k, paired_difference, rank_of_target
 from lwa_helpers.models import LanguageModel, load_teacher
 from lwa_helpers.paths import atomic_write, results_dir
-from lwa_helpers.ranking import ItemRanker, load_item_ranker, pad_right
+from lwa_helpers.ranking import ItemRanker, pad_right
 
 
 @torch.no_grad()
@@ -93,16 +94,13 @@ def row(probe: str, value: float, low: float, high: float, n: int) -> dict:
 
 def probe_teacher(config, data, users: int) -> list[dict]:
     """NDCG@10 under each change, and its paired difference to the histories as they are."""
-    folder = results_dir(config.profile) / "models" / "teacher"
-    if not folder.is_dir():
-        raise LwaError(f"{folder} does not exist: run `lwa reproduce --profile {config.profile} --only 02` first")
-    model, lm = load_item_ranker(folder)
-    every, cut, header = cases(data), config.evaluation, prompt_for(data.name).header
+    lm, every, cut = tuned_run.tuned_teacher(config), cases(data), config.evaluation
     some = np.sort(np.random.default_rng(config.seed).permutation(len(every.targets))[:users])
     asked = Cases(*([values[i] for i in some] for values in every[:2]), every.targets[some])
-    newest = [history[-cut.history_titles :] for history in asked.histories]
+    newest = [history[-cut.history_items :] for history in asked.histories]
     ranker, nameless = (
-        ItemRanker(model, lm.tokenizer, header, titles, cut.batch_size, cut.bf16) for titles in (data.titles, anonymous(data.titles))
+        ItemRanker(lm, Reading.of(titles, lm, prompt_for(data.name)), cut.batch_size, cut.bf16)
+        for titles in (data.titles, anonymous(data.titles))
     )
     probed = histories_probed(newest, config.seed)
     found = {name: ndcg(ranker, asked, histories) for name, histories in probed.items()}
@@ -115,8 +113,7 @@ def probe_teacher(config, data, users: int) -> list[dict]:
 
 
 def main(options: argparse.Namespace) -> None:
-    began = time.perf_counter()
-    config = load_config(options.profile)
+    began, config = time.perf_counter(), tuned_run.settings(options)
     data = load_data(config.data)
     chosen = np.random.default_rng(config.seed).permutation(len(data.titles))[: options.titles]
     titles = [data.titles[i] for i in chosen]
@@ -131,8 +128,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="quick")
+    parser = tuned_run.parser(__doc__)
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--titles", type=int, default=600)
     main(parser.parse_args())

@@ -1,5 +1,5 @@
 """Time of both ranking heads, and of the title head's search for the 10 best, beside the naive loop that reads
-prompt + title from scratch for every title, in one run.
+prompt + title from scratch for every title, in one run. The item head reads the same history as item tokens.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/ranking_speed.py [--histories 110 28 220] [--catalogues 100 400 2420] [--rounds 3]
 
@@ -26,15 +26,18 @@ from row_file import keep_record
 
 from lwa_helpers import figures
 from lwa_helpers.data import load_movielens
-from lwa_helpers.models import LanguageModel, load_teacher
+from lwa_helpers.data.prompts import Prompt
+from lwa_helpers.data.readings import Reading
+from lwa_helpers.item_tokens import with_item_tokens
+from lwa_helpers.models import ItemTokens, LanguageModel, load_teacher
 from lwa_helpers.paths import RESULTS, atomic_write
-from lwa_helpers.ranking import ItemHead, ItemRanker, ItemRankingModel
+from lwa_helpers.ranking import ItemRanker
 from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.trie import pieces
 
 FILE = RESULTS / "benchmarks" / "ranking_speed.csv"
 TITLE_TOKENS, NAIVE_TITLES, CHECKED, TOP, TOLERANCE = 10, 100, 40, 10, 1e-4
-HEADER = "Films this person watched, in order:\n"
+PROMPT = Prompt("Films this person watched, in order:\n")
 TARGETS = [("naive", "title", 0, 8.0), ("title", "item", 0, 8.0), ("title", "item", -1, 100.0)]  # slow, fast, catalogue, ratio
 
 
@@ -80,14 +83,15 @@ class Bench:
         self.lm, self.rounds, self.rows = load_teacher("smollm2-135m"), rounds, []
         self.titles = made_titles(self.lm, max(sizes), seed)
         self.vectors = torch.randn(max(sizes), self.lm.model.config.hidden_size, generator=torch.Generator().manual_seed(seed))
-        self.body, self.exact = copy.deepcopy(self.lm.model), copy.deepcopy(self.lm.model).double()
+        self.exact = copy.deepcopy(self.lm.model).double()
 
     def measure(self, tokens: int, n: int) -> None:
         """One history of about `tokens` tokens, a catalogue of n titles."""
-        title = TitleRanker(self.lm.model, self.lm.tokenizer, HEADER, self.titles[:n])
+        titles, rows = self.titles[:n], self.vectors[:n]
+        title = TitleRanker(self.lm.model, self.lm.tokenizer, PROMPT.header, titles)
         history = history_of(title, tokens)
-        model = ItemRankingModel(self.body, ItemHead(self.vectors[:n], torch.zeros(n)))
-        item = ItemRanker(model, self.lm.tokenizer, HEADER, self.titles[:n])
+        lm = with_item_tokens(self.lm, titles, rows, rows, ItemTokens(titles))
+        item = ItemRanker(lm, Reading.of(titles, lm, PROMPT))
         some = range(min(n, NAIVE_TITLES))
         calls = {"naive": lambda: naive(title, history, some), "title": lambda: title.scores([history])[0],
                  "search": lambda: title.search([history], TOP), "item": lambda: item.scores([history])[0]}
@@ -109,7 +113,7 @@ class Bench:
         """A row for each system."""
         prompt, rows = len(title.prompt(history)), title.tokens[:n]
         tries = sum(len(trie.inner()) for _, trie in pieces(rows, title.tokens_per_batch))
-        read = {"naive": sum(prompt + len(row) for row in rows), "title": prompt - 1 + tries, "search": np.nan, "item": prompt}
+        read = {"naive": sum(prompt + len(row) for row in rows), "title": prompt - 1 + tries, "search": np.nan, "item": len(history)}
         for name, took in seconds.items():
             self.rows.append({
                 "system": name, "history_tokens": prompt, "items": n, "tokens_read": read[name], "seconds": took,

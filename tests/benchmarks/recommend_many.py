@@ -1,4 +1,5 @@
-"""Users per second of recommend() one by one and of recommend_many(), on MovieLens with SmolLM2-135M and either head.
+"""Users per second of recommend() one by one and of recommend_many(), on MovieLens with SmolLM2-135M: as item tokens with the
+item head, and by titles.
 
     make benchmark NAME=recommend_many
 """
@@ -12,16 +13,17 @@ from pathlib import Path
 import torch
 
 from lwa_helpers import BaseRecommender, load_movielens, load_teacher
-from lwa_helpers.ranking import ItemHead, ItemRankingModel
+from lwa_helpers.item_tokens import with_item_tokens
+from lwa_helpers.models import ItemTokens
 
 USERS = {"item head": 64, "titles": 8}
 
 
 def with_item_head(directory: Path) -> Path:
-    """SmolLM2 with an item head that is not trained: speed does not depend on the numbers in it."""
+    """SmolLM2 with item tokens that are not trained: speed does not depend on the numbers in their rows."""
     lm, data = load_teacher("smollm2-135m"), load_movielens()
-    head = ItemHead(torch.randn(len(data.items), lm.model.config.hidden_size), torch.zeros(len(data.items)))
-    ItemRankingModel(lm.model, head).save(directory, lm.tokenizer, data.item_ids)
+    rows = torch.randn(len(data.items), lm.model.config.hidden_size)
+    with_item_tokens(lm, data.titles, rows, rows, ItemTokens(data.item_ids)).save(directory)
     return directory
 
 
