@@ -36,10 +36,10 @@ def machine_speed() -> float:
 
 
 def write_times(folder: Path, records: list[dict[str, Any]]) -> None:
-    """Write what each notebook of a published run took, and how fast its machine was."""
+    """Write what each notebook of a published run took, and how fast its machine was (null where none computed)."""
     times = {
         "profile": records[0]["profile"],
-        "speed": max(record["speed"] for record in records if record["speed"]),
+        "speed": max((record["speed"] for record in records if record["speed"]), default=None),
         "seconds": {record["notebook"]: round(record["seconds"], 1) for record in records},
     }
     with paths.atomic_write(folder / TIMES_FILE) as temporary:
@@ -47,10 +47,10 @@ def write_times(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def expected_seconds(folder: Path, profile: str) -> dict[str, float]:
-    """Return what each notebook should take here; empty where no run of this profile is published."""
+    """Return what each notebook should take here; empty where no run of this profile is published, or none that computed."""
     path = folder / TIMES_FILE
     times = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"profile": None}
-    if times["profile"] != profile:
+    if times["profile"] != profile or not times["speed"]:
         return {}
     scale = times["speed"] / machine_speed()
     return {name: scale * seconds for name, seconds in times["seconds"].items()}
