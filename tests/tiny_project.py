@@ -17,7 +17,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from lwa_helpers.run import Run
 run = Run.open("01_first", profile=profile, overrides=overrides)
-run.save_json("squares", [n * n for n in range(run.config.data.max_titles)])
+run.save_json("squares", [n * n for n in range(run.config.data.max_items)])
 figure, axes = plt.subplots()
 axes.plot(run.load_json("squares"))
 run.save_figure(figure, "squares", caption="Squares.", alt="A rising curve.")

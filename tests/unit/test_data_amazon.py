@@ -8,7 +8,6 @@ import json
 import os
 from collections import Counter
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from lwa_helpers.config import DataConfig
 from lwa_helpers.data import load_amazon, load_data, pieces, textfiles
 from lwa_helpers.data.interactions import COLUMNS, PARTS
 from lwa_helpers.data.prompts import prompt_for
+from lwa_helpers.data.readings import Reading, encode
 from lwa_helpers.data.splits import TEST_FROM, VALID_FROM
 from lwa_helpers.data.windows import LengthBatches, user_windows
 from lwa_helpers.errors import LwaError
@@ -298,9 +298,13 @@ def test_windows_read_a_real_set_in_a_sixth_of_the_tokens():
     data = load_amazon(SHARED / "amazon_2014_office_products", "Office_Products", split="file")
     words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = Split(" ", "removed")
-    read = partial(user_windows, data, PreTrainedTokenizerFast(tokenizer_object=words), prompt_for(data.name), last_text=False)
-    windows, pairs = read(max_titles=32, context_titles=2), read(max_titles=11, context_titles=1, pairs=True)
-    targets = [[label for one in some for label in one.item_labels if label >= 0] for some in (windows, pairs)]
+    prompt = prompt_for(data.name)
+    lines = [title + prompt.separator for title in data.titles]
+    header, rows = encode(PreTrainedTokenizerFast(tokenizer_object=words), prompt.header, lines)
+    reading = Reading("titles", header, rows, first=1)
+    windows = user_windows(data, reading, max_items=32, context_items=2)
+    pairs = user_windows(data, reading, max_items=11, context_items=1, pairs=True)
+    targets = [[label for one in some for label in one.labels if label >= 0] for some in (windows, pairs)]
     assert len(targets[0]) == 38_543 and sorted(targets[0]) == sorted(targets[1])
     tokens, pair_tokens = (sum(len(one.input_ids) for one in some) for some in (windows, pairs))
     assert pair_tokens > 6 * tokens
@@ -314,7 +318,7 @@ def test_windows_read_a_real_set_in_a_sixth_of_the_tokens():
 @needs_shared
 def test_real_2018_office_products_with_its_split():
     root = str((SHARED / "amazon_2018_office_products").resolve())
-    windows = {"max_titles": 10, "context_titles": 1}
+    windows = {"max_items": 10, "context_items": 1}
     data = load_data(DataConfig(name="Office_Products", root=root, k_core=5, split="file", **windows))
     assert [len(data.part(part)) for part in PARTS] == [12_715, 4_866, 4_866] and len(data.items) == 3459
     assert data.report["users"] == 3231

@@ -23,7 +23,7 @@ from lwa_helpers.publish import merge, publish
 from lwa_helpers.reproduce import reproduce
 from lwa_helpers.staleness import difference, stages, status, why_stale
 
-TITLES = load_config("smoke").data.max_titles
+TITLES = load_config("smoke").data.max_items
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,8 @@ def test_why_a_stage_is_stale(project: Path, change, first: str | None, second: 
 
 
 def test_only_the_settings_that_a_notebook_reads_count(project: Path) -> None:
-    assert f"setting data.max_titles changed from {TITLES} to {TITLES + 1}" in reason(1, data__max_titles=TITLES + 1)
-    assert reason(2, data__max_titles=TITLES + 1) is None
+    assert f"setting data.max_items changed from {TITLES} to {TITLES + 1}" in reason(1, data__max_items=TITLES + 1)
+    assert reason(2, data__max_items=TITLES + 1) is None
     assert reason(1, distillation__n_layers=3) is None
     assert "setting seed" in reason(2, seed=7777)
 

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from tiny_lm import TITLES, begin_with_a_token, language_model
+from tiny_lm import READINGS, TITLES, begin_with_a_token, item_lm, language_model
 from transformers import PhiConfig
 
 from lwa_helpers import build_student
+from lwa_helpers.data.prompts import Prompt
+from lwa_helpers.data.readings import Reading
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import load_teacher
-from lwa_helpers.ranking import ItemRanker
 from lwa_helpers.title_ranker import TitleRanker
 from lwa_helpers.vocabulary import check_covered, kept_tokens, trim_vocabulary
 
@@ -49,8 +50,8 @@ def test_a_title_outside_raises_after_a_reload_too(tmp_path):
             TitleRanker(lm.model, lm.tokenizer, "Seen:\n", TITLES)
         TitleRanker(lm.model, lm.tokenizer, "Seen:\n", TITLES[:5])
         with pytest.raises(LwaError, match="'Heat"):
-            ItemRanker(None, lm.tokenizer, "", TITLES)
-        ItemRanker(None, lm.tokenizer, "", TITLES[:5])
+            Reading.of(TITLES, lm, Prompt("\n"))
+        Reading.of(TITLES[:5], lm, Prompt("\n"))
     check_covered(full.tokenizer, ["Zorblax"])
 
 
@@ -94,6 +95,19 @@ def test_a_special_token_that_the_model_has_no_row_for_is_left_out():
     full.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     cut = trim_vocabulary(full, TEXTS)
     assert same_tokens(full, cut, TEXTS) and len(cut.tokenizer) == cut.model.config.vocab_size
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_item_tokens_stay_at_the_end_of_a_cut_vocabulary_and_what_is_left_of_text_is_read_alike(reading):
+    full = item_lm(reading)
+    cut = trim_vocabulary(full, ["Toy\n"])
+    assert cut.items.tokens.stop == len(cut.tokenizer) == cut.model.config.vocab_size
+    assert cut.items.first == full.items.first if reading == "items" else cut.items.first < full.items.first
+    texts = ["Toy", "Heat\n", "".join(title + "\n" for title in TITLES), "Toy <end>"]
+    assert same_tokens(full, cut, texts) and same_tokens(full, cut, texts[:1], split_special_tokens=True)
+    for lm in (full, cut, trim_vocabulary(cut, [])):
+        ids = range(lm.items.first, lm.items.tokens.stop)
+        assert lm.tokenizer.convert_ids_to_tokens(ids) == [title + "\n" for title in TITLES]
 
 
 def test_one_text_is_not_taken_for_a_list_of_letters():
