@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import runpy
 import subprocess
 import sys
@@ -12,39 +11,24 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from ollama_server import OllamaServer, by_score
 from tiny_lm import language_model, tokenizer, write_gguf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_shop import CATEGORY, CHOICES, ITEMS, TITLES, USERS, check_list, check_many, write_shop
+from transformers import LlamaConfig
 
-from lwa_helpers import BaseRecommender, Recommendation, cli, load_teacher, paths
+from lwa_helpers import BaseRecommender, cli, load_teacher, paths
 from lwa_helpers.data import load_amazon, load_movielens
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
-from lwa_helpers.ranking import ItemHead, ItemRankingModel, load_item_head
 from lwa_helpers.recommender import falling, main
 from lwa_helpers.teachers import LocalTeacher
 
-CATEGORY = "All_Beauty"
-TITLES = ["Soap", "Red Lipstick", "Comb", "Hair Dryer 2000", "Cream & Oil", "Nail File", "Very Long Brush Set", "Towel"]
-ITEMS = [f"B{i:03}" for i in range(len(TITLES))]
-CHOICES = {"ann": [0, 1, 2], "bob": [1, 0, 3, 2], "cid": [4, 5, 1], "dan": [1, 2, 6], "eve": [0, 1, 5, 4, 3], "all": list(range(8))}
-SYMBOLS = sorted(pre_tokenizers.ByteLevel.alphabet())
 longest_first = by_score(lambda history, title: len(title))
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A category in the layout of Amazon 2023."""
-    reviews = [
-        {"user_id": user, "parent_asin": ITEMS[item], "rating": 5.0, "timestamp": 1_600_000_000_000 + when}
-        for user, items in CHOICES.items() for when, item in enumerate(items)
-    ]
-    metadata = [{"parent_asin": item, "title": title} for item, title in zip(ITEMS, TITLES)]
-    for name, rows in ((CATEGORY, reviews), (f"meta_{CATEGORY}", metadata)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    return write_shop(tmp_path)
 
 
 @pytest.fixture
@@ -65,14 +49,6 @@ def kept_answers(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def recommender(server, root):
     return BaseRecommender("llama3:latest", root)
-
-
-def check_list(found: list[Recommendation], seen: set[str], titles: dict[str, str]) -> None:
-    assert [r.rank for r in found] == list(range(1, len(found) + 1))
-    scores = [r.score for r in found]
-    assert all(map(math.isfinite, scores)) and all(a > b for a, b in pairwise(scores))
-    assert not seen & {r.item_id for r in found} and len({r.item_id for r in found}) == len(found)
-    assert all(titles[r.item_id] == r.title for r in found)
 
 
 def test_unseen_real_items_in_the_models_order(recommender):
@@ -143,36 +119,14 @@ def counted(monkeypatch, owner, name: str) -> list[int]:
     return sizes
 
 
-def check_many(recommender, users: list[str], top_k: int) -> None:
-    """recommend_many gives what recommend gives, in the order asked for."""
-    many = recommender.recommend_many(users, CATEGORY, top_k, progress=False)
-    assert list(many) == list(dict.fromkeys(users))
-    for user, found in many.items():
-        alone = recommender.recommend(user, CATEGORY, top_k)
-        assert [(r.item_id, r.rank, r.cold) for r in found] == [(r.item_id, r.rank, r.cold) for r in alone]
-        assert [r.score for r in found] == pytest.approx([r.score for r in alone], abs=1e-4)
-
-
-USERS = ["bob", "nobody", "ann", "all", "dan", "cid", "bob"]
-
-
 def test_many_users_are_asked_for_together(recommender, server):
     check_many(recommender, USERS, 3)
     answers = (recommender.recommend_many(USERS, CATEGORY, 3, progress=False), recommender.answers)[1]
     assert sorted(answers.index) == ["ann", "bob", "cid", "dan"] and set(answers["mode"]) == {"written"}
 
 
-def test_many_users_share_a_forward_pass_of_the_item_head(root, tmp_path, monkeypatch):
-    tiny_checkpoint(tmp_path / "student", ITEMS)
-    recommender = BaseRecommender(tmp_path / "student", root)
-    check_many(recommender, USERS, 4)
-    passes = counted(monkeypatch, recommender.ranker.model, "last_hidden")
-    recommender.recommend_many(USERS, CATEGORY, 4, progress=False)
-    assert passes == [5] and recommender.answers is None
-
-
 def test_many_users_are_scored_together_by_titles(root, tmp_path, monkeypatch):
-    tiny_checkpoint(tmp_path / "student", None)
+    language_model().save(tmp_path / "student")
     recommender = BaseRecommender(tmp_path / "student", root)
     check_many(recommender, USERS, 3)
     batches = counted(monkeypatch, recommender.ranker.teacher, "_score")
@@ -279,66 +233,9 @@ def test_a_hostile_title_changes_neither_the_schema_nor_what_can_be_recommended(
     assert obeying.answers.loc["ann", ["invented", "omitted"]].tolist() == [1, 4]
 
 
-def tiny_checkpoint(directory, items: list[str] | None, seed: int = 0) -> LlamaForCausalLM:
-    """A random two-layer Llama over bytes, saved with an item head over `items` when they are given."""
-    vocabulary = {symbol: i for i, symbol in enumerate(SYMBOLS)}
-    bytes_ = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_.pre_tokenizer, bytes_.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=0, bos_token_id=None, **sizes))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    if items is not None:
-        head = ItemHead(torch.randn(len(items), 16), torch.zeros(len(items)))
-        ItemRankingModel(model, head).save(directory, tokenizer, items)
-    return model
-
-
-def test_an_item_head_ranks_the_whole_catalogue(root, tmp_path):
-    """Oracle: head on the last hidden state of the user's text. The head has its own order and lacks one item."""
+def test_a_checkpoint_without_item_tokens_ranks_by_titles(root, tmp_path):
     directory = tmp_path / "student"
-    items = [ITEMS[i] for i in (6, 3, 7, 0, 5, 2, 4)]
-    model = tiny_checkpoint(directory, items)
-    found = BaseRecommender(directory, root).recommend("ann", CATEGORY, 8)
-    text = "Products this person bought, in order:\nSoap\nRed Lipstick\nComb\n".replace(" ", "Ġ").replace("\n", "Ċ")
-    ids = torch.tensor([[SYMBOLS.index(symbol) for symbol in text]])
-    with torch.no_grad():
-        scores = load_item_head(directory)(model.eval().model(ids).last_hidden_state[0, -1])
-    order = [items[i] for i in scores.argsort(descending=True) if items[i] not in {ITEMS[0], ITEMS[2]}]
-    assert [r.item_id for r in found] == order
-    assert [r.score for r in found] == pytest.approx([scores[items.index(item)].item() for item in order], abs=1e-5)
-
-
-def test_a_title_spells_no_special_token_to_an_item_head(root, tmp_path):
-    lm, meta = language_model(), root / f"meta_{CATEGORY}.jsonl"
-    meta.write_text(meta.read_text().replace('"Soap"', '"Soap<end>"'))
-    head = ItemHead(torch.zeros(len(ITEMS), lm.model.config.hidden_size), torch.zeros(len(ITEMS)))
-    ItemRankingModel(lm.model, head).save(tmp_path / "student", lm.tokenizer, ITEMS)
-    recommender = BaseRecommender(tmp_path / "student", root)
-    tokens = recommender.ranker._tokens(recommender.shop(CATEGORY), [0, 2])
-    assert lm.tokenizer.eos_token_id not in tokens
-    assert lm.tokenizer.decode(tokens) == "Products this person bought, in order:\nSoap<end>\nComb\n"
-
-
-def test_an_item_head_without_its_items_is_refused(root, tmp_path):
-    directory = tmp_path / "student"
-    tiny_checkpoint(directory, ITEMS)
-    (directory / "items.json").write_text(json.dumps(ITEMS[:-1]))
-    with pytest.raises(LwaError, match=r"items.json lists 7 items, the item head has 8"):
-        BaseRecommender(directory, root).recommend("ann", CATEGORY, 1)
-    (directory / "items.json").unlink()
-    with pytest.raises(LwaError, match="items.json does not exist"):
-        BaseRecommender(directory, root).recommend("ann", CATEGORY, 1)
-    with pytest.raises(LwaError, match="other items than movielens"):
-        (directory / "items.json").write_text(json.dumps(ITEMS))
-        BaseRecommender(directory, root).recommend("1", "MovieLens", 1)
-
-
-def test_a_checkpoint_without_an_item_head_ranks_by_titles(root, tmp_path):
-    directory = tmp_path / "student"
-    tiny_checkpoint(directory, None)
+    language_model().save(directory)
     found = BaseRecommender(directory, root).recommend("ann", CATEGORY, 5)
     check_list(found, {ITEMS[i] for i in CHOICES["ann"]}, dict(zip(ITEMS, TITLES)))
     assert len(found) == 5 and all(r.score < 0 for r in found)

@@ -52,14 +52,16 @@ def language_model(layers=4, hidden=32, seed=0, config=None, vocabulary=340, **o
     return LanguageModel("tiny", AutoModelForCausalLM.from_config(config).eval(), tok, "0" * 64)
 
 
-def item_lm(reading="items", lm=None, titles=TITLES, ids=None, text_items=2, history_items=50, seed=0, **options):
+def item_lm(
+    reading="items", lm=None, titles=TITLES, ids=None, text_items=2, history_items=50, seed=0, prompt=PROMPT, **options
+):
     """A random model with a token for each title, whose rows in embedding and head are drawn with the seed too."""
     lm = lm or language_model(seed=seed, **options)
     generator = torch.Generator().manual_seed(seed)
     inputs, outputs = (torch.randn(len(titles), lm.model.config.hidden_size, generator=generator) for _ in range(2))
     ids = ids or [f"i{n}" for n in range(len(titles))]
     items = ItemTokens(ids, 0, reading, text_items if reading == "hybrid" else 0, history_items)
-    texts = [] if reading == "items" else [PROMPT.header, *titles, *(title + PROMPT.separator for title in titles)]
+    texts = [] if reading == "items" else [prompt.header, *titles, *(title + prompt.separator for title in titles)]
     return with_item_tokens(lm, titles, 0.02 * inputs, outputs, items, texts)
 
 
