@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_lm import TITLES, language_model
+from tiny_lm import READINGS, TITLES, item_lm, language_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from lwa_helpers import build_student, load_movielens, paths
@@ -108,6 +108,42 @@ def test_llama_cpp_reads_the_same_model(movielens_lm, tmp_path):
             with torch.no_grad():
                 want = lm.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
             torch.testing.assert_close(torch.tensor([log_p[i] for i in range(size)]), want, rtol=0, atol=2e-3)
+
+
+WHY = "the vocabulary of a model that reads items has no merges, without which no reader takes a GGUF file"
+NO_MERGES = pytest.mark.xfail(strict=True, reason=WHY)
+EXPORTED = [pytest.param(reading, marks=NO_MERGES) if reading == "items" else reading for reading in READINGS]
+
+
+@pytest.mark.parametrize("reading", EXPORTED)
+def test_item_tokens_and_their_head_are_part_of_the_file(reading, tmp_path):
+    """transformers' reader knows their names and rows, but reads a title in a text as other tokens: see below."""
+    lm = item_lm(reading, moved(language_model()))
+    again = load_teacher(export_gguf(lm, tmp_path, "f32"))
+    ids = [lm.items.first + item for item in (5, 0, 3)]
+    assert [again.tokenizer.decode(i) for i in ids] == ["Heat\n", "Toy Story\n", "Été à Paris\n"]
+    text = [] if reading == "items" else lm.tokenizer("Seen:")["input_ids"]
+    with torch.no_grad():
+        got, want = (model(torch.tensor([text + ids])).logits for model in (again.model, lm.model))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reading", EXPORTED)
+def test_llama_cpp_reads_a_list_of_titles_as_items(reading, tmp_path):
+    llama = pytest.importorskip("xllamacpp", reason="compares with llama.cpp: pip install 'layerwise-adapter[llamacpp]'")
+    lm = item_lm(reading, moved(language_model()))
+    size, settings = lm.model.config.vocab_size, llama.CommonParams()
+    settings.model.path = str(export_gguf(lm, tmp_path, "f32"))
+    settings.n_ctx, settings.n_parallel, settings.warmup, settings.cpuparams.n_threads = 256, 1, False, 1
+    server = llama.Server(settings)
+    ask = {"prompt": "Toy Story\nÉté à Paris\nHeat\n", "n_predict": 1, "n_probs": size, "temperature": 0}
+    answer = server.handle_completions(ask | {"post_sampling_probs": False})
+    ids = lm.tokenizer(ask["prompt"])["input_ids"]
+    assert answer["usage"]["prompt_tokens"] == len(ids) == 3
+    log_p = {row["id"]: row["logprob"] for row in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+    with torch.no_grad():
+        want = lm.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    torch.testing.assert_close(torch.tensor([log_p[i] for i in range(size)]), want, rtol=0, atol=5e-3)
 
 
 def test_a_padding_token_that_the_model_has_no_row_for_is_left_out(tmp_path):

@@ -1,13 +1,9 @@
 """Verdicts and contrasts by hand, and the cost of a model."""
 
-import time
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from lwa_helpers.efficiency import n_parameters, speed_ratio, time_side_by_side, weight_bytes
 from lwa_helpers.hypotheses import (
     LLAMA,
     h1_upper_layers,
@@ -92,18 +88,3 @@ def test_a_hypothesis_that_nothing_can_be_said_of_is_undecided(verdict, words):
 def test_no_best_teacher_without_llama_and_a_rival(untuned, words):
     h4 = h4_best_teacher({name: np.ones(9) for name in untuned}, untuned, seed=0)
     assert h4.verdict == "undecided" and h4.n_units == 0 and np.isnan(h4.effect) and words in h4.sentence
-
-
-def test_tied_weights_count_once():
-    first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
-    second.weight = first.weight
-    model = nn.Sequential(first, second, nn.Linear(3, 2).to(torch.bfloat16))
-    assert n_parameters(model) == 9 + 8 and weight_bytes(model) == 9 * 4 + 8 * 2
-
-
-def test_times_are_taken_in_turn():
-    order = []
-    calls = {"slow": lambda: (order.append("slow"), time.sleep(0.02)), "fast": lambda: order.append("fast")}
-    times = time_side_by_side(calls, rounds=3)
-    assert order == ["slow", "fast"] * 4 and len(times) == 6
-    assert (speed_ratio(times, "slow", "fast") > 1).all()
