@@ -1,6 +1,6 @@
 """H1 and H2 for other teachers, or one that was tuned otherwise: runs of notebook 02 side by side, as paper and README show them.
 
-    lwa reproduce --only 01,02 --set teacher.model=gemma3-270m && mv results/quick results/gemma
+    lwa reproduce --only 01,02 --set data.reading=titles --set teacher.model=gemma3-270m && mv results/quick results/gemma
     python tests/benchmarks/other_teachers.py RUN [RUN …]
 
 RUN: a folder of results that notebook 02 has finished in, such as results/gemma. Writes paper/other_teachers_table.tex,
