@@ -50,9 +50,8 @@ class DataConfig(Section):
 class TuningConfig(Section):
     """One training run of a ranking model on user windows.
 
-    head_learning_rate: of the rows of embedding and head; rank: in how many dimensions these move. evaluate_every: epochs
-    between two looks at the validation part, the best of which is kept, `patience` of them without a rise ending the run; null
-    looks at none and keeps the last weights. save_steps: a run that was killed goes on from its last checkpoint.
+    head_learning_rate: of the rows of embedding and head; rank: in how many dimensions these move. save_steps: a run that was
+    killed goes on from its last checkpoint.
     """
 
     windows_per_user: PositiveInt | None = None
@@ -66,8 +65,6 @@ class TuningConfig(Section):
     warmup_ratio: float = Field(ge=0, lt=1)
     bf16: Bf16
     gradient_checkpointing: bool = False
-    evaluate_every: PositiveFloat | None = None
-    patience: PositiveInt = 2
     save_steps: PositiveInt | None = None
 
 
@@ -82,6 +79,8 @@ class TeacherConfig(TuningConfig):
     first_layers: int = Field(ge=0)
     first_epochs: PositiveFloat
     first_learning_rate: PositiveFloat
+    evaluate_every: PositiveFloat | None = None
+    patience: PositiveInt = 2
     softmax_items: PositiveInt = 50_000
 
 

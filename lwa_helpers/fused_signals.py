@@ -46,12 +46,19 @@ def recommender_signals(
     return TeacherSignals(directory)
 
 
-def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path) -> TeacherSignals:
+def fuse(
+    signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path, items: Sequence[slice]
+) -> TeacherSignals:
     """Write several teachers' signals as one: item probabilities are the weighted mean of theirs, states the first one's.
 
-    The teachers may read the windows with other tokenizers: a position is a target, which all share. weights: one per
-    teacher, for example its NDCG on the validation part, scaled to sum 1. Raises LwaError for signals of other windows,
-    other catalogues or cut to top_k, and for weights that do not fit.
+    The teachers may read the windows with other tokenizers: a position is a target, which all share, and so are the items.
+
+    Args:
+        weights: one per teacher, for example its NDCG on the validation part; scaled to sum 1.
+        items: the item tokens of each teacher, as many in all; the result has the vocabulary of the first.
+
+    Raises:
+        LwaError: for signals of other windows or catalogues or cut to top_k, and for weights that do not fit.
     """
     share = np.asarray(weights, dtype=np.float32)
     if share.shape != (len(signals),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
@@ -59,14 +66,18 @@ def fuse(signals: Sequence[TeacherSignals], weights: Sequence[float], directory:
     first = signals[0]
     if any(s.items is not None for s in signals):
         raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
-    if any(s.logits.shape != first.logits.shape or (s.starts != first.starts).any() for s in signals):
+    if len({own.stop - own.start for own in items}) > 1 or any(len(s.starts) != len(first.starts) or (s.starts != first.starts).any() for s in signals):
         raise LwaError("the signals to be fused must be of the same windows and the same catalogue")
     share /= share.sum()
     with paths.atomic_write(directory) as folder, signal_arrays(folder, {"logits": first.logits.shape}, None) as arrays:
+        arrays["logits"][:] = NOTHING
         for start in range(0, len(first.logits), ROWS):
             rows = slice(start, start + ROWS)
-            parts = [torch.from_numpy(np.array(s.logits[rows])).float().softmax(-1) * w for s, w in zip(signals, share.tolist())]
-            arrays["logits"][rows] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
+            parts = [
+                torch.from_numpy(np.array(s.logits[rows, own])).float().softmax(-1) * weight
+                for s, own, weight in zip(signals, items, share.tolist(), strict=True)
+            ]
+            arrays["logits"][rows, items[0]] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
         _copy_all_but_logits(first, folder)
     return TeacherSignals(directory)
 
@@ -92,4 +103,5 @@ def fused_signals(
             recommender_signals(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)
             for name, system in systems.items()
         ]
-        return fuse([teacher, *parts], [calibration[name].weight for name in ("teacher", *systems)], directory)
+        weights = [calibration[name].weight for name in ("teacher", *systems)]
+        return fuse([teacher, *parts], weights, directory, [items] * len(weights))

@@ -68,7 +68,12 @@ def rank_catalogue(
     Args:
         prompts: token ids, at least one each.
         items: the columns of the logits that are items, as ItemTokens.tokens has them.
+
+    Raises:
+        ValueError: for an empty prompt.
     """
+    if empty := [row for row, prompt in enumerate(prompts) if not len(prompt)]:
+        raise ValueError(f"prompt {empty[0]} is empty: after a history without items there is nothing to predict from")
     model.eval()
     order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
     scores = np.empty((len(prompts), items.stop - items.start), dtype=np.float32)
@@ -94,7 +99,7 @@ class ItemRanker:
     def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the score of every item of the catalogue after each history, (B, N) float32.
 
-        Raises ValueError for an item index outside the catalogue.
+        Raises ValueError for an item index outside the catalogue, and for an empty history where items are read.
         """
         prompts = [self.reading.prompt(history, self.max_items) for history in histories]
         return rank_catalogue(self.lm.model, prompts, self.lm.items.tokens, self.batch_size, self.bf16)

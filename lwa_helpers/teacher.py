@@ -118,8 +118,8 @@ def train(
     folder = checkpoints(lm, loader, section, seed) if section.save_steps or section.evaluate_every else None
     with low_rank(trained_rows(lm.model), section.rank):
         trainer = RankingTrainer(
-            lm.model, training_arguments(section, len(loader), seed, checkpoints=folder), loader, section.head_learning_rate,
-            section.dropout, proposal(task, section), valid, section.patience, logs, callbacks,
+            lm.model, training_arguments(section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every),
+            loader, section.head_learning_rate, section.dropout, proposal(task, section), valid, section.patience, logs, callbacks,
         )
         train_or_go_on(trainer, folder) if folder else trainer.train()
     return trainer

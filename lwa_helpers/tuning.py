@@ -58,20 +58,21 @@ def window_loader(windows: Sequence[Window], tokens_per_batch: int, pad_id: int,
 
 
 def training_arguments(
-    config: TuningConfig, steps_per_epoch: int, seed: int, logging_steps: int = 5, checkpoints: Path | None = None
+    config: TuningConfig, steps_per_epoch: int, seed: int, logging_steps: int = 5, checkpoints: Path | None = None,
+    evaluate_every: float | None = None,
 ) -> TrainingArguments:
     """Translate a section of the settings; the learning rate falls as a cosine after a linear warm-up.
 
-    checkpoints: a folder that belongs to this run alone, used where config.save_steps is set, and needed where
-    config.evaluate_every is (the best checkpoint is the one that is kept): see train_or_go_on.
+    checkpoints: a folder that belongs to this run alone, needed where config.save_steps is set: see train_or_go_on.
+    evaluate_every: epochs between two looks at the validation part; the best checkpoint is the one that is kept.
     """
     steps = max(1, round(config.epochs * steps_per_epoch))
     saving = {"save_strategy": "no", "output_dir": str(TRAINER_OUTPUT)}
     if checkpoints:
         every = config.save_steps
         saving = {"save_strategy": "steps", "output_dir": str(checkpoints), "save_total_limit": 1}
-        if config.evaluate_every:
-            every = max(1, round(config.evaluate_every * steps_per_epoch))
+        if evaluate_every:
+            every = max(1, round(evaluate_every * steps_per_epoch))
             saving |= {"eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": VALID}
             saving |= {"load_best_model_at_end": True, "greater_is_better": True}
             saving["restore_callback_states_from_checkpoint"] = True  # how long patience has lasted
