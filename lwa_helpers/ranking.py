@@ -82,8 +82,8 @@ def rank_catalogue(
         rows = order[start : start + batch_size]
         ids, mask = (part.to(model.device) for part in pad_right([prompts[row] for row in rows]))
         with autocast(bf16, model.device):
-            logits = model.get_output_embeddings()(end_states(model, ids, mask))
-        scores[rows] = logits[:, items].float().cpu().numpy()
+            states = end_states(model, ids, mask)
+        scores[rows] = model.get_output_embeddings()(states.float())[:, items].cpu().numpy()  # close scores need float32
     return scores
 
 
