@@ -11,7 +11,7 @@ from lwa_helpers.config import Bf16
 from lwa_helpers.precision import autocast
 from lwa_helpers.signals import signals
 
-RIDGE = 1e-2  # of the mean square of the states; from 1e-3 to 1e-1 the ranking is the same
+RIDGE = 1e-3  # of the mean square of the states; on MovieLens-100K 1e-1 costs a tenth of the NDCG@10, 1e-5 nothing
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ class RankingTrainer(Trainer):
             return nothing(own)
         if self.sampled and model.training:
             log_q, n = self.sampled
-            return sampled_nll(own.head, own.states, own.targets, log_q.to(own.states.device), n)
+            return sampled_nll(model.get_output_embeddings(), own.states, own.targets, log_q.to(own.states.device), n)
         return in_parts(lambda rows: F.cross_entropy(own.head(own.states[rows]).float(), own.targets[rows])[None], own)[0]
 
 
