@@ -1,4 +1,4 @@
-"""Rows trained in few dimensions: nothing is changed at first, the factors alone move, plain matrices are left behind."""
+"""Rows trained in few dimensions: nothing changes at first, the factors alone move, plain matrices are left behind."""
 
 import pytest
 import torch
@@ -41,6 +41,16 @@ def test_a_matrix_is_its_base_and_a_product_of_two_factors(rows, width, rank, ki
     assert type(module) is kind and isinstance(module.weight, nn.Parameter) and module.weight.requires_grad
     assert list(module.state_dict()) == names and torch.equal(module.weight, want)
     assert torch.linalg.matrix_rank(module.weight - base, atol=1e-5) <= rank
+
+
+def test_both_ends_start_from_the_directions_of_the_last_which_knows_the_items():
+    lm = item_lm()
+    ends = trained_rows(lm.model)
+    with low_rank(ends, 5):
+        first, last = (module.parametrizations.weight.original0 for module in ends)
+        assert torch.equal(first, last) and first is not last and first.requires_grad and last.requires_grad
+    with low_rank(ends[1:], 5):
+        assert torch.equal(ends[1].parametrizations.weight.original0, last)
 
 
 def test_rows_move_where_those_of_the_base_differ_most():

@@ -45,6 +45,17 @@ def test_scores_equal_a_plain_forward_pass_per_prompt_however_they_are_batched(r
     np.testing.assert_allclose(ItemRanker(lm, reading_of(lm), batch_size=2).scores(HISTORIES), want, atol=1e-4)
 
 
+@pytest.mark.parametrize("reading", ["items", "titles"])
+def test_an_empty_prompt_is_refused_where_there_is_no_header(reading):
+    lm = item_lm(reading)
+    ranker = ItemRanker(lm, reading_of(lm))
+    if reading == "items":
+        with pytest.raises(ValueError, match="prompt 1 is empty"):
+            ranker.scores([[0], []])
+    else:
+        np.testing.assert_allclose(ranker.scores([[0], []])[1], plain(lm, reading_of(lm).header), atol=1e-5)
+
+
 def test_bfloat16_scores_are_close_to_those_in_float32():
     lm = item_lm()
     prompts = [reading_of(lm).prompt(history) for history in HISTORIES]
@@ -53,7 +64,6 @@ def test_bfloat16_scores_are_close_to_those_in_float32():
     assert 0 < np.abs(half - exact).max() < 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="the head speaks in bfloat16: near scores tie, which counts against the target")
 def test_bfloat16_does_not_make_near_scores_equal():
     """Of a thousand items; on MovieLens SASRec's scores rounded like that lose 3 % of NDCG@10 to ties alone."""
     lm = item_lm(titles=[f"Film {n}" for n in range(1000)])
@@ -143,9 +153,9 @@ def sampling_case(places=5):
     head = nn.Linear(8, N_TEXT + N_ITEMS, bias=False)
     nn.init.normal_(head.weight)
     log_q = torch.full((N_TEXT + N_ITEMS,), -torch.inf)
-    log_q[N_TEXT:] = (2 * torch.rand(N_ITEMS)).log_softmax(0)
+    log_q[N_TEXT:] = (2 * torch.rand(N_ITEMS)).index_fill(0, torch.tensor([7]), 6.0).log_softmax(0)
     targets = torch.randint(N_TEXT, N_TEXT + N_ITEMS, (places,))
-    targets[1] = log_q.argmax()  # drawn often, and then left out
+    targets[1] = N_TEXT + 7  # half of what is drawn, and then left out
     return head, torch.randn(places, 8), targets, log_q
 
 

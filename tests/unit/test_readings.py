@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_lm import PROMPT, READINGS, TITLES, begin_with_a_token, item_lm, language_model, reading_of
 
@@ -67,6 +67,7 @@ def test_a_model_is_asked_what_a_training_window_shows_before_its_last_target(ki
 
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from([*READINGS, "text"]), HISTORY, st.integers(1, 12), st.integers(4, 60))
+@example("hybrid", [4, 3, 0, 4, 4, 1, 1, 5], 12, 12)
 def test_a_prompt_keeps_to_both_budgets_and_would_not_with_one_item_more(kind, history, max_items, max_tokens):
     how = reading(kind)
     found = how.prompt(history, max_items, max_tokens)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from tiny_lm import TITLES, item_lm, language_model, reading_of, windows
 
 import lwa_helpers.signals as signals_module
@@ -161,18 +162,20 @@ def test_batches_that_do_not_say_which_windows_they_hold_are_named(tmp_path):
         DistillationTrainer(signals, student, strategy="none").compute_loss(student, batches[0])
 
 
-def test_fused_teachers_are_the_weighted_mean_of_their_probabilities(tmp_path):
-    """Two teachers of other widths: a position is a target in both."""
-    small, wide = item_lm(), item_lm(hidden=48, seed=3)
+def test_fused_teachers_are_the_weighted_mean_of_their_probabilities_of_items(tmp_path):
+    """Two teachers of other widths, readings and vocabularies: a position is a target in both, and an item an item."""
+    small, wide = item_lm(), item_lm("titles", hidden=48, seed=3)
     parts = [
         TeacherSignals.compute(lm.model, ordered(lm), [2, 4], tmp_path / str(i), bf16=False)
         for i, lm in enumerate((small, wide))
     ]
-    fused = fuse(parts, [0.3, 0.1], tmp_path / "fused")
-    p = [torch.from_numpy(np.array(s.logits, dtype=np.float32)).softmax(-1).numpy() for s in parts]
-    want = 0.75 * p[0] + 0.25 * p[1]
-    np.testing.assert_allclose(np.exp(np.array(fused.logits, dtype=np.float32)), want, rtol=1e-2, atol=1e-7)
-    assert (want > 1e-4).sum() > 5 * 5
+    items = [lm.items.tokens for lm in (small, wide)]
+    assert items[0] != items[1] and parts[0].logits.shape != parts[1].logits.shape
+    fused = fuse(parts, [0.3, 0.1], tmp_path / "fused", items)
+    p = [softmax(np.array(part.logits[:, own], dtype=float), axis=1) for part, own in zip(parts, items)]
+    got = softmax(np.array(fused.logits, dtype=float), axis=1)
+    np.testing.assert_allclose(got[:, items[0]], 0.75 * p[0] + 0.25 * p[1], rtol=1e-2, atol=1e-7)
+    assert fused.logits.shape == parts[0].logits.shape and not got[:, : small.items.first].any()
     np.testing.assert_array_equal(fused.hidden, parts[0].hidden)
     student = item_lm(layers=2, seed=1).model
     trainer = DistillationTrainer(fused, student, strategy="uniform")
@@ -205,7 +208,7 @@ def test_a_recommender_speaks_at_the_targets_of_the_windows_from_the_items_they_
     p = torch.from_numpy(np.array(got.logits)).float().softmax(-1)
     assert not p[:, : lm.items.first].any() and (p[:, lm.items.tokens] > 0).all()
     np.testing.assert_array_equal(got.hidden, like.hidden)
-    both = fuse([like, got], [1, 1], tmp_path / "both")
+    both = fuse([like, got], [1, 1], tmp_path / "both", [lm.items.tokens] * 2)
     assert both.logits.shape == like.logits.shape and np.isfinite(both.logits).all()
     with pytest.raises(LwaError, match="have 2 targets, the signals 5"):
         recommender_signals(system, data[:1], like, tmp_path / "few", lm.items.tokens)
@@ -225,4 +228,6 @@ def test_signals_that_cannot_be_fused_are_named(tmp_path):
         ([], [], "0 finite numbers"), ([a, a], [0, 0], "not all zero"), ([a, a], [1, -1], ">= 0"),
     ):
         with pytest.raises(LwaError, match=message):
-            fuse(parts, weights, tmp_path / "fused")
+            fuse(parts, weights, tmp_path / "fused", [lm.items.tokens] * len(parts))
+    with pytest.raises(LwaError, match="same catalogue"):
+        fuse([a, a], [1, 1], tmp_path / "fused", [lm.items.tokens, slice(lm.items.first, lm.items.first + 7)])

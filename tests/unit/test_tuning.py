@@ -1,5 +1,7 @@
 """Training on labels alone: the loss, dropout at the ends, learning rates, and which weights are kept."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -33,9 +35,9 @@ CONFIGS = {
 
 
 def trainer_of(lm, epochs=1.0, folder=None, evaluate_every=None, **options):
-    own = section(epochs=epochs, tokens_per_batch=24, learning_rate=1e-2, evaluate_every=evaluate_every)
+    own = section(epochs=epochs, tokens_per_batch=24, learning_rate=1e-2)
     loader = window_loader(windows(lm) * 8, own.tokens_per_batch, 0, 7)
-    arguments = training_arguments(own, len(loader), 0, checkpoints=folder)
+    arguments = training_arguments(own, len(loader), 0, checkpoints=folder, evaluate_every=evaluate_every)
     return RankingTrainer(lm.model, arguments, loader, 1e-2, **options)
 
 
@@ -66,7 +68,7 @@ def test_only_training_draws_items_and_what_it_draws_is_the_sampled_loss():
     lm.model.train()
     own = signals(lm.model, batch)
     torch.manual_seed(3)
-    drawn = sampled_nll(own.head, own.states, own.targets, log_q, 5)
+    drawn = sampled_nll(lm.model.lm_head, own.states, own.targets, log_q, 5)
     torch.manual_seed(3)
     assert trainer.compute_loss(lm.model, dict(batch)).item() == pytest.approx(drawn.item(), rel=1e-6)
     assert drawn.item() != pytest.approx(want.item(), rel=1e-3)
@@ -195,8 +197,7 @@ class Weights:
 def test_the_best_weights_come_back_and_patience_ends_the_run(tmp_path, rank, values, patience, best, measured):
     """Measured twice an epoch; with rows in few dimensions the matrices are those of the best factors."""
     lm, valid = item_lm(), Weights(values)
-    modules = trained_rows(lm.model) if rank else []
-    with low_rank(modules, rank):
+    with low_rank(trained_rows(lm.model), rank) if rank else nullcontext():
         trainer = trainer_of(
             lm, epochs=4.0, folder=tmp_path / "run", evaluate_every=0.5, valid=valid, patience=patience, dropout=0.1
         )
