@@ -216,6 +216,14 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_oth
     assert drawn[0][0] != drawn[1][0] and ablation(0).windows != ablation(1).windows
 
 
+def test_the_order_of_the_same_windows_follows_the_seed(batches):
+    for seed in (0, 1, 0):
+        own = lessons(cut=CUT * 6, tokens_per_batch=10, seed=seed)
+        own.train(own.start(2), "none")
+    first, other, again = (order for _, _, order in batches.values())
+    assert first == again != other and len(first) == len(other)
+
+
 def test_an_arm_is_the_same_bits_again_and_its_ranks_are_those_of_its_student(tmp_path):
     task, own = office_task(tmp_path / "office"), ablation()
     start = own.start(2)

@@ -151,12 +151,15 @@ def sampling_case(places=5):
     """A head over text tokens, which are never drawn, and items, drawn by a popularity; and targets among these."""
     torch.manual_seed(0)
     head = nn.Linear(8, N_TEXT + N_ITEMS, bias=False)
-    nn.init.normal_(head.weight)
+    nn.init.normal_(head.weight, std=0.4)
     log_q = torch.full((N_TEXT + N_ITEMS,), -torch.inf)
     log_q[N_TEXT:] = (2 * torch.rand(N_ITEMS)).index_fill(0, torch.tensor([7]), 6.0).log_softmax(0)
     targets = torch.randint(N_TEXT, N_TEXT + N_ITEMS, (places,))
     targets[1] = N_TEXT + 7  # half of what is drawn, and then left out
-    return head, torch.randn(places, 8), targets, log_q
+    states = torch.randn(places, 8)
+    with torch.no_grad():
+        head.weight[N_TEXT + 7] = states[1] * 6 / states[1].square().sum()  # a score of 6: half of the denominator
+    return head, states, targets, log_q
 
 
 def test_the_sampled_denominator_is_unbiased():
