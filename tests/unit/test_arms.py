@@ -94,6 +94,16 @@ def test_a_selection_by_score_takes_other_scores_than_fisher_where_they_are_give
         assert torch.equal(mine.self_attn.q_proj.weight, layer.self_attn.q_proj.weight)
 
 
+def test_without_fisher_information_only_what_needs_it_is_refused():
+    own = replace(lessons(strategy="none"), fisher=None)
+    student, trainer = own.student(2)
+    assert depth(student) == 2 and trainer.weights is None
+    with pytest.raises(LwaError, match="needs scores"):
+        replace(lessons(selection="top_fisher"), fisher=None).start(2)
+    with pytest.raises(LwaError, match="needs Fisher scores"):
+        own.train(own.start(2), "fisher")
+
+
 # The budget
 
 
