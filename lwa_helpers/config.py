@@ -70,8 +70,13 @@ class TuningConfig(Section):
 
 class TeacherConfig(TuningConfig):
     """The teacher's name in model_config.yaml, and how it is tuned: first what is new, behind its first few layers, which are
-    a fraction of the cost, then all of it. first_layers: 0 leaves the first step out. Two controls: random_weights forgets what
-    the model has read, frozen_layers trains item rows alone."""
+    a fraction of the cost, then all of it.
+
+    first_layers: 0 leaves the first step out. first_alpha: the weight of what the first layers have learnt, beside the labels,
+    when all are trained. evaluate_every: epochs between two looks at the validation part, the best of which is kept, `patience`
+    of them without a rise ending the run; null looks at none and keeps the last weights. Two controls: random_weights forgets
+    what the model has read, frozen_layers trains item rows alone.
+    """
 
     model: str
     random_weights: bool = False
@@ -79,6 +84,7 @@ class TeacherConfig(TuningConfig):
     first_layers: int = Field(ge=0)
     first_epochs: PositiveFloat
     first_learning_rate: PositiveFloat
+    first_alpha: float = Field(ge=0, le=1)
     evaluate_every: PositiveFloat | None = None
     patience: PositiveInt = 2
     softmax_items: PositiveInt = 50_000

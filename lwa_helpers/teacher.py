@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, TrainerCallback
 from lwa_helpers import paths
 from lwa_helpers.arms import trained_rows
 from lwa_helpers.cold_items import with_cold_rows
-from lwa_helpers.config import DataConfig, EvaluationConfig, TeacherConfig
+from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, TeacherConfig
 from lwa_helpers.data import Interactions
 from lwa_helpers.data.prompts import prompt_for
+from lwa_helpers.distillation import NO_HIDDEN, DistillationTrainer
 from lwa_helpers.head_transfer import carry_head, label_states
 from lwa_helpers.item_tokens import title_rows, with_item_tokens
 from lwa_helpers.low_rank import low_rank
@@ -71,63 +72,78 @@ def tune(
     task: RankingTask, section: TeacherConfig, seed: int, valid: Callable[[PreTrainedModel], float] | None = None,
     logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
 ) -> RankingTrainer:
-    """Tune the task's model in place and return the trainer of all its layers.
+    """Tune the task's model in place, on labels alone, and return the trainer of all its layers.
 
     First its item rows are fitted behind its first few layers, which learn with them at a fraction of the cost: there is most
-    to learn. Then the head is carried over to all layers (carry_head), and all are trained.
+    to learn. Then the head is carried over to all layers (carry_head), and all are trained, on the labels and on what the
+    shallow model has made of them. With first_layers: 0 all layers are trained from the start.
 
     Args:
         valid: what the best weights are chosen by, where section.evaluate_every is set.
     """
-    model = task.lm.model
-    if 0 < section.first_layers < len(decoder_layers(model)):
-        fit_behind_first_layers(task, section, seed)
-    trainer = train(task, task.lm, section, seed, valid, logs, callbacks)
+    shallow = None
+    if 0 < section.first_layers < len(decoder_layers(task.lm.model)):
+        shallow = shallow_model(task, section, seed)
+        take_over(task, shallow, section, seed)
+    trainer = train(task, task.lm, section, seed, shallow, valid, logs, callbacks)
     write_cold_rows(task.lm, task.data)
     return trainer
 
 
-def fit_behind_first_layers(task: RankingTask, section: TeacherConfig, seed: int) -> None:
-    """Train item rows and first layers without the others, and put them into the task's model."""
-    few = build_student(task.lm, section.first_layers, "first")
+def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> LanguageModel:
+    """Return the task's model without all but its first layers, trained on labels."""
+    shallow = build_student(task.lm, section.first_layers, "first")
     short = section.model_copy(update={
         "epochs": section.first_epochs, "learning_rate": section.first_learning_rate, "evaluate_every": None, "save_steps": None,
     })
-    train(task, few, short, seed)
+    train(task, shallow, short, seed)
+    return shallow
+
+
+def take_over(task: RankingTask, shallow: LanguageModel, section: TeacherConfig, seed: int) -> None:
+    """Put the item rows and layers of the shallow model into the task's, in place, and carry its head over to all layers."""
     model = task.lm.model
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(few.model.get_input_embeddings().weight)
-    for own, fitted in zip(decoder_layers(model), decoder_layers(few.model)):
+        model.get_input_embeddings().weight.copy_(shallow.model.get_input_embeddings().weight)
+    for own, fitted in zip(decoder_layers(model), decoder_layers(shallow.model)):
         own.load_state_dict(fitted.state_dict())
     windows = task.train_windows(section)
     drawn = np.random.default_rng(seed).permutation(len(windows))[:CARRIED_ON]
     batches = window_loader([windows[i] for i in drawn], section.tokens_per_batch, task.lm.pad_id, seed, shuffle=False)
-    source, states = (label_states(m, batches, section.bf16) for m in (few.model, model))
-    carry_head(few.model.get_output_embeddings().weight, source, model, states)
+    source, states = (label_states(m, batches, section.bf16) for m in (shallow.model, model))
+    carry_head(shallow.model.get_output_embeddings().weight, source, model, states)
 
 
 def train(
-    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int,
+    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int, shallow: LanguageModel | None = None,
     valid: Callable[[PreTrainedModel], float] | None = None, logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
 ) -> RankingTrainer:
-    """Train a model of the task's tokens on labels alone, in place."""
+    """Train a model of the task's tokens on labels, in place; a shallow model teaches beside them with weight first_alpha.
+
+    In a catalogue so large that its softmax is sampled, it does not.
+    """
     torch.manual_seed(seed)
     loader = task.train_loader(section, seed)
     for layer in decoder_layers(lm.model):
         layer.requires_grad_(not section.frozen_layers)
-    folder = checkpoints(lm, loader, section, seed) if section.save_steps or section.evaluate_every else None
+    folder = checkpoints([lm, shallow], loader, section, seed) if section.save_steps or section.evaluate_every else None
+    arguments = training_arguments(section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every)
+    options = {"head_learning_rate": section.head_learning_rate, "dropout": section.dropout, "valid": valid}
+    options |= {"loader": loader, "patience": section.patience, "logs": logs, "callbacks": callbacks}
+    sampled = proposal(task, section)
     with low_rank(trained_rows(lm.model), section.rank):
-        trainer = RankingTrainer(
-            lm.model, training_arguments(section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every),
-            loader, section.head_learning_rate, section.dropout, proposal(task, section), valid, section.patience, logs, callbacks,
-        )
+        if shallow and not sampled:
+            loss = LossConfig(alpha=section.first_alpha, temperature=1.0, beta=0.0)
+            trainer = DistillationTrainer(shallow, lm, None, NO_HIDDEN, loss, arguments, **options)
+        else:
+            trainer = RankingTrainer(lm.model, arguments, sampled=sampled, **options)
         train_or_go_on(trainer, folder) if folder else trainer.train()
     return trainer
 
 
-def checkpoints(lm: LanguageModel, loader: DataLoader, section: TeacherConfig, seed: int) -> Path:
+def checkpoints(models: Sequence[LanguageModel | None], loader: DataLoader, section: TeacherConfig, seed: int) -> Path:
     """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
-    key = [weights_hash(lm.model), batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
+    key = [*(weights_hash(lm.model) for lm in models if lm), batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
     return paths.CACHE / "checkpoints" / paths.sha256_of_text(json.dumps(key))[:32]
 
 
