@@ -47,6 +47,7 @@ def main(folder: Path, kill_at: int = N_BATCHES) -> None:
         )
         rows = killed(dataset(), kill_at) if name == "sharded" else dataset()
         calculator.calculate(model, rows).save(folder / f"{name}{dist.get_rank()}")
+    dist.barrier()  # on a busy machine, one process that is gone before the other takes leave can abort it
     dist.destroy_process_group()
 
 
