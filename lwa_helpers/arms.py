@@ -156,26 +156,32 @@ def co_taught_student(
 
     The layers are the teacher's, and so are the states where these are matched.
     """
-    asked = valid.asked
-    own = Calibration(1.0, float(ndcg_at_k(valid.ranks(lessons.teacher.model), 10).mean()))
-    calibration = {"teacher": own}
-    calibration |= {name: calibrated(system.scores(asked.histories, asked.user_ids), asked) for name, system in co_teachers.items()}
+    calibration = calibrations(lessons.teacher.model, co_teachers, valid)
     said = fused_signals(lessons.signals, lessons.windows, co_teachers, lessons.teacher.items.tokens, calibration)
     student = lessons.start(lessons.section.n_layers)
     lessons.train(student, lessons.section.strategy, said)
     return student, calibration
 
 
+def calibrations(model: nn.Module, co_teachers: Mapping[str, CrossFitted], valid: RankingTask) -> dict[str, Calibration]:
+    """Return what a teacher and each of its co-teachers are worth on the validation part; the teacher's scale is 1."""
+    asked = valid.asked
+    own = Calibration(1.0, float(ndcg_at_k(valid.ranks(model), 10).mean()))
+    others = {name: calibrated(system.scores(asked.histories, asked.user_ids), asked) for name, system in co_teachers.items()}
+    return {"teacher": own} | others
+
+
 def run_arm(strategy: str, lessons: Distillation, start: LanguageModel, task: RankingTask) -> pd.DataFrame:
     """Distil a copy of the student `start` under `strategy` and rank the catalogue for every test case.
 
-    Returns columns strategy, seed, user_id, target, rank, steps, targets.
+    Returns columns strategy, seed, case, user_id, target, rank, steps, targets; case: its place among the cases.
     """
     student = replace(start, model=copy.deepcopy(start.model))
     trainer = lessons.train(student, strategy)
     return pd.DataFrame({
-        "strategy": strategy, "seed": lessons.seed, "user_id": task.asked.user_ids, "target": task.asked.targets,
-        "rank": task.ranks(student.model), "steps": trainer.state.global_step, "targets": int(lessons.signals.starts[-1]),
+        "strategy": strategy, "seed": lessons.seed, "case": range(len(task.asked.targets)), "user_id": task.asked.user_ids,
+        "target": task.asked.targets, "rank": task.ranks(student.model), "steps": trainer.state.global_step,
+        "targets": int(lessons.signals.starts[-1]),
     })
 
 

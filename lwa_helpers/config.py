@@ -75,7 +75,8 @@ class TeacherConfig(TuningConfig):
     first_layers: 0 leaves the first step out. first_alpha: the weight of what the first layers have learnt, beside the labels,
     when all are trained. evaluate_every: epochs between two looks at the validation part, the best of which is kept, `patience`
     of them without a rise ending the run; null looks at none and keeps the last weights. Two controls: random_weights forgets
-    what the model has read, frozen_layers trains item rows alone.
+    what the model has read, frozen_layers trains item rows alone. co_teachers: baselines by name that teach beside the first layers;
+    each speaks of users that it was not fitted on.
     """
 
     model: str
@@ -85,6 +86,7 @@ class TeacherConfig(TuningConfig):
     first_epochs: PositiveFloat
     first_learning_rate: PositiveFloat
     first_alpha: float = Field(ge=0, le=1)
+    co_teachers: list[str] = Field(default=[])
     evaluate_every: PositiveFloat | None = None
     patience: PositiveInt = 2
     softmax_items: PositiveInt = 50_000
@@ -185,9 +187,11 @@ class ComparisonConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Full-catalogue ranking of the test target: users on whom it is done, and how many of the newest items they are ranked by."""
+    """Full-catalogue ranking: users for whom it is done, whether each of a user's test items is a case or the first alone, and how
+    many of the newest items they are ranked by."""
 
     users: PositiveInt | None = None
+    every_target: bool = False
     history_items: PositiveInt
     batch_size: PositiveInt
     bf16: Bf16

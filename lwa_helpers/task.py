@@ -66,8 +66,8 @@ class RankingTask:
 
     @cached_property
     def asked(self) -> Cases:
-        """The cases of the part: all its users, or evaluation.users of them drawn with the seed."""
-        every = cases(self.data, self.part)
+        """The cases of the part: all of them, or evaluation.users drawn with the seed."""
+        every = cases(self.data, self.part, self.evaluation.every_target)
         n, wanted = len(every.targets), self.evaluation.users
         if wanted is None or wanted >= n:
             return every

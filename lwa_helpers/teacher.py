@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +15,20 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
 from lwa_helpers import paths
-from lwa_helpers.arms import trained_rows
+from lwa_helpers.arms import calibrations, trained_rows
 from lwa_helpers.cold_items import with_cold_rows
 from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, TeacherConfig
 from lwa_helpers.data import Interactions
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.distillation import NO_HIDDEN, DistillationTrainer
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import CrossFitted
+from lwa_helpers.fused_signals import fused_signals
 from lwa_helpers.head_transfer import carry_head, label_states
 from lwa_helpers.item_tokens import title_rows, with_item_tokens
 from lwa_helpers.low_rank import low_rank
 from lwa_helpers.models import ItemTokens, LanguageModel, decoder_layers
-from lwa_helpers.signals import batches_hash, weights_hash
+from lwa_helpers.signals import TeacherSignals, batches_hash, weights_hash
 from lwa_helpers.student import build_student
 from lwa_helpers.task import RankingTask
 from lwa_helpers.tuning import RankingTrainer, train_or_go_on, training_arguments, window_loader
@@ -70,9 +73,10 @@ def reinitialised(full: LanguageModel, seed: int) -> LanguageModel:
 
 def tune(
     task: RankingTask, section: TeacherConfig, seed: int, valid: Callable[[PreTrainedModel], float] | None = None,
-    logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
+    logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (), co_teachers: Mapping[str, CrossFitted] | None = None,
+    validation: RankingTask | None = None,
 ) -> RankingTrainer:
-    """Tune the task's model in place, on labels alone, and return the trainer of all its layers.
+    """Tune the task's model in place and return the trainer of all its layers: on labels alone, or taught by baselines as well.
 
     First its item rows are fitted behind its first few layers, which learn with them at a fraction of the cost: there is most
     to learn. Then the head is carried over to all layers (carry_head), and all are trained, on the labels and on what the
@@ -80,12 +84,21 @@ def tune(
 
     Args:
         valid: what the best weights are chosen by, where section.evaluate_every is set.
+        co_teachers: baselines that teach all layers beside the first ones.
+        validation: on whom these are weighed, and the scale of their scores is fitted.
+
+    Raises:
+        LwaError: for co-teachers without first layers.
     """
-    shallow = None
+    said = None
     if 0 < section.first_layers < len(decoder_layers(task.lm.model)):
-        shallow = shallow_model(task, section, seed)
+        said = shallow = shallow_model(task, section, seed)
         take_over(task, shallow, section, seed)
-    trainer = train(task, task.lm, section, seed, shallow, valid, logs, callbacks)
+    if co_teachers:
+        if said is None:
+            raise LwaError("teacher.co_teachers teach beside the first layers: set teacher.first_layers, below the number of all")
+        said = together(task, shallow, section, co_teachers, validation)
+    trainer = train(task, task.lm, section, seed, said, valid, logs, callbacks)
     write_cold_rows(task.lm, task.data)
     return trainer
 
@@ -98,6 +111,16 @@ def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> Langu
     })
     train(task, shallow, short, seed)
     return shallow
+
+
+def together(
+    task: RankingTask, shallow: LanguageModel, section: TeacherConfig, co_teachers: Mapping[str, CrossFitted], validation: RankingTask
+) -> TeacherSignals:
+    """Return what the shallow model and the co-teachers say on all training windows, averaged."""
+    windows = task.train_windows(section)
+    ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, 0, shuffle=False)
+    own = TeacherSignals.cached(shallow.model, ordered, [section.first_layers], section.bf16)
+    return fused_signals(own, windows, co_teachers, task.lm.items.tokens, calibrations(shallow.model, co_teachers, validation))
 
 
 def take_over(task: RankingTask, shallow: LanguageModel, section: TeacherConfig, seed: int) -> None:
@@ -115,35 +138,40 @@ def take_over(task: RankingTask, shallow: LanguageModel, section: TeacherConfig,
 
 
 def train(
-    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int, shallow: LanguageModel | None = None,
+    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int, said: LanguageModel | TeacherSignals | None = None,
     valid: Callable[[PreTrainedModel], float] | None = None, logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
 ) -> RankingTrainer:
-    """Train a model of the task's tokens on labels, in place; a shallow model teaches beside them with weight first_alpha.
+    """Train a model of the task's tokens on labels, in place; a shallow model, or what several have said, teaches beside them
+    with weight first_alpha.
 
     In a catalogue so large that its softmax is sampled, it does not.
     """
     torch.manual_seed(seed)
     loader = task.train_loader(section, seed)
-    for layer in decoder_layers(lm.model):
-        layer.requires_grad_(not section.frozen_layers)
-    folder = checkpoints([lm, shallow], loader, section, seed) if section.save_steps or section.evaluate_every else None
+    lm.model.requires_grad_(not section.frozen_layers)
+    for module in trained_rows(lm.model):
+        module.requires_grad_(True)
+    folder = checkpoints([lm, said], loader, section, seed) if section.save_steps or section.evaluate_every else None
     arguments = training_arguments(section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every)
     options = {"head_learning_rate": section.head_learning_rate, "dropout": section.dropout, "valid": valid}
     options |= {"loader": loader, "patience": section.patience, "logs": logs, "callbacks": callbacks}
     sampled = proposal(task, section)
     with low_rank(trained_rows(lm.model), section.rank):
-        if shallow and not sampled:
+        if said and not sampled:
             loss = LossConfig(alpha=section.first_alpha, temperature=1.0, beta=0.0)
-            trainer = DistillationTrainer(shallow, lm, None, NO_HIDDEN, loss, arguments, **options)
+            trainer = DistillationTrainer(said, lm, None, NO_HIDDEN, loss, arguments, **options)
         else:
             trainer = RankingTrainer(lm.model, arguments, sampled=sampled, **options)
         train_or_go_on(trainer, folder) if folder else trainer.train()
     return trainer
 
 
-def checkpoints(models: Sequence[LanguageModel | None], loader: DataLoader, section: TeacherConfig, seed: int) -> Path:
+def checkpoints(
+    models: Sequence[LanguageModel | TeacherSignals | None], loader: DataLoader, section: TeacherConfig, seed: int
+) -> Path:
     """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
-    key = [*(weights_hash(lm.model) for lm in models if lm), batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
+    key = [m.directory.name if isinstance(m, TeacherSignals) else weights_hash(m.model) for m in models if m]
+    key += [batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
     return paths.CACHE / "checkpoints" / paths.sha256_of_text(json.dumps(key))[:32]
 
 

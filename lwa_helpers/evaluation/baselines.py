@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse, stats
 
 from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.evaluation.metrics import hit_rate_at_k, ndcg_at_k
 from lwa_helpers.evaluation.protocol import Baseline, cases, item_index, ranks
 
@@ -116,6 +117,10 @@ class Tuned(NamedTuple):
     best: Baseline
     settings: dict[str, Any]
     tried: pd.DataFrame
+
+    def cross_fitted(self, interactions: Interactions, seed: int) -> CrossFitted:
+        """Return it with these settings, fitted on each half of the users apart."""
+        return CrossFitted.of(lambda part: type(self.best)(**self.settings).fit(part), interactions, seed)
 
 
 def tune(

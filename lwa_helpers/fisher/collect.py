@@ -84,19 +84,23 @@ class TraceCollector:
         return self.traces
 
     def receive(self, site: Site, x: Tensor, gradient: Tensor) -> None:
-        """Add what one site's input and output gradient, both (B, ..., d), say about its parameters."""
+        """Add what one site's input (of a divisible one its output) and output gradient, both (B, ..., d), say of its parameters."""
         x = x.to(gradient.device)
         place, bias = self._places[site], getattr(site.module, "bias", None)
-        if site.kind == "scale":
+        if site.divisible:
+            self._vector(site, "weight", place.first, gradient * x, divisor=site.factor)
+        elif site.kind == "scale":
             self._vector(site, "weight", place.first, gradient * scale_input(site.module, x, site.unit))
         else:
             self._add(place.first, self._linear(site, place, x.flatten(1, -2), gradient.flatten(1, -2)))
         if bias is not None:
             self._vector(site, "bias", place.bias, gradient, place.n_parts if place.side == "output" else 1)
 
-    def _vector(self, site: Site, name: str, column: int, terms: Tensor, n_parts: int = 1) -> None:
-        """A parameter whose gradient is the sum over tokens of `terms` (B, ..., d), in n_parts equal slices."""
-        squares = wide(terms).flatten(1, -2).sum(1).square()
+    def _vector(
+        self, site: Site, name: str, column: int, terms: Tensor, n_parts: int = 1, divisor: Tensor | float = 1.0
+    ) -> None:
+        """A parameter whose gradient is the sum over tokens of `terms` (B, ..., d) by `divisor` (d,), in n_parts equal slices."""
+        squares = (wide(terms).flatten(1, -2).sum(1) / divisor).square()
         self._add(column, squares.double().unflatten(1, (n_parts, -1)).sum(2))
         if self.sums:
             self.sums[site.path(name)] += squares.sum(0)

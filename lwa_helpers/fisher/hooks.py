@@ -77,7 +77,7 @@ class _Tap(torch.autograd.Function):
 class Taps:
     """Call receive(site, x, dL/dy) once per site and backward pass, with the calls of a module used twice joined.
 
-    x and dL/dy are (B, tokens, d). Use as a context around `total = loss(...).sum()` and `taps.backward(total)`.
+    In place of x a divisible site gets its output y, which the next module keeps anyway. x and dL/dy are (B, tokens, d). Use as a context around `total = loss(...).sum()` and `taps.backward(total)`.
     """
 
     def __init__(self, model: nn.Module, sites: list[Site], receive: Receive, batch_size: int):
@@ -114,7 +114,7 @@ class Taps:
                 self._calls[site] += 1
             if not (torch.is_grad_enabled() and output.requires_grad):
                 return None
-            x = args[0] if args else next(iter(kwargs.values()))
+            x = output if site.divisible else args[0] if args else next(iter(kwargs.values()))
             return _Tap.apply(output, x, lambda a, b: self._arrive(site, a, b))
 
         return hook

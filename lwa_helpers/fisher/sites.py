@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from lwa_helpers.errors import LwaError
@@ -14,6 +15,7 @@ from lwa_helpers.models import decoder_layers
 
 OUTPUT_SPLIT = {"q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn"}  # heads are slices of the output
 INPUT_SPLIT = {"o_proj", "out_proj", "c_proj"}  # heads are slices of the input
+SMALLEST_FACTOR = 1e-6
 
 
 @dataclass(eq=False)
@@ -21,7 +23,8 @@ class Site:
     """A module with parameters inside decoder layer `layer`; `name` is its path within the layer.
 
     kind "linear" (weight out x in), "conv1d" (weight in x out) or "scale" (y = x_hat * weight, or x_hat * (1 + weight), + bias).
-    unit is the weight at which a "scale" returns x_hat: 1, or 0 for the (1 + weight) form.
+    unit is the weight at which a "scale" returns x_hat: 1, or 0 for the (1 + weight) form. divisible: x_hat is had from y, by
+    dividing by what it was multiplied with; to compute it from x again takes a dozen passes over it.
     """
 
     layer: int
@@ -29,6 +32,12 @@ class Site:
     module: nn.Module
     kind: str
     unit: float = 1.0
+    divisible: bool = False
+
+    @property
+    def factor(self) -> Tensor:
+        """What a "scale" multiplies x_hat by, (d,)."""
+        return self.module.weight.detach() + (1 - self.unit)
 
     @property
     def label(self) -> str:
@@ -71,7 +80,15 @@ def _site(layer: int, name: str, module: nn.Module) -> Site:
             "nor an elementwise scale, so its Fisher information cannot be computed; supported are nn.Linear, Conv1D, "
             "LayerNorm, RMSNorm and other modules of the form normalised(x) * weight + bias"
         )
-    return Site(layer, name, module, "scale", unit)
+    return Site(layer, name, module, "scale", unit, _divisible(module, unit))
+
+
+def _divisible(module: nn.Module, unit: float) -> bool:
+    """Whether x_hat is the output divided by what it is multiplied with: no bias, nothing near zero, the whole weight at hand."""
+    weight = module.weight
+    if getattr(module, "bias", None) is not None or weight.is_meta or isinstance(weight, DTensor):
+        return False
+    return bool(((weight.detach() + (1 - unit)).abs() > SMALLEST_FACTOR).all())
 
 
 def _scale_unit(module: nn.Module) -> float | None:

@@ -228,6 +228,22 @@ def test_norms_are_recognised_by_what_they_compute():
         assert {site.unit for site in scales} == {unit}
 
 
+@pytest.mark.parametrize(("family", "zero"), [("llama", 0.0), ("qwen3", 1e-9), ("gemma3", -1.0)])
+def test_a_norm_that_multiplies_by_zero_is_computed_from_its_input(family, zero):
+    model = build(family).double()
+    norm, other = (layer.input_layernorm for layer in layers_of(model)[:2])
+    with torch.no_grad():
+        norm.weight[3] = zero
+    divisible = {site.module: site.divisible for site in find_sites(model) if site.kind == "scale"}
+    assert not divisible[norm] and divisible[other]
+    rows = batch(lengths=(6, 4))
+    np.testing.assert_allclose(traces(model, rows), brute(model, rows), rtol=1e-6)
+
+
+def test_a_norm_with_a_bias_is_computed_from_its_input():
+    assert not any(site.divisible for site in find_sites(build("gpt2")))
+
+
 def test_bad_input_is_named():
     model, calculator = build("llama"), FisherInformationCalculator()
     rows = batch(lengths=(4, 3))

@@ -144,14 +144,14 @@ def test_a_student_goes_on_from_its_own_checkpoints_only(cache):
 def test_a_teacher_goes_on_from_its_own_checkpoints_only(cache):
     lm = item_lm()
 
-    def folder(lm=lm, data=None, section=SECTION, seed=0):
-        return teacher.checkpoints(lm, window_loader(data or data_of(lm), 12, 0, 7), section, seed)
+    def folder(lm=lm, data=None, section=SECTION, seed=0, shallow=None):
+        return teacher.checkpoints([lm, shallow], window_loader(data or data_of(lm), 12, 0, 7), section, seed)
 
     others = [
         folder(item_lm(seed=1)), folder(data=data_of(lm)[1:]), folder(seed=1),
-        folder(section=SECTION.model_copy(update={"dropout": 0.2})),
+        folder(section=SECTION.model_copy(update={"dropout": 0.2})), folder(shallow=build_student(lm, 2, "first")),
     ]
-    assert len({folder(), *others}) == 5 and folder() == folder(item_lm())
+    assert len({folder(), *others}) == 6 and folder() == folder(item_lm())
 
 
 def test_gradient_checkpointing_gives_the_same_weights():

@@ -1,5 +1,7 @@
 """The task on MovieLens: who is asked, with what, and that a model's ranks are those of its scores."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,6 +53,22 @@ def test_the_chosen_users_are_asked_about_their_last_film_after_what_they_saw_be
             assert shown == [task.data.titles[item] for item in newest]
         else:
             assert [token - task.lm.items.first for token in prompt if token >= task.lm.items.first] == newest
+
+
+def test_every_test_item_of_a_user_is_a_case_where_the_settings_say_so(items_task):
+    data, lm = items_task.data, items_task.lm
+    user = data.test.user_id.iloc[3]
+    first, second = data.test.parent_asin.iloc[3], data.test.parent_asin.iloc[0]
+    more = data.test.iloc[[3]].assign(parent_asin=second, timestamp=lambda rows: rows.timestamp + 1)
+    longer = replace(data, test=pd.concat([data.test, more], ignore_index=True))
+    every = CONFIG.evaluation.model_copy(update={"users": None, "every_target": True})
+    asked = RankingTask(longer, lm, CONFIG.data, every, 0).asked
+    rows = [row for row, name in enumerate(asked.user_ids) if name == user]
+    assert len(asked.targets) == len(data.test) + 1
+    assert [data.item_ids[asked.targets[row]] for row in rows] == [first, second]
+    assert asked.histories[rows[1]] == [*asked.histories[rows[0]], asked.targets[rows[0]]]
+    once = every.model_copy(update={"every_target": False})
+    assert len(RankingTask(longer, lm, CONFIG.data, once, 0).asked.targets) == len(data.test)
 
 
 def test_scores_are_transformers_own_logits_of_the_items_after_each_prompt(task):

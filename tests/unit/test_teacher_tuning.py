@@ -18,10 +18,11 @@ from lwa_helpers.models import decoder_layers
 from lwa_helpers.ranking import sampled_nll
 from lwa_helpers.task import RankingTask
 from lwa_helpers.teacher import (
-    fit_behind_first_layers,
     item_model,
     proposal,
     reinitialised,
+    shallow_model,
+    take_over,
     train,
     tune,
     write_cold_rows,
@@ -165,7 +166,7 @@ def test_what_is_fitted_behind_the_first_layers_is_carried_to_all(tmp_path):
     few = build_student(task.lm, 2, "first")
     short = section.model_copy(update={"epochs": section.first_epochs, "learning_rate": section.first_learning_rate})
     train(task, few, short, 3)
-    fit_behind_first_layers(task, section, 3)
+    take_over(task, shallow_model(task, section, 3), section, 3)
     got, fitted = weights(task.lm.model), weights(few.model)
     third = {name for name in got if ".layers.2." in name}
     assert all(torch.equal(got[name], before[name]) for name in third | {"model.norm.weight"})
@@ -223,20 +224,11 @@ def test_frozen_layers_do_not_move_by_a_bit_and_item_rows_do(tmp_path, first_lay
     task, section = task_and_section(tmp_path / "office", first_layers=first_layers, frozen_layers=True)
     before = weights(task.lm.model)
     tune(task, section, seed=0)
-    moved = changed(task.lm.model, before)
-    assert moved >= ENDS and not any(".layers." in name for name in moved)
+    assert changed(task.lm.model, before) == ENDS
     free, section = task_and_section(tmp_path / "office", first_layers=first_layers)
     tune(free, section, seed=0)
     assert changed(free.lm.model, before) == set(before)
     assert all(p.requires_grad for layer in decoder_layers(free.lm.model) for p in layer.parameters())
-
-
-@pytest.mark.xfail(strict=True, reason="the norm after the last layer is trained too, whatever the settings say")
-def test_only_item_rows_move_where_layers_are_frozen(tmp_path):
-    task, section = task_and_section(tmp_path / "office", frozen_layers=True)
-    before = weights(task.lm.model)
-    tune(task, section, seed=0)
-    assert changed(task.lm.model, before) == ENDS
 
 
 # A large catalogue
