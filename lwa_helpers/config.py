@@ -85,6 +85,7 @@ class TeacherConfig(TuningConfig):
     first_layers: int = Field(ge=0)
     first_epochs: PositiveFloat
     first_learning_rate: PositiveFloat
+    first_dropout: float = Field(ge=0, lt=1)
     first_alpha: float = Field(ge=0, le=1)
     co_teachers: list[str] = Field(default=[])
     evaluate_every: PositiveFloat | None = None

@@ -107,7 +107,8 @@ def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> Langu
     """Return the task's model without all but its first layers, trained on labels."""
     shallow = build_student(task.lm, section.first_layers, "first")
     short = section.model_copy(update={
-        "epochs": section.first_epochs, "learning_rate": section.first_learning_rate, "evaluate_every": None, "save_steps": None,
+        "epochs": section.first_epochs, "learning_rate": section.first_learning_rate, "dropout": section.first_dropout,
+        "evaluate_every": None, "save_steps": None,
     })
     train(task, shallow, short, seed)
     return shallow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -133,7 +134,7 @@ class FisherInformationCalculator:
             with torch.no_grad(), self._precision(device):
                 batch = loss.sample(model, batch, generator)
         collector.start(rows, device)
-        with Taps(model, sites, collector.receive, rows) as taps, Float32Attention():
+        with Taps(model, sites, collector.receive, rows) as taps, self._attention(model, device):
             with self._precision(device):
                 losses = loss(model, batch)
             if losses.shape != (rows,):
@@ -180,6 +181,11 @@ class FisherInformationCalculator:
             result.diagonal = {path: total / len(traces) for path, total in collector.sums.items()}
             result.weighted = np.array([_fisher_weight2(site, result.diagonal) for site in sites])
         return result
+
+    def _attention(self, model: nn.Module, device: torch.device) -> AbstractContextManager:
+        """Float32Attention where something is in bfloat16; it looks at every call of torch, which takes 1 % of a pass in float32."""
+        cast = self.autocast is not None or torch.is_autocast_enabled(device.type)
+        return Float32Attention() if cast or any(p.dtype == torch.bfloat16 for p in model.parameters()) else nullcontext()
 
     def _precision(self, device: torch.device):
         """Autocast as asked for; without it, whatever surrounds the call."""

@@ -52,7 +52,7 @@ def token_gram(x: Tensor) -> list[Tensor]:
 def pair_gram(x: Tensor) -> list[Tensor]:
     """token_gram in which a product that stands for two pairs, (t, u) and (u, t), is counted twice."""
     bands = token_gram(x)
-    for band in bands:
+    for band in bands[1:]:
         band[..., : band.shape[-1] - band.shape[-2]] *= 2
     return bands
 

@@ -1,6 +1,6 @@
 """Time and peak memory of the Fisher pass beside an ordinary forward + backward on the same batches, SmolLM2-135M.
 
-    python tests/benchmarks/fisher_speed.py [--reading items titles] [--rounds 5] [--examples 32] [--batch-size 8] [--dtypes fp32 bf16]
+    python tests/benchmarks/fisher_speed.py [--reading items titles] [--rounds 5] [--examples 32] [--batch-size 16] [--dtypes fp32 bf16]
 
 Batches are training windows of MovieLens, drawn and put together as in notebook 02, which the model reads as item tokens or as
 titles; their labels are the items. Times are medians over interleaved rounds in one process; peak memory (RSS above the loaded
@@ -100,7 +100,7 @@ if __name__ == "__main__":
     parser.add_argument("--reading", nargs="+", choices=READINGS, default=list(READINGS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--examples", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtypes", nargs="+", choices=tuple(AUTOCAST), default=list(AUTOCAST))
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--no-memory", action="store_true")

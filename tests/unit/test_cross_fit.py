@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 from test_baselines import interactions, random_interactions
 
-from lwa_helpers.evaluation import EASE, Calibration, Cases, CrossFitted, calibrated, cases, ensemble, fitted_scale
+from lwa_helpers.evaluation import EASE, Calibration, Cases, CrossFitted, calibrated, cases, ensemble, fitted_scale, tune
 
 
 class Seen:
@@ -127,3 +127,13 @@ def test_an_ensemble_of_one_ranks_as_it_does():
     scores = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
     got = ensemble({"a": scores}, {"a": Calibration(0.7, 0.2)})
     assert all(kendalltau(a, b).statistic == pytest.approx(1) for a, b in zip(scores, got))
+
+
+def test_a_tuned_baseline_is_fitted_on_each_half_with_its_settings():
+    data = random_interactions(5)
+    histories, users = [[0, 1], [2]], data.train.user_id.unique()[:2].tolist()
+    found = tune(EASE, {"l2": [5.0, 500.0]}, data, budget=2)
+    want = CrossFitted.of(lambda part: EASE(found.settings["l2"]).fit(part), data, seed=3)
+    got = found.cross_fitted(data, seed=3)
+    assert got.fold == want.fold
+    np.testing.assert_array_equal(got.scores(histories, users), want.scores(histories, users))

@@ -9,9 +9,11 @@ from test_cold_items import brute_force, with_popularity
 from tiny_lm import READINGS, TITLES, language_model, office_config
 
 from lwa_helpers import build_student, teacher
+from lwa_helpers.arms import calibrations
 from lwa_helpers.data import Interactions, load_data
 from lwa_helpers.data.windows import collate
-from lwa_helpers.evaluation import ndcg_at_k
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import CrossFitted, ndcg_at_k
 from lwa_helpers.head_transfer import carry_head, label_states
 from lwa_helpers.item_tokens import title_rows
 from lwa_helpers.models import decoder_layers
@@ -33,6 +35,7 @@ COLD = "i5"
 OWN = {
     "windows_per_user": None, "epochs": 3.0, "tokens_per_batch": 60, "learning_rate": 5e-3, "head_learning_rate": 2e-2,
     "rank": 8, "dropout": 0.0, "bf16": False, "first_layers": 0, "first_epochs": 6.0, "first_learning_rate": 5e-3,
+    "first_dropout": 0.0,
 }
 
 
@@ -161,10 +164,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
 
 def test_what_is_fitted_behind_the_first_layers_is_carried_to_all(tmp_path):
     """Oracle: the same model of two layers trained by itself, its parts put in by hand."""
-    task, section = task_and_section(tmp_path / "office", first_layers=2)
+    task, section = task_and_section(tmp_path / "office", first_layers=2, first_dropout=0.1)
     before = weights(task.lm.model)
     few = build_student(task.lm, 2, "first")
-    short = section.model_copy(update={"epochs": section.first_epochs, "learning_rate": section.first_learning_rate})
+    short = section.model_copy(update={"epochs": 6.0, "learning_rate": section.first_learning_rate, "dropout": 0.1})
     train(task, few, short, 3)
     take_over(task, shallow_model(task, section, 3), section, 3)
     got, fitted = weights(task.lm.model), weights(few.model)
@@ -192,6 +195,49 @@ def test_the_best_weights_on_the_validation_part_are_kept(tmp_path, cache):
     tune(task, section, seed=0, valid=valid)
     assert len(seen) == 4 and torch.equal(task.lm.model.lm_head.weight, seen[1]) and not torch.equal(seen[1], seen[3])
     assert not list((cache / "checkpoints").glob("*"))
+
+
+# Co-teachers
+
+
+class RoundTheCatalogue:
+    """Knows the way: the next item scores 1, all others 0."""
+
+    def scores(self, histories):
+        return np.eye(len(TITLES))[[(history[-1] + 1) % len(TITLES) for history in histories]]
+
+
+def test_co_teachers_and_the_first_layers_teach_as_one(tmp_path, monkeypatch):
+    """Probabilities at every target by hand: the shallow model's by transformers, the other's by softmax."""
+    task, section = task_and_section(tmp_path / "office", first_layers=1, first_epochs=1.0, epochs=1.0)
+    validation = replace(task, part="valid")
+    shallow, heard = shallow_model(task, section, 0), []
+    monkeypatch.setattr(teacher, "shallow_model", lambda *_: shallow)
+    whole = teacher.train
+    monkeypatch.setattr(teacher, "train", lambda *args, **kwargs: heard.append(args[4]) or whole(*args, **kwargs))
+    system = CrossFitted([RoundTheCatalogue()], {})
+    tune(task, section, 0, co_teachers={"round": system}, validation=validation)
+    own, other = calibrations(shallow.model, {"round": system}, validation).values()
+    share, items, place = own.weight / (own.weight + other.weight), task.lm.items.tokens, 0
+    assert own.scale == 1 and other.weight == 1 and 0 < share < 1
+    for window in task.train_windows(section):
+        with torch.no_grad():
+            logits = shallow.model(torch.tensor([window.input_ids])).logits[0].double()
+        for position, label in enumerate(window.labels[1:]):
+            if label < 0:
+                continue
+            says = torch.from_numpy(other.scale * system.scores([[window.input_ids[position] - items.start]], [""])[0])
+            want = share * logits[position, items].softmax(-1) + (1 - share) * says.softmax(-1)
+            got = torch.from_numpy(np.array(heard[0].logits[place])).double().softmax(-1)
+            torch.testing.assert_close(got[items], want, rtol=1e-2, atol=1e-4)
+            place += 1
+    assert place == len(heard[0].logits)
+
+
+def test_co_teachers_need_first_layers_to_teach_beside(tmp_path):
+    task, section = task_and_section(tmp_path / "office", first_layers=0)
+    with pytest.raises(LwaError, match="set teacher.first_layers"):
+        tune(task, section, 0, co_teachers={"round": CrossFitted([RoundTheCatalogue()], {})}, validation=task)
 
 
 # Cold items

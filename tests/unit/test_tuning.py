@@ -176,6 +176,17 @@ def test_the_trainer_drops_out_while_it_trains_and_does_not_where_it_measures():
 # Which weights are kept
 
 
+def test_attention_on_a_cpu_is_eager_while_a_model_trains_and_as_before_afterwards():
+    class Seen(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            seen.append(model.config._attn_implementation)
+
+    seen, lm = [], item_lm()
+    assert lm.model.config._attn_implementation == "sdpa"
+    trainer_of(lm, callbacks=[Seen()]).train()
+    assert set(seen) == {"eager"} and lm.model.config._attn_implementation == "sdpa"
+
+
 class Weights:
     """Keeps the weights at each measurement, in turn of the values given."""
 
