@@ -100,13 +100,14 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     assert file.exists()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_offloaded_weights_are_read_where_accelerate_keeps_them(family):
+@pytest.mark.parametrize(("family", "rtol"), [("llama", 1e-12), ("gemma3", 1e-6)])
+def test_offloaded_weights_are_read_where_accelerate_keeps_them(family, rtol):
+    """Without its weight at hand a norm is computed again from its input, which Gemma's does in float32 whatever the model's type."""
     model = build(family).double()
     whole = FisherInformationCalculator(granularity="parameter").calculate(model, dataset())
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert next(model.model.layers[0].parameters()).device.type == "meta"
-    assert_equal(FisherInformationCalculator(granularity="parameter").calculate(model, dataset()), whole, rtol=1e-12)
+    assert_equal(FisherInformationCalculator(granularity="parameter").calculate(model, dataset()), whole, rtol=rtol)
 
 
 def test_a_model_spread_by_a_device_map_is_read_wherever_its_layers_are(tmp_path):
