@@ -111,7 +111,8 @@ def sentence(frame: pd.DataFrame) -> str:
         kept = f"{one.kept:.0f}\\,\\% [{one.kept_low:.0f}, {one.kept_high:.0f}]"
         to_sasrec = format_number(one.student_to_sasrec, "{:+.4f}")
         parts.append(f"on {one['name']} it keeps {kept} and differs from SASRec by {to_sasrec}, where the best baseline is {one.best}")
-    return ("; ".join(parts) + ".").capitalize().replace("sasrec", "SASRec") if parts else "Other sets have not been run."
+    text = "; ".join(parts) or "other sets have not been run"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def main() -> None:
