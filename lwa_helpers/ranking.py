@@ -83,7 +83,8 @@ def rank_catalogue(
         ids, mask = (part.to(model.device) for part in pad_right([prompts[row] for row in rows]))
         with autocast(bf16, model.device):
             states = end_states(model, ids, mask)
-        scores[rows] = model.get_output_embeddings()(states.float())[:, items].cpu().numpy()  # close scores need float32
+        with torch.autocast(model.device.type, enabled=False):  # close scores need float32, whatever surrounds the call
+            scores[rows] = model.get_output_embeddings()(states.float())[:, items].cpu().numpy()
     return scores
 
 

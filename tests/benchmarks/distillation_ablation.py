@@ -265,7 +265,7 @@ class Ablation:
                 said[name] = recommender_signals(system, self.windows, first, Path(folder) / name, items, heard[name].scale)
             print("scale, and NDCG@10, on the validation part:", heard, flush=True)
             weights = tuple((name, found.weight) for name, found in heard.items())
-            fused = fuse(list(said.values()), [weight for _, weight in weights], Path(folder) / "fused")
+            fused = fuse(list(said.values()), [weight for _, weight in weights], Path(folder) / "fused", [items] * len(said))
             students = {"fused": (fused, weights)}
             for name, signals in said.items():
                 students[f"{name} alone"] = (signals, ((name, 1.0),) if name != "teacher" else ())

@@ -122,6 +122,16 @@ def test_drawn_labels_follow_the_model():
     assert (labels != -100).sum() == 4000 and (counts - p).abs().max() < 0.03
 
 
+def test_a_ranking_inside_autocast_is_the_same_as_outside():
+    """A trainer looks at the validation part inside autocast; the setting bf16 alone says what is computed how."""
+    lm = item_lm()
+    prompts = [reading_of(lm).prompt(history) for history in HISTORIES]
+    want = rank_catalogue(lm.model, prompts, lm.items.tokens, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = rank_catalogue(lm.model, prompts, lm.items.tokens, 2)
+    np.testing.assert_array_equal(got, want)
+
+
 def test_a_catalogue_of_one_item_is_ranked():
     lm = item_lm(titles=["Heat"])
     got = ItemRanker(lm, reading_of(lm, ["Heat"])).scores([[0], [0, 0]])
