@@ -103,7 +103,7 @@ def test_every_macro_of_the_paper_is_measured(printed):
     used = set(re.findall(r"\\([A-Z][A-Za-z]+)\{\}", re.sub(r"(?<!\\)%.*", "", text)))
     defined, *benchmarks = (
         dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*)\}", path.read_text()))
-        for path in (SMOKE / "results.tex", *(made.with_suffix(".tex") for made in PAPER.glob("*.json")))
+        for path in (SMOKE / "results.tex", *(made.with_suffix(".tex") for made in PAPER.glob("*.json") if made.with_suffix(".tex").exists()))
     )
     assert used <= defined.keys() | set().union(*benchmarks)
     measured = {name: number["text"] for record in manifests() for name, number in record["numbers"].items()}

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from lwa_helpers import DistillationTrainer, signals
 from lwa_helpers.arms import trained_rows
 from lwa_helpers.data.windows import collate
-from lwa_helpers.low_rank import LowRankUpdate
+from lwa_helpers.low_rank import LowRankUpdate, main_directions
 from lwa_helpers.models import decoder_layers
 
 
@@ -57,7 +57,7 @@ if __name__ == "__main__":
             signals.LOGITS_AT_ONCE = at_once
             student = made(layers=2, seed=1).model
             for module in trained_rows(student) if name == "items" else ():
-                register_parametrization(module, "weight", LowRankUpdate(module.weight, 4))
+                register_parametrization(module, "weight", LowRankUpdate(module.weight, main_directions(module.weight, 4)))
             out |= gradients(name + parts, lm.model, student, batches)
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(out, sys.argv[1])
