@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+from processes import leave_together
 from safetensors.torch import save_file
 from tiny_lm import item_lm, language_model, windows
 from torch.distributed.fsdp import fully_shard
@@ -61,6 +62,4 @@ if __name__ == "__main__":
             out |= gradients(name + parts, lm.model, student, batches)
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(out, sys.argv[1])
-    if dist.is_initialized():
-        dist.barrier()
-        os._exit(0)  # gloo's threads, taken down while Python ends, abort now and then
+    leave_together()

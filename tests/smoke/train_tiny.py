@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+from processes import leave_together
 from safetensors.torch import save_file
 from tiny_lm import item_lm, section, windows
 from transformers import TrainerCallback
@@ -58,3 +59,4 @@ if __name__ == "__main__":
     parser.add_argument("--accumulate", type=int, default=1)
     given = parser.parse_args()
     train(given.out, given.folder, given.kill, given.accumulate)
+    leave_together()
