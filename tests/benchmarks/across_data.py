@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from row_file import refuse_dirty, write, write_json
+from row_file import commit_of, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -56,7 +56,7 @@ def row(name: str, run: Path, made: list[dict]) -> dict:
     numbers = {key: value["value"] for each in made for key, value in each["numbers"].items()}
     ranks = pd.read_parquet(run / "data" / "teacher_ranks.parquet")
     sasrec = mean_interval(ndcg_at_k(ranks["sasrec"].to_numpy(), 10), seed=made[0]["seed"])
-    found = {"commit": made[0]["commit"] + "-dirty" * any(each["dirty"] for each in made), "name": name, "users": len(ranks)}
+    found = {"commit": commit_of(*made), "name": name, "users": len(ranks)}
     found["reading"] = made[0]["settings"]["data"]["reading"]
     found["settings"] = " ".join(f"{key}={value}" for key, value in made[0]["records"]["overrides"].items()) or "as they are"
     found["tokens"] = numbers["TeacherTrainTokens"]
@@ -92,10 +92,10 @@ def cell(one: pd.Series, column: str) -> str:
 
 def markdown(frame: pd.DataFrame, devices: list[str]) -> str:
     """The table for the README, and what made it."""
-    commits = ", ".join(sorted({commit[:10] for commit in frame.commit}))
-    heads = ["data", "reading", "users", "SASRec", "best baseline", *(heading.strip() for _, _, heading in COLUMNS.values()), "settings"]
+    measured = [heading.strip() for _, _, heading in COLUMNS.values()]
+    heads = ["data", "reading", "users", "SASRec", "best baseline", *measured, "settings"]
     lines = [
-        f"NDCG@10, all items ranked, seen ones left out; {', '.join(devices)}; commits {commits}.", "",
+        f"NDCG@10, all items ranked, seen ones left out; {', '.join(devices)}; commits {short_commits(frame.commit)}.", "",
         f"| {' | '.join(heads)} |", "|" + "---|" * len(heads),
     ]  # fmt: skip
     for _, one in frame.iterrows():

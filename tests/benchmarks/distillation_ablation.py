@@ -35,16 +35,14 @@ import tuned_run
 from row_file import DEVICE, RowFile, keep_manifest
 
 from lwa_helpers import paths
-from lwa_helpers.arms import Distillation, agreement, budget, in_steps
+from lwa_helpers.arms import Distillation, agreement, budget, calibrations, in_steps
 from lwa_helpers.config import DistillationConfig, ExperimentConfig
 from lwa_helpers.data import load_data
 from lwa_helpers.distillation import LABELS, NO_HIDDEN
 from lwa_helpers.efficiency import n_parameters
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
-    Calibration,
     CrossFitted,
-    calibrated,
     difference_of_arms,
     ndcg_at_k,
     ratio_of_means,
@@ -232,8 +230,7 @@ class Ablation:
         """SASRec and EASE, tuned on the validation part."""
         data = self.task.data
         for name, found in tuned_baselines(data, self.config.evaluation, self.config.seed, RECOMMENDERS).items():
-            kind, settings = type(found.best), found.settings
-            yield name, CrossFitted.of(lambda part, k=kind, s=settings: k(**s).fit(part), data, self.config.seed)
+            yield name, found.cross_fitted(data, self.config.seed)
 
     def languages(self, directories: dict[str, Path]) -> Iterator[tuple[str, CrossFitted]]:
         """Further tuned language models: like the first teacher, each is one fit for all users."""
@@ -257,11 +254,10 @@ class Ablation:
         """The student of the first teacher's layers, taught by all teachers as one, each heard by its validation NDCG, and by
         each alone."""
         first, valid, items = self.lessons(0).signals, self.valid(self.lm), self.lm.items.tokens
-        heard = {"teacher": Calibration(1.0, float(ndcg_at_k(valid.ranks(self.lm.model), 10).mean()))}
-        said = {"teacher": first}
+        systems = dict(self.recommenders() if experiment == "fusion" else self.languages(others))
+        heard, said = calibrations(self.lm.model, systems, valid), {"teacher": first}
         with tempfile.TemporaryDirectory() as folder:
-            for name, system in self.recommenders() if experiment == "fusion" else self.languages(others):
-                heard[name] = calibrated(system.scores(valid.asked.histories, valid.asked.user_ids), valid.asked)
+            for name, system in systems.items():
                 said[name] = recommender_signals(system, self.windows, first, Path(folder) / name, items, heard[name].scale)
             print("scale, and NDCG@10, on the validation part:", heard, flush=True)
             weights = tuple((name, found.weight) for name, found in heard.items())

@@ -1,6 +1,7 @@
 """Time and peak memory of the Fisher pass beside an ordinary forward + backward on the same batches, SmolLM2-135M.
 
-    python tests/benchmarks/fisher_speed.py [--reading items titles] [--rounds 5] [--examples 32] [--batch-size 16] [--dtypes fp32 bf16]
+    python tests/benchmarks/fisher_speed.py [--reading items titles] [--rounds 5] [--examples 32] [--batch-size 16]
+                                            [--dtypes fp32 bf16]
 
 Batches are training windows of MovieLens, drawn and put together as in notebook 02, which the model reads as item tokens or as
 titles; their labels are the items. Times are medians over interleaved rounds in one process; peak memory (RSS above the loaded

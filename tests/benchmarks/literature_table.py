@@ -15,7 +15,7 @@ import json
 import numpy as np
 import pandas as pd
 from literature import BASELINES, RUNS, STUDENTS
-from row_file import interval_macros, refuse_dirty, write, write_json
+from row_file import interval_macros, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -103,9 +103,9 @@ def markdown(frame: pd.DataFrame, found: dict[str, Rows]) -> str:
         means = [row[[run, f"{run}_low", f"{run}_high"]] for run in found]
         cells = ["" if pd.isna(mean.iloc[0]) else "{:.4f} [{:.4f}, {:.4f}]".format(*mean) for mean in means]
         lines.append(f"| {row['System']} | {row['Layers']} | {' | '.join(cells)} |")
-    commits = sorted({commit[:10] for rows in found.values() for commit in rows.tested["commit"]})
+    commits = short_commits(commit for rows in found.values() for commit in rows.tested["commit"])
     devices = sorted({rows.manifest["device"] for rows in found.values()})
-    made = f"NDCG@10, all items ranked, seen ones left out, one seed, {', '.join(devices)}; commits {', '.join(commits)}."
+    made = f"NDCG@10, all items ranked, seen ones left out, one seed, {', '.join(devices)}; commits {commits}."
     return "\n".join([made, "", *lines])
 
 

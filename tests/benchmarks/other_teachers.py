@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from row_file import refuse_dirty, write, write_json
+from row_file import commit_of, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -51,7 +51,7 @@ def manifest(run: Path) -> dict:
 def row(made: dict) -> dict:
     """A run as a row of the table."""
     numbers, settings = made["numbers"], made["settings"]
-    found = {"commit": made["commit"] + "-dirty" * made["dirty"], "Teacher": look(settings["teacher"]["model"]).label}
+    found = {"commit": commit_of(made), "Teacher": look(settings["teacher"]["model"]).label}
     found["settings"] = " ".join(f"{key}={value}" for key, value in made["records"]["overrides"].items()) or "as they are"
     found["Data"] = DATA.get(name := settings["data"]["name"], name.replace("_", " "))
     for column, shown in COLUMNS.items():
@@ -74,9 +74,8 @@ def latex(frame: pd.DataFrame) -> str:
 
 def markdown(frame: pd.DataFrame, devices: list[str]) -> str:
     """The table for the README, and what made it."""
-    commits = ", ".join(sorted({commit[:10] for commit in frame.commit}))
     lines = [
-        f"One seed each, {', '.join(devices)}; commits {commits}.", "",
+        f"One seed each, {', '.join(devices)}; commits {short_commits(frame.commit)}.", "",
         "| teacher | data | tuned on | settings | H1: upper / lower layers | H2: correlation with leave-one-layer-out loss |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip

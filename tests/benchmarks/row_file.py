@@ -54,7 +54,7 @@ def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, fix: str, h
     marked where files have been changed since. Raises LwaError where something differs.
     """
     summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
-    commit = summary["commit"] + "-dirty" * summary["dirty"]
+    commit = commit_of(summary)
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in ("settings", *asked) if before.get(key) != summary[key]]
@@ -63,6 +63,16 @@ def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, fix: str, h
         return commit
     write_json(path, summary | hashes())
     return commit
+
+
+def commit_of(*made: dict) -> str:
+    """The commit of some manifests of one run, marked where one of them was made with uncommitted changes."""
+    return made[0]["commit"] + "-dirty" * any(each["dirty"] for each in made)
+
+
+def short_commits(commits: Iterable[str]) -> str:
+    """Commits as a README names them: each once, ten digits, in order."""
+    return ", ".join(sorted({commit[:10] for commit in commits}))
 
 
 def refuse_dirty(rows: pd.DataFrame, name: str, path: Path) -> None:

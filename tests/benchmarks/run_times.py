@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from row_file import refuse_dirty, write_json
+from row_file import commit_of, refuse_dirty, short_commits, write_json
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -34,7 +34,7 @@ def row(run: Path) -> dict:
     tuned = next(each for each in made if each["notebook"].startswith("02"))
     minutes = {each["notebook"]: each["seconds"] / 60 for each in made}
     return {
-        "run": run.name, "commit": tuned["commit"] + "-dirty" * any(each["dirty"] for each in made), "profile": tuned["profile"],
+        "run": run.name, "commit": commit_of(*made), "profile": tuned["profile"], "seed": tuned["seed"],
         "device": tuned["device"], "instructions": tuned["instructions"], "bf16": tuned["has_bf16"], "speed": tuned["speed"],
         **minutes, "total": sum(minutes.values()),
     }  # fmt: skip
@@ -49,8 +49,7 @@ def markdown(frame: pd.DataFrame) -> str:
         minutes = [f"{one[name]:.1f}" for name in (*notebooks, "total")]
         cells = [one.profile, "bfloat16" if one.bf16 else "float32", one.instructions, *minutes, f"{one.speed:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    commits = ", ".join(sorted({commit[:10] for commit in frame.commit}))
-    devices = "; ".join(sorted(set(frame.device)))
+    devices, commits = "; ".join(sorted(set(frame.device))), short_commits(frame.commit)
     lines += ["", f"Minutes of each notebook, nothing beside it, from a machine that is set up; {devices}; commits {commits}."]
     return "\n".join(lines)
 

@@ -7,7 +7,17 @@ import pytest
 from scipy.stats import kendalltau
 from test_baselines import interactions, random_interactions
 
-from lwa_helpers.evaluation import EASE, Calibration, Cases, CrossFitted, calibrated, cases, ensemble, fitted_scale, tune
+from lwa_helpers.evaluation import (
+    EASE,
+    Calibration,
+    Cases,
+    CrossFitted,
+    calibrated,
+    cases,
+    ensemble,
+    fitted_scale,
+    tune,
+)
 
 
 class Seen:

@@ -21,8 +21,8 @@ def times(monkeypatch):
 def run(folder: Path, dirty=False, bf16=True) -> Path:
     (folder / "manifests").mkdir(parents=True)
     for name, seconds, device in (("01_data", 30.0, None), ("02_fisher_heatmaps", 240.0, "cpu (X, 2 cores)")):
-        made = {"notebook": name, "seconds": seconds, "commit": "abcdef012345", "dirty": dirty, "profile": "quick", "device": device,
-                "instructions": "AVX2", "has_bf16": bf16, "speed": 99.6}  # fmt: skip
+        made = {"notebook": name, "seconds": seconds, "commit": "abcdef012345", "dirty": dirty, "profile": "quick",
+                "seed": 0, "device": device, "instructions": "AVX2", "has_bf16": bf16, "speed": 99.6}  # fmt: skip
         (folder / "manifests" / f"{name}.json").write_text(json.dumps(made))
     return folder
 
