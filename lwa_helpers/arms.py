@@ -38,8 +38,8 @@ Scores = FisherResult | Sequence[float] | None
 class Distillation:
     """What all students of one teacher, budget and seed share.
 
-    teacher: with item tokens, tuned. fisher: of the teacher; None where nothing needs it. windows: those that a student is trained on. seed: of the order of
-    the data, of dropout, and of layers and weights that are drawn.
+    teacher: with item tokens, tuned. fisher: of the teacher; None where nothing needs it. windows: those that a student is
+    trained on. seed: of the order of the data, of dropout, and of layers and weights that are drawn.
     """
 
     teacher: LanguageModel
@@ -98,8 +98,8 @@ class Distillation:
 
     def checkpoints(self, student: LanguageModel, signals: TeacherSignals, strategy: str) -> Path:
         """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
-        key = [weights_hash(student.model), str(signals.directory), self.fisher and self.fisher.per_layer.tolist(), strategy, self.seed]
-        key.append(self.section.model_dump(mode="json"))
+        scores = self.fisher and self.fisher.per_layer.tolist()
+        key = [weights_hash(student.model), str(signals.directory), scores, strategy, self.seed, self.section.model_dump(mode="json")]
         return paths.CACHE / "checkpoints" / paths.sha256_of_text(json.dumps(key))[:32]
 
     def student(self, n_layers: int, logs: Path | None = None) -> tuple[LanguageModel, DistillationTrainer]:

@@ -75,8 +75,8 @@ class TeacherConfig(TuningConfig):
     first_layers: 0 leaves the first step out. first_alpha: the weight of what the first layers have learnt, beside the labels,
     when all are trained. evaluate_every: epochs between two looks at the validation part, the best of which is kept, `patience`
     of them without a rise ending the run; null looks at none and keeps the last weights. Two controls: random_weights forgets
-    what the model has read, frozen_layers trains item rows alone. co_teachers: baselines by name that teach beside the first layers;
-    each speaks of users that it was not fitted on.
+    what the model has read, frozen_layers trains item rows alone. co_teachers: baselines by name that teach beside the first
+    layers; each speaks of users that it was not fitted on.
     """
 
     model: str

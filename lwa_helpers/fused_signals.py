@@ -66,7 +66,8 @@ def fuse(
     first = signals[0]
     if any(s.items is not None for s in signals):
         raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
-    if len({own.stop - own.start for own in items}) > 1 or any(len(s.starts) != len(first.starts) or (s.starts != first.starts).any() for s in signals):
+    catalogues = {own.stop - own.start for own in items}
+    if len(catalogues) > 1 or not all(np.array_equal(s.starts, first.starts) for s in signals):
         raise LwaError("the signals to be fused must be of the same windows and the same catalogue")
     share /= share.sum()
     with paths.atomic_write(directory) as folder, signal_arrays(folder, {"logits": first.logits.shape}, None) as arrays:

@@ -115,7 +115,8 @@ def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> Langu
 
 
 def together(
-    task: RankingTask, shallow: LanguageModel, section: TeacherConfig, co_teachers: Mapping[str, CrossFitted], validation: RankingTask
+    task: RankingTask, shallow: LanguageModel, section: TeacherConfig, co_teachers: Mapping[str, CrossFitted],
+    validation: RankingTask,
 ) -> TeacherSignals:
     """Return what the shallow model and the co-teachers say on all training windows, averaged."""
     windows = task.train_windows(section)

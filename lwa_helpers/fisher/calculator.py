@@ -183,7 +183,7 @@ class FisherInformationCalculator:
         return result
 
     def _attention(self, model: nn.Module, device: torch.device) -> AbstractContextManager:
-        """Float32Attention where something is in bfloat16; it looks at every call of torch, which takes 1 % of a pass in float32."""
+        """Float32Attention where something is in bfloat16; elsewhere its look at every call of torch would take 1 % of a pass."""
         cast = self.autocast is not None or torch.is_autocast_enabled(device.type)
         return Float32Attention() if cast or any(p.dtype == torch.bfloat16 for p in model.parameters()) else nullcontext()
 

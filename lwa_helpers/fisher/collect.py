@@ -84,7 +84,7 @@ class TraceCollector:
         return self.traces
 
     def receive(self, site: Site, x: Tensor, gradient: Tensor) -> None:
-        """Add what one site's input (of a divisible one its output) and output gradient, both (B, ..., d), say of its parameters."""
+        """Add what a site's input (a divisible one's output) and output gradient, both (B, ..., d), say of its parameters."""
         x = x.to(gradient.device)
         place, bias = self._places[site], getattr(site.module, "bias", None)
         if site.divisible:

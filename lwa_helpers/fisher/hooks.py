@@ -77,7 +77,8 @@ class _Tap(torch.autograd.Function):
 class Taps:
     """Call receive(site, x, dL/dy) once per site and backward pass, with the calls of a module used twice joined.
 
-    In place of x a divisible site gets its output y, which the next module keeps anyway. x and dL/dy are (B, tokens, d). Use as a context around `total = loss(...).sum()` and `taps.backward(total)`.
+    In place of x a divisible site gets its output y, which the next module keeps anyway. x and dL/dy are (B, tokens, d).
+    Use as a context around `total = loss(...).sum()` and `taps.backward(total)`.
     """
 
     def __init__(self, model: nn.Module, sites: list[Site], receive: Receive, batch_size: int):

@@ -80,15 +80,17 @@ def _site(layer: int, name: str, module: nn.Module) -> Site:
             "nor an elementwise scale, so its Fisher information cannot be computed; supported are nn.Linear, Conv1D, "
             "LayerNorm, RMSNorm and other modules of the form normalised(x) * weight + bias"
         )
-    return Site(layer, name, module, "scale", unit, _divisible(module, unit))
+    site = Site(layer, name, module, "scale", unit)
+    site.divisible = _divisible(site)
+    return site
 
 
-def _divisible(module: nn.Module, unit: float) -> bool:
+def _divisible(site: Site) -> bool:
     """Whether x_hat is the output divided by what it is multiplied with: no bias, nothing near zero, the whole weight at hand."""
-    weight = module.weight
-    if getattr(module, "bias", None) is not None or weight.is_meta or isinstance(weight, DTensor):
+    weight = site.module.weight
+    if getattr(site.module, "bias", None) is not None or weight.is_meta or isinstance(weight, DTensor):
         return False
-    return bool(((weight.detach() + (1 - unit)).abs() > SMALLEST_FACTOR).all())
+    return bool((site.factor.abs() > SMALLEST_FACTOR).all())
 
 
 def _scale_unit(module: nn.Module) -> float | None:
