@@ -20,7 +20,7 @@ help: ## list the targets
 	@echo "usage: make TARGET [PROFILE=smoke|quick|paper]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-setup: $(READY) ## build .venv from constraints.txt and embedded.txt
+setup: $(READY) ## build .venv from constraints.txt and embedded.txt, convert the embedded models
 
 $(READY): pyproject.toml constraints.txt embedded.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name it with PYTHON=…")'
@@ -28,6 +28,7 @@ $(READY): pyproject.toml constraints.txt embedded.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e '.[test]'
 	$(PIP) install -q --no-deps --require-hashes -r embedded.txt
+	HF_HUB_OFFLINE=1 $(VENV)/bin/lwa data convert
 	@touch $@
 
 test: $(READY) ## run the unit tests and the smoke test

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_project import make_project, point_paths_at, write_notebook
 
-from lwa_helpers import cli, paths, reproduce
+from lwa_helpers import cli, models, paths, reproduce
 from lwa_helpers.compare import compare
 from lwa_helpers.config import PROFILES
 
@@ -137,3 +138,11 @@ def test_status_of_a_profile_that_was_not_run_says_how(tmp_path: Path, monkeypat
     point_paths_at(make_project(tmp_path / "project"), monkeypatch)
     assert cli.main(["status"]) == 0
     assert "profile quick\n  not run yet: lwa reproduce --profile quick\n" in capsys.readouterr().out
+
+
+def test_data_convert_loads_each_embedded_model_once(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    asked = []
+    monkeypatch.setattr(models, "load_teacher", lambda name: asked.append(name) or SimpleNamespace(sha256=f"hash of {name}"))
+    assert cli.main(["data", "convert"]) == 0
+    assert asked == ["smollm2-135m", "gemma3-270m"]
+    assert capsys.readouterr().out.splitlines() == [f"{name}: hash of {name}" for name in asked]
