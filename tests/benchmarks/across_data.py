@@ -28,6 +28,7 @@ START, END = "<!-- sets: written by tests/benchmarks/across_data.py -->", "<!-- 
 NOTEBOOKS = ("02_fisher_heatmaps", "04_distillation")
 CONTROL = "control: "
 COLUMNS = {  # of a row: the number of a notebook, how it is printed, its heading
+    "esasrec": ("EsasrecNdcg", "{:.4f}", "eSASRec"),
     "teacher": ("TeacherNdcg", "{:.4f}", "Teacher"),
     "to_sasrec": ("TeacherMinusSasrec", "{:+.4f}", "to SASRec"),
     "student": ("StudentNdcg", "{:.4f}", "Student"),
