@@ -10,11 +10,19 @@ CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, ARM
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16 products that torch makes use of."""
+    """Whether the device has instructions for bfloat16 products that torch makes use of.
+
+    On a CPU its library oneDNN must use them too, which ONEDNN_MAX_CPU_ISA can forbid: products then take 100 times as long.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
-    return torch.backends.mkldnn.is_available() and any(found.get(name, False) for name in CPU_INSTRUCTIONS)
+    return any(found.get(name, False) for name in CPU_INSTRUCTIONS) and library_has_bf16()
+
+
+def library_has_bf16() -> bool:
+    """Whether torch has oneDNN, and it computes bfloat16 products on this CPU, if by emulation: what the variables leave it."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def computes_in_bf16(setting: Bf16, device: torch.device) -> bool:

@@ -1,5 +1,9 @@
 """bfloat16 by a setting and a device."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -17,7 +21,7 @@ CPU = torch.device("cpu")
 )  # fmt: skip
 def test_auto_follows_the_instructions_of_the_cpu(monkeypatch, found, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(precision, "library_has_bf16", lambda: True)
     assert precision.has_bf16(CPU) is precision.computes_in_bf16("auto", CPU) is expected
 
 
@@ -25,6 +29,14 @@ def test_no_bf16_where_torch_has_no_library_that_would_use_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not precision.has_bf16(CPU)
+
+
+def test_no_bf16_where_the_library_is_kept_from_it():
+    code = "import torch; from lwa_helpers.precision import has_bf16; print(has_bf16(torch.device('cpu')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("has", [True, False])
