@@ -12,7 +12,7 @@ CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, ARM
 def has_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 products that torch makes use of.
 
-    On a CPU its library oneDNN must use them too, which ONEDNN_MAX_CPU_ISA can forbid: products then take 100 times as long.
+    On a CPU its library oneDNN must use them too, which ONEDNN_MAX_CPU_ISA can forbid: products then take some 80 times as long.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

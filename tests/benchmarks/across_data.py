@@ -4,10 +4,9 @@
     python tests/benchmarks/across_data.py "NAME=RUN" ["NAME=RUN" …]
 
 NAME: what the row is called, such as "Office 2014". RUN: a folder of results in which notebook 02 has finished, and 04 where
-students are to be shown. A name that begins with "control: " is left out of the sentence on all sets, and its teacher is held against that
-of the first RUN, user by user. Writes
-paper/across_data_table.tex, paper/across_data.tex (macros), paper/across_data.json (what made each row) and the README's block.
-What uncommitted changes made is refused.
+students are to be shown. A name that begins with "control: " is left out of the sentence on all sets, and its teacher is held
+against that of the first RUN, user by user. Writes paper/across_data_table.tex, paper/across_data.tex (macros),
+paper/across_data.json (what made each row) and the README's block. What uncommitted changes made is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from row_file import commit_of, refuse_dirty, short_commits, write, write_json
+from row_file import commit_of, interval_macros, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
 from lwa_helpers.claims import write_block
@@ -86,8 +85,7 @@ def control_macros(frame: pd.DataFrame) -> dict[str, str]:
     macros = {}
     for _, one in frame[frame["name"].str.startswith(CONTROL)].iterrows():
         name = "Control" + "".join(word.title() for word in one["name"].removeprefix(CONTROL).split())
-        for end in ("", "_low", "_high"):
-            macros[name + end[1:].title()] = format_number(one[f"to_first{end}"], "{:+.3f}")
+        macros |= interval_macros(name, one[["to_first", "to_first_low", "to_first_high"]], "{:+.3f}")
     return macros
 
 

@@ -55,7 +55,8 @@ def markdown(frame: pd.DataFrame) -> str:
         cells = [one.profile, "bfloat16" if one.bf16 else "float32", one.instructions, *minutes, f"{one.speed:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     devices, commits = "; ".join(sorted(set(frame.device))), short_commits(frame.commit)
-    lines += ["", f"Minutes of each notebook, nothing beside it, from a machine that is set up; {devices}; commits {commits}."]
+    measured = "Minutes of each notebook, the start of its Python included, nothing beside it, on a machine that is set up"
+    lines += ["", f"{measured}; {devices}; commits {commits}."]
     return "\n".join(lines)
 
 
