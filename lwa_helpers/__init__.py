@@ -7,15 +7,15 @@ from importlib import import_module
 _HOME = {
     "BaseRecommender": "recommender",
     "Recommendation": "recommender",
-    "FisherInformationCalculator": "fisher",
-    "FisherResult": "fisher",
-    "LayerwiseDistillation": "weighting",
-    "DistillationTrainer": "distillation",
-    "load_amazon": "data",
-    "load_movielens": "data",
-    "Interactions": "data",
-    "load_teacher": "models",
-    "build_student": "student",
+    "FisherInformationCalculator": "fisher.calculator",
+    "FisherResult": "fisher.result",
+    "LayerwiseDistillation": "distillation.weighting",
+    "DistillationTrainer": "distillation.trainer",
+    "load_amazon": "data.amazon",
+    "load_movielens": "data.movielens",
+    "Interactions": "data.interactions",
+    "load_teacher": "models.loading",
+    "build_student": "distillation.student",
 }
 
 __all__ = list(_HOME)

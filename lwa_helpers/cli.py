@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from lwa_helpers.export import export_gguf
-    from lwa_helpers.models import load_teacher
+    from lwa_helpers.models.gguf_export import export_gguf
+    from lwa_helpers.models.loading import load_teacher
 
     path = export_gguf(load_teacher(arguments.model), arguments.directory, arguments.dtype)
     print(f"{path}\nserve it with: ollama create NAME -f {path.parent / 'Modelfile'}")
@@ -95,8 +95,8 @@ def _download(arguments: argparse.Namespace) -> None:
 
 
 def _convert(_: argparse.Namespace) -> None:
-    from lwa_helpers.models import load_teacher
-    from lwa_helpers.registry import registry
+    from lwa_helpers.models.loading import load_teacher
+    from lwa_helpers.models.registry import registry
 
     for name, spec in registry().items():
         if spec.backend == "embedded":
@@ -104,7 +104,7 @@ def _convert(_: argparse.Namespace) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from lwa_helpers.reproduce import reproduce
+    from lwa_helpers.pipeline.reproduce import reproduce
 
     reproduce(arguments.profile, parse_overrides(arguments.set), arguments.only, arguments.force, arguments.publish)
 
@@ -124,13 +124,13 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from lwa_helpers.publish import publish
+    from lwa_helpers.pipeline.publish import publish
 
     publish(arguments.profile)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from lwa_helpers.compare import agrees, compare, report
+    from lwa_helpers.pipeline.compare import agrees, compare, report
 
     found = compare(arguments.run, arguments.reference, arguments.tolerance, arguments.ignore)
     print(json.dumps(found, indent=1) if arguments.json else report(found))
@@ -147,7 +147,7 @@ def _status(_: argparse.Namespace) -> None:
 
 def _print_status() -> None:
     from lwa_helpers.paths import RESULTS
-    from lwa_helpers.staleness import status
+    from lwa_helpers.pipeline.staleness import status
 
     for profile in PROFILES:
         if (RESULTS / profile / "state").exists():

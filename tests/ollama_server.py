@@ -82,7 +82,7 @@ def pattern_of(schema: dict[str, Any]) -> str:
 
 
 def written_by(model: Any) -> Answer:
-    """The greedy answer of a real model (lwa_helpers.models.LanguageModel) among the texts that the schema allows."""
+    """The greedy answer of a real model (lwa_helpers.models.loading.LanguageModel) among the texts that the schema allows."""
     import torch
 
     tokenizer = model.tokenizer

@@ -8,14 +8,15 @@ import nbformat
 import pytest
 import yaml
 
-from lwa_helpers import claims, paths, sources
+from lwa_helpers import paths
+from lwa_helpers.pipeline import code_digest, readme
 
 PARAMETERS = 'profile = "smoke"\noverrides = {}'
 FIRST = """
 import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from lwa_helpers.run import Run
+from lwa_helpers.pipeline.run import Run
 run = Run.open("01_first", profile=profile, overrides=overrides)
 run.save_json("squares", [n * n for n in range(run.config.data.max_items)])
 figure, axes = plt.subplots()
@@ -27,7 +28,7 @@ run.number("LargestSquare", run.load_json("squares")[-1], "{:,}")
 run.finish()
 """
 SECOND = """
-from lwa_helpers.run import Run
+from lwa_helpers.pipeline.run import Run
 run = Run.open("02_second", profile=profile, overrides=overrides)
 run.save_json("total", sum(run.load_json("squares")))
 run.number("Total", run.load_json("total"))
@@ -57,8 +58,8 @@ def make_project(root: Path) -> Path:
         (root / name).write_text("numpy==2.4.6\n")
     (root / "paper/PROFILE").write_text("paper\n")
     claim = {"claim": "Squares add up", "notebook": "02_second", "figure": "squares", "measured": "{H1}: {Total}"}
-    (root / "paper/claims.yaml").write_text(yaml.safe_dump([claim]))
-    (root / "README.md").write_text(f"# Tiny\n{claims.START}\n{claims.END}\n")
+    (root / "paper/readme.yaml").write_text(yaml.safe_dump([claim]))
+    (root / "README.md").write_text(f"# Tiny\n{readme.START}\n{readme.END}\n")
     return root
 
 
@@ -75,4 +76,4 @@ def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
     }
     for name, folder in {"ROOT": ".", "DATASET": "dataset", **folders}.items():
         patch.setattr(paths, name, (root / folder).resolve())
-    sources.module_tree.cache_clear()
+    code_digest.module_tree.cache_clear()

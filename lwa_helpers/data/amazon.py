@@ -13,9 +13,9 @@ from lwa_helpers import paths
 from lwa_helpers.config import TITLE_LIMIT
 from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
 from lwa_helpers.data.items import item_table
-from lwa_helpers.data.pieces import core
+from lwa_helpers.data.kcore import core
 from lwa_helpers.data.prompts import mend_title
-from lwa_helpers.data.reading import Repairs, find_file, warn
+from lwa_helpers.data.review_files import Repairs, find_file, warn
 from lwa_helpers.data.splits import with_part
 from lwa_helpers.errors import LwaError
 

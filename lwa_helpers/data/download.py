@@ -10,7 +10,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from lwa_helpers import paths
-from lwa_helpers.data.reading import find_file
+from lwa_helpers.data.review_files import find_file
 from lwa_helpers.errors import LwaError
 
 REPOSITORY = "McAuley-Lab/Amazon-Reviews-2023"

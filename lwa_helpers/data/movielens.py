@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lwa_helpers.assets import embedded_file
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import distinct_titles
-from lwa_helpers.embedded import embedded_file
 
 
 def load_movielens() -> Interactions:

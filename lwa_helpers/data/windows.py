@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lwa_helpers.data.history_tokens import Reading
 from lwa_helpers.data.interactions import Interactions
-from lwa_helpers.data.readings import Reading
 from lwa_helpers.errors import LwaError
 
 IGNORE = -100

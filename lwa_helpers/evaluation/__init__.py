@@ -35,7 +35,7 @@ from lwa_helpers.evaluation.statistics import (
     top_k_overlap,
     variance_components,
 )
-from lwa_helpers.evaluation.tuned import tuned_baselines
+from lwa_helpers.evaluation.tuned_baselines import tuned_baselines
 
 __all__ = [
     "EASE",

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lwa_helpers.teachers.answers import TeacherAnswers
     from lwa_helpers.teachers.availability import reachable_teachers, status_lines
-    from lwa_helpers.teachers.fusion import fuse
     from lwa_helpers.teachers.local_teacher import LocalTeacher
     from lwa_helpers.teachers.ollama_teacher import OllamaTeacher
+    from lwa_helpers.teachers.rank_fusion import fuse
 
 _HOME = {
     "LocalTeacher": "local_teacher",
     "OllamaTeacher": "ollama_teacher",
     "TeacherAnswers": "answers",
-    "fuse": "fusion",
+    "fuse": "rank_fusion",
     "reachable_teachers": "availability",
     "status_lines": "availability",
 }

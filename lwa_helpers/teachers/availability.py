@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from lwa_helpers.embedded import embedded_file
+from lwa_helpers.assets import embedded_file
 from lwa_helpers.errors import LwaError
-from lwa_helpers.registry import ModelSpec, registry
+from lwa_helpers.models.registry import ModelSpec, registry
 from lwa_helpers.teachers.address import is_local, no_server, server_url
 
 if TYPE_CHECKING:

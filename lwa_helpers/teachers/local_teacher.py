@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import StopStringCriteria
 
 from lwa_helpers.data.prompts import clean_title, prompt_for
-from lwa_helpers.models import LanguageModel
+from lwa_helpers.models.loading import LanguageModel
+from lwa_helpers.ranking.title_head import TitleRanker
 from lwa_helpers.teachers.answers import (
     KINDS,
     Reply,
@@ -23,7 +24,6 @@ from lwa_helpers.teachers.answers import (
     parse_ranking,
     ranking_messages,
 )
-from lwa_helpers.title_ranker import TitleRanker
 
 ANSWER_OPENING = '{"ranking": ['
 

@@ -19,10 +19,10 @@ import pandas as pd
 from row_file import commit_of, interval_macros, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
-from lwa_helpers.claims import write_block
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import mean_interval, ndcg_at_k, paired_difference
-from lwa_helpers.tables import booktabs, format_number, results_tex
+from lwa_helpers.pipeline.readme import write_block
+from lwa_helpers.report.tables import booktabs, format_number, results_tex
 
 START, END = "<!-- sets: written by tests/benchmarks/across_data.py -->", "<!-- end of sets -->"
 NOTEBOOKS = ("02_fisher_heatmaps", "04_distillation")

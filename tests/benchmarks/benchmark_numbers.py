@@ -18,9 +18,9 @@ import ranking_speed
 from row_file import interval_macros, write, write_json
 
 from lwa_helpers import paths
-from lwa_helpers.efficiency import speed_ratio
 from lwa_helpers.errors import LwaError
-from lwa_helpers.tables import format_number, results_tex
+from lwa_helpers.ranking.cost import speed_ratio
+from lwa_helpers.report.tables import format_number, results_tex
 
 MEMORISED = {"SecondHalf": "second half of a title", "OtherHalf": "of another title", "Year": "year of a title"}
 CHANGES = {

@@ -17,14 +17,14 @@ import pandas as pd
 import tuned_run
 from row_file import DEVICE, RowFile
 
-from lwa_helpers.arms import Distillation, budget
 from lwa_helpers.config import ExperimentConfig
 from lwa_helpers.data import load_data
+from lwa_helpers.distillation.recipes import Distillation, budget
+from lwa_helpers.distillation.teacher_tuning import item_model, tune
 from lwa_helpers.evaluation import Popularity, mean_interval, ndcg_at_k, ranks, tuned_baselines
-from lwa_helpers.models import LanguageModel, load_teacher
+from lwa_helpers.models.loading import LanguageModel, load_teacher
 from lwa_helpers.paths import results_dir
-from lwa_helpers.task import RankingTask
-from lwa_helpers.teacher import item_model, tune
+from lwa_helpers.ranking.task import RankingTask
 
 TEACHERS = [{"epochs": 0.4, "learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)] + [{"epochs": 0.8, "learning_rate": 2e-4}]
 STUDENTS = [{"alpha": alpha} for alpha in (0.9, 0.5)]

@@ -35,11 +35,13 @@ import tuned_run
 from row_file import DEVICE, RowFile, keep_manifest
 
 from lwa_helpers import paths
-from lwa_helpers.arms import Distillation, agreement, budget, calibrations, in_steps
 from lwa_helpers.config import DistillationConfig, ExperimentConfig
 from lwa_helpers.data import load_data
-from lwa_helpers.distillation import LABELS, NO_HIDDEN
-from lwa_helpers.efficiency import n_parameters
+from lwa_helpers.distillation.ensemble import fuse, recommender_signals
+from lwa_helpers.distillation.recipes import Distillation, agreement, budget, calibrations, in_steps
+from lwa_helpers.distillation.student import greedy_scores
+from lwa_helpers.distillation.teacher_cache import TeacherSignals, weights_hash
+from lwa_helpers.distillation.trainer import LABELS, NO_HIDDEN
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
     CrossFitted,
@@ -49,14 +51,12 @@ from lwa_helpers.evaluation import (
     tuned_baselines,
 )
 from lwa_helpers.fisher import FisherResult
-from lwa_helpers.fused_signals import fuse, recommender_signals
-from lwa_helpers.importance import block_influence
-from lwa_helpers.models import LanguageModel, decoder_layers, load_teacher
-from lwa_helpers.ranking import ItemRanker
-from lwa_helpers.signals import TeacherSignals, weights_hash
-from lwa_helpers.student import greedy_scores
-from lwa_helpers.task import RankingTask
-from lwa_helpers.tuning import window_loader
+from lwa_helpers.fisher.importance import block_influence
+from lwa_helpers.models.loading import LanguageModel, decoder_layers, load_teacher
+from lwa_helpers.ranking.cost import n_parameters
+from lwa_helpers.ranking.item_head import ItemRanker
+from lwa_helpers.ranking.task import RankingTask
+from lwa_helpers.ranking.training import window_loader
 
 FOLDER = paths.RESULTS / "benchmarks" / "distillation_ablation"
 STRATEGIES = (

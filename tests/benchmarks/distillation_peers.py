@@ -23,11 +23,11 @@ from peak_memory import peak_bytes, reset_peak
 from row_file import RowFile
 from torch import Tensor, nn
 
-import lwa_helpers.signals
+import lwa_helpers.distillation.teacher_cache
 from lwa_helpers import DistillationTrainer, build_student, load_teacher, paths
 from lwa_helpers.config import LossConfig
-from lwa_helpers.efficiency import time_side_by_side
-from lwa_helpers.precision import autocast
+from lwa_helpers.models.precision import autocast
+from lwa_helpers.ranking.cost import time_side_by_side
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KL_ONLY = LossConfig(alpha=1.0, beta=0.0, temperature=1.0)
@@ -39,7 +39,7 @@ def lwa(teacher, student, at_once: int) -> Loss:
     trainer = DistillationTrainer(teacher, student, strategy="none", loss=KL_ONLY)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        lwa_helpers.signals.LOGITS_AT_ONCE = at_once
+        lwa_helpers.distillation.teacher_cache.LOGITS_AT_ONCE = at_once
         return trainer.compute_loss(student.model, batch)
 
     return loss
@@ -75,7 +75,7 @@ def modelopt(teacher, student) -> tuple[Loss, nn.Module]:
 def loss_of(way: str, teacher, student) -> tuple[Loss, nn.Module]:
     match way:
         case "lwa":
-            return lwa(teacher, student, lwa_helpers.signals.LOGITS_AT_ONCE), student.model
+            return lwa(teacher, student, lwa_helpers.distillation.teacher_cache.LOGITS_AT_ONCE), student.model
         case "lwa_whole":
             return lwa(teacher, student, WHOLE), student.model
         case "trl":

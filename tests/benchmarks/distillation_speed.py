@@ -20,17 +20,17 @@ import tuned_run
 from row_file import keep_record
 
 from lwa_helpers import paths
-from lwa_helpers.arms import Distillation, budget
 from lwa_helpers.data import load_data
-from lwa_helpers.distillation import DistillationTrainer
-from lwa_helpers.efficiency import speed_ratio, time_side_by_side, weight_bytes
-from lwa_helpers.models import load_teacher
-from lwa_helpers.ranking import rank_catalogue
-from lwa_helpers.student import build_student
-from lwa_helpers.task import RankingTask
-from lwa_helpers.title_ranker import TitleRanker
-from lwa_helpers.tuning import training_arguments, window_loader
-from lwa_helpers.vocabulary import trim_vocabulary
+from lwa_helpers.distillation.recipes import Distillation, budget
+from lwa_helpers.distillation.student import build_student
+from lwa_helpers.distillation.trainer import DistillationTrainer
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.models.vocabulary import trim_vocabulary
+from lwa_helpers.ranking.cost import speed_ratio, time_side_by_side, weight_bytes
+from lwa_helpers.ranking.item_head import rank_catalogue
+from lwa_helpers.ranking.task import RankingTask
+from lwa_helpers.ranking.title_head import TitleRanker
+from lwa_helpers.ranking.training import training_arguments, window_loader
 
 STEPS = 4  # of each timed run of the trainer
 TITLE_HEAD_USERS = 2

@@ -29,7 +29,7 @@ from peak_memory import peak_bytes, reset_peak
 from torch import Tensor, nn
 
 from lwa_helpers.fisher import FisherInformationCalculator
-from lwa_helpers.models import load_teacher
+from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.paths import RESULTS, atomic_write
 
 PROBES = 4  # random vectors of a stochastic trace

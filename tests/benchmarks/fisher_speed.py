@@ -26,10 +26,10 @@ from peak_memory import peak_bytes, reset_peak
 from lwa_helpers.config import load_config
 from lwa_helpers.data import load_data
 from lwa_helpers.data.windows import collate
+from lwa_helpers.distillation.teacher_tuning import item_model
 from lwa_helpers.fisher import FisherInformationCalculator
-from lwa_helpers.models import load_teacher
-from lwa_helpers.task import RankingTask
-from lwa_helpers.teacher import item_model
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.ranking.task import RankingTask
 
 PASSES = ("step", "layer", "parameter")
 READINGS = ("items", "titles")

@@ -33,11 +33,14 @@ import numpy as np
 import pandas as pd
 from row_file import DEVICE, RowFile, keep_manifest
 
-from lwa_helpers.arms import Distillation, budget, co_taught_student
 from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import DistillationConfig, ExperimentConfig, load_config
 from lwa_helpers.data import Interactions, load_data
-from lwa_helpers.distillation import NO_HIDDEN
+from lwa_helpers.distillation.ensemble import fused_signals
+from lwa_helpers.distillation.recipes import Distillation, budget, co_taught_student
+from lwa_helpers.distillation.teacher_tuning import item_model
+from lwa_helpers.distillation.teacher_tuning import tune as tune_teacher
+from lwa_helpers.distillation.trainer import NO_HIDDEN
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import (
     EASE,
@@ -60,13 +63,10 @@ from lwa_helpers.evaluation import (
     smallest_detectable_difference,
     tune,
 )
-from lwa_helpers.fused_signals import fused_signals
-from lwa_helpers.models import LanguageModel, decoder_layers, load_teacher
+from lwa_helpers.models.loading import LanguageModel, decoder_layers, load_teacher
 from lwa_helpers.paths import RESULTS, atomic_write
-from lwa_helpers.ranking import ItemRanker
-from lwa_helpers.task import RankingTask
-from lwa_helpers.teacher import item_model
-from lwa_helpers.teacher import tune as tune_teacher
+from lwa_helpers.ranking.item_head import ItemRanker
+from lwa_helpers.ranking.task import RankingTask
 
 BUDGET = 8
 FUSED = ["teacher", "sasrec", "ease"]

@@ -18,11 +18,11 @@ from literature import BASELINES, RUNS, STUDENTS
 from row_file import interval_macros, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
-from lwa_helpers.claims import write_block
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import mean_interval, ndcg_at_k, paired_difference, ratio_of_means
-from lwa_helpers.style import look
-from lwa_helpers.tables import booktabs, format_number, results_tex
+from lwa_helpers.pipeline.readme import write_block
+from lwa_helpers.report.style import look
+from lwa_helpers.report.tables import booktabs, format_number, results_tex
 
 START, END = "<!-- literature: written by tests/benchmarks/literature_table.py -->", "<!-- end of literature -->"
 WORDS = {"office2014": "OfficeFourteen", "office2018": "OfficeEighteen"}  # macro names have no digits

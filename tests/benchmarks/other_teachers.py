@@ -18,10 +18,10 @@ import pandas as pd
 from row_file import commit_of, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
-from lwa_helpers.claims import write_block
 from lwa_helpers.errors import LwaError
-from lwa_helpers.style import look
-from lwa_helpers.tables import booktabs, format_number, results_tex
+from lwa_helpers.pipeline.readme import write_block
+from lwa_helpers.report.style import look
+from lwa_helpers.report.tables import booktabs, format_number, results_tex
 
 START, END = "<!-- teachers: written by tests/benchmarks/other_teachers.py -->", "<!-- end of teachers -->"
 DATA = {"movielens": "MovieLens-100K"}

@@ -23,13 +23,13 @@ import tuned_run
 from row_file import keep_record
 
 from lwa_helpers.data import load_data
+from lwa_helpers.data.history_tokens import Reading
 from lwa_helpers.data.prompts import prompt_for
-from lwa_helpers.data.readings import Reading
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import Cases, Popularity, cases, mean_interval, ndcg_at_k, paired_difference, rank_of_target
-from lwa_helpers.models import LanguageModel, load_teacher
+from lwa_helpers.models.loading import LanguageModel, load_teacher
 from lwa_helpers.paths import atomic_write, results_dir
-from lwa_helpers.ranking import ItemRanker, pad_right
+from lwa_helpers.ranking.item_head import ItemRanker, pad_right
 
 
 @torch.no_grad()

@@ -24,16 +24,16 @@ import pandas as pd
 import torch
 from row_file import keep_record
 
-from lwa_helpers import figures
 from lwa_helpers.data import load_movielens
+from lwa_helpers.data.history_tokens import Reading
 from lwa_helpers.data.prompts import Prompt
-from lwa_helpers.data.readings import Reading
-from lwa_helpers.item_tokens import with_item_tokens
-from lwa_helpers.models import ItemTokens, LanguageModel, load_teacher
+from lwa_helpers.models.item_tokens import with_item_tokens
+from lwa_helpers.models.loading import ItemTokens, LanguageModel, load_teacher
 from lwa_helpers.paths import RESULTS, atomic_write
-from lwa_helpers.ranking import ItemRanker
-from lwa_helpers.title_ranker import TitleRanker
-from lwa_helpers.trie import pieces
+from lwa_helpers.ranking.item_head import ItemRanker
+from lwa_helpers.ranking.title_head import TitleRanker
+from lwa_helpers.ranking.title_trie import pieces
+from lwa_helpers.report import figures
 
 FILE = RESULTS / "benchmarks" / "ranking_speed.csv"
 TITLE_TOKENS, NAIVE_TITLES, CHECKED, TOP, TOLERANCE = 10, 100, 40, 10, 1e-4

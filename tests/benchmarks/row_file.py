@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lwa_helpers import manifest
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.paths import atomic_write
-from lwa_helpers.tables import format_number
+from lwa_helpers.pipeline import manifest
+from lwa_helpers.report.tables import format_number
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -19,8 +19,8 @@ import pandas as pd
 from row_file import commit_of, refuse_dirty, short_commits, write_json
 
 from lwa_helpers import paths
-from lwa_helpers.claims import write_block
 from lwa_helpers.errors import LwaError
+from lwa_helpers.pipeline.readme import write_block
 
 START, END = "<!-- times: written by tests/benchmarks/run_times.py -->", "<!-- end of times -->"
 

@@ -13,7 +13,7 @@ from lwa_helpers import paths
 from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import LanguageModel, load_teacher
+from lwa_helpers.models.loading import LanguageModel, load_teacher
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

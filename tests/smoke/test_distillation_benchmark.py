@@ -16,11 +16,11 @@ from tiny_lm import TITLES, USERS, language_model, office
 
 from lwa_helpers.config import load_config
 from lwa_helpers.data import load_data
+from lwa_helpers.distillation.teacher_tuning import item_model
 from lwa_helpers.evaluation import difference_over_seeds, ndcg_at_k
 from lwa_helpers.fisher import FisherInformationCalculator
-from lwa_helpers.models import load_teacher
-from lwa_helpers.task import RankingTask
-from lwa_helpers.teacher import item_model
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.ranking.task import RankingTask
 
 pytestmark = pytest.mark.smoke
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -14,10 +14,10 @@ import pytest
 from ollama_server import OllamaServer, by_score
 from scipy.stats import spearmanr
 
+from lwa_helpers.assets import embedded_file
 from lwa_helpers.config import load_config
-from lwa_helpers.embedded import embedded_file
 from lwa_helpers.paths import CACHE, PAPER, RESULTS, ROOT
-from lwa_helpers.style import COLUMN_IN, TEXT_IN
+from lwa_helpers.report.style import COLUMN_IN, TEXT_IN
 
 pytestmark = pytest.mark.smoke
 SMOKE = RESULTS / "smoke"

@@ -8,15 +8,15 @@ import torch
 from scipy.special import log_softmax, softmax
 from tiny_lm import CUT, TITLES, item_lm, lessons, office_task, section, windows
 
-from lwa_helpers import arms
-from lwa_helpers.arms import Distillation, agreement, budget, co_taught_student, in_steps, run_arm
 from lwa_helpers.config import load_config
-from lwa_helpers.distillation import DistillationTrainer
+from lwa_helpers.distillation import recipes
+from lwa_helpers.distillation.recipes import Distillation, agreement, budget, co_taught_student, in_steps, run_arm
+from lwa_helpers.distillation.teacher_cache import TeacherSignals
+from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import CrossFitted
-from lwa_helpers.head_transfer import carry_head, label_states
-from lwa_helpers.models import decoder_layers
-from lwa_helpers.signals import TeacherSignals
+from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.ranking.head_transfer import carry_head, label_states
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -154,7 +154,7 @@ def test_steps_take_together_as_many_windows_as_one_student_alone(taught, epochs
 
 def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_has(taught, monkeypatch):
     """Of scores 1, 8, 2, 9 the first step keeps 8, 2, 9, its student's layers; the second 8 and 9: layers 0 and 2."""
-    layers, build = [], arms.build_student
+    layers, build = [], recipes.build_student
 
     def recording(teacher, *args, **kwargs):
         student = build(teacher, *args, **kwargs)
@@ -164,7 +164,7 @@ def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_h
         layers.append([theirs.index(weight) for weight in its])
         return student
 
-    monkeypatch.setattr(arms, "build_student", recording)
+    monkeypatch.setattr(recipes, "build_student", recording)
     in_steps(lessons(selection="top_fisher", steps=[3, 2], per_layer=(1.0, 8, 2, 9)))
     assert layers == [[1, 2, 3], [0, 2]]
 

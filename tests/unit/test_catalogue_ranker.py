@@ -10,9 +10,10 @@ import torch
 from tiny_lm import READINGS, item_lm
 from tiny_shop import CATEGORY, CHOICES, ITEMS, TITLES, USERS, check_list, check_many, write_shop
 
-from lwa_helpers import BaseRecommender, load_teacher, ranking
+from lwa_helpers import BaseRecommender, load_teacher
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.errors import LwaError
+from lwa_helpers.ranking import item_head
 
 OWN = [6, 3, 7, 0, 5, 2, 4]  # items of a model in its own order: all but the lipstick
 
@@ -75,8 +76,8 @@ def test_many_users_share_a_forward_pass(root, tmp_path, monkeypatch, reading):
     saved(tmp_path / "student", reading=reading)
     recommender = BaseRecommender(tmp_path / "student", root)
     check_many(recommender, USERS, 4)
-    passes, states = [], ranking.end_states
-    monkeypatch.setattr(ranking, "end_states", lambda *args: passes.append(len(args[1])) or states(*args))
+    passes, states = [], item_head.end_states
+    monkeypatch.setattr(item_head, "end_states", lambda *args: passes.append(len(args[1])) or states(*args))
     recommender.recommend_many(USERS, CATEGORY, 4, progress=False)
     assert passes == [5] and recommender.answers is None
 

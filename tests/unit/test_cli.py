@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 from tiny_project import make_project, point_paths_at, write_notebook
 
-from lwa_helpers import cli, models, paths, reproduce
-from lwa_helpers.compare import compare
+from lwa_helpers import cli, paths
 from lwa_helpers.config import PROFILES
+from lwa_helpers.models import loading
+from lwa_helpers.pipeline import reproduce
+from lwa_helpers.pipeline.compare import compare
 
 REFERENCE = {"Same": "0.061", "Near": "1\\,000", "Far": "50.0\\%", "Word": "first", "Gone": "1"}
 RUN = {"Same": "0.061", "Near": "1\\,010", "Far": "60.0\\%", "Word": "last", "Added": "2"}
@@ -104,14 +106,14 @@ def test_an_unknown_command_is_refused(capsys) -> None:
 
 HEAVY = {
     "torch", "pandas", "polars", "numpy", "scipy", "transformers", "matplotlib", "nbformat", "nbclient", "papermill", "IPython",
-    "ollama", "httpx", "lwa_helpers.data", "lwa_helpers.models", "lwa_helpers.run",
+    "ollama", "httpx", "lwa_helpers.data", "lwa_helpers.models.loading", "lwa_helpers.pipeline.run",
 }
 
 
 def test_status_loads_nothing_heavy_where_results_are_compared(tmp_path: Path) -> None:
     """Every profile was run, so that all modules are read; nothing listens at the server's address."""
     root = make_project(tmp_path / "project")
-    write_notebook(root / "notebooks/03_other.ipynb", "from lwa_helpers.run import Run")
+    write_notebook(root / "notebooks/03_other.ipynb", "from lwa_helpers.pipeline.run import Run")
     for profile in PROFILES:
         for folder, record in (("state", {"seconds": 1.0, "components": {}}), ("manifests", {"outputs": {}, "inputs": {}})):
             path = root / "results" / profile / folder / "01_first.json"
@@ -142,7 +144,7 @@ def test_status_of_a_profile_that_was_not_run_says_how(tmp_path: Path, monkeypat
 
 def test_data_convert_loads_each_embedded_model_once(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     asked = []
-    monkeypatch.setattr(models, "load_teacher", lambda name: asked.append(name) or SimpleNamespace(sha256=f"hash of {name}"))
+    monkeypatch.setattr(loading, "load_teacher", lambda name: asked.append(name) or SimpleNamespace(sha256=f"hash of {name}"))
     assert cli.main(["data", "convert"]) == 0
     assert asked == ["smollm2-135m", "gemma3-270m"]
     assert capsys.readouterr().out.splitlines() == [f"{name}: hash of {name}" for name in asked]

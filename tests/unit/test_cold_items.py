@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lwa_helpers.cold_items import PENALTIES, with_cold_rows
+from lwa_helpers.ranking.cold_items import PENALTIES, with_cold_rows
 
 
 def fit(features, values, penalty):

@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 
 from lwa_helpers import paths
 from lwa_helpers.config import DataConfig
-from lwa_helpers.data import load_amazon, load_data, pieces, textfiles
+from lwa_helpers.data import kcore, load_amazon, load_data, textfiles
+from lwa_helpers.data.history_tokens import Reading, encode
 from lwa_helpers.data.interactions import COLUMNS, PARTS
 from lwa_helpers.data.prompts import prompt_for
-from lwa_helpers.data.readings import Reading, encode
 from lwa_helpers.data.splits import TEST_FROM, VALID_FROM
 from lwa_helpers.data.windows import LengthBatches, user_windows
 from lwa_helpers.errors import LwaError
@@ -100,7 +100,7 @@ def test_same_rows_in_the_same_order_as_plain_python(tmp_path_factory, rows, k, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "CACHE", root / "cache")
         if scattered:
-            patch.setattr(pieces, "PIECE_BYTES", 100)
+            patch.setattr(kcore, "PIECE_BYTES", 100)
             patch.setattr(textfiles, "BLOCK_BYTES", 64)
         if not any(expected.values()):
             with pytest.raises(LwaError, match=f"{k}-core"):

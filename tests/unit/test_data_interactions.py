@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lwa_helpers.assets import embedded_file
 from lwa_helpers.config import load_config
 from lwa_helpers.data import Interactions, load_data, load_movielens
 from lwa_helpers.data.interactions import COLUMNS, PARTS
@@ -23,7 +24,6 @@ from lwa_helpers.data.prompts import (
     mend_title,
     prompt_for,
 )
-from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
 
 

@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig
 
-import lwa_helpers.signals as signals_module
+import lwa_helpers.distillation.teacher_cache as signals_module
 from lwa_helpers import DistillationTrainer, build_student
 from lwa_helpers.config import LossConfig, load_config
-from lwa_helpers.distillation import matched_layers, output_losses, signals
+from lwa_helpers.distillation.teacher_cache import TeacherSignals
+from lwa_helpers.distillation.trainer import matched_layers, output_losses, signals
 from lwa_helpers.errors import LwaError
-from lwa_helpers.signals import TeacherSignals
-from lwa_helpers.tuning import training_arguments, window_loader
+from lwa_helpers.ranking.training import training_arguments, window_loader
 
 LOSS = LossConfig(alpha=0.3, temperature=2.0, beta=0.7)
 

@@ -8,7 +8,7 @@ import torch
 from tiny_lm import item_lm, reading_of
 from torch import nn
 
-from lwa_helpers.efficiency import n_parameters, peak_memory, speed_ratio, time_side_by_side, weight_bytes
+from lwa_helpers.ranking.cost import n_parameters, peak_memory, speed_ratio, time_side_by_side, weight_bytes
 
 
 def test_tied_weights_count_once():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lwa_helpers import embedded, paths
-from lwa_helpers.embedded import EMBEDDED, Embedded, embedded_file
+from lwa_helpers import assets, paths
+from lwa_helpers.assets import EMBEDDED, Embedded, embedded_file
 from lwa_helpers.errors import LwaError
 
 
@@ -71,6 +71,6 @@ def test_missing_things_are_named(package: Path, monkeypatch: pytest.MonkeyPatch
         embedded_file("odd")
 
 
-@pytest.mark.parametrize("name", sorted(embedded.EMBEDDED))
+@pytest.mark.parametrize("name", sorted(assets.EMBEDDED))
 def test_the_real_files_are_the_pinned_ones(name: str) -> None:
     assert embedded_file(name).stat().st_size > 10_000

@@ -7,13 +7,13 @@ from tiny_lm import READINGS, TITLES, item_lm, language_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from lwa_helpers import build_student, load_movielens, paths
+from lwa_helpers.assets import embedded_file
 from lwa_helpers.cli import main
-from lwa_helpers.embedded import embedded_file
 from lwa_helpers.errors import LwaError
-from lwa_helpers.export import export_gguf
-from lwa_helpers.models import LanguageModel, load_teacher
-from lwa_helpers.title_ranker import TitleRanker
-from lwa_helpers.vocabulary import trim_vocabulary
+from lwa_helpers.models.gguf_export import export_gguf
+from lwa_helpers.models.loading import LanguageModel, load_teacher
+from lwa_helpers.models.vocabulary import trim_vocabulary
+from lwa_helpers.ranking.title_head import TitleRanker
 
 TEXTS = [f"{title}\n" for title in TITLES] + ["Seen:\n"]
 CONFIGS = {

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lwa_helpers import figures
 from lwa_helpers.errors import LwaError
-from lwa_helpers.style import COLUMN_IN, TEXT_IN
+from lwa_helpers.report import figures
+from lwa_helpers.report.style import COLUMN_IN, TEXT_IN
 
 pytestmark = pytest.mark.unit
 

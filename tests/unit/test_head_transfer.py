@@ -5,9 +5,10 @@ import pytest
 import torch
 from tiny_lm import READINGS, item_lm, language_model, windows
 
-from lwa_helpers import build_student, head_transfer
+from lwa_helpers import build_student
 from lwa_helpers.data.windows import collate
-from lwa_helpers.head_transfer import carry_head, label_states
+from lwa_helpers.ranking import head_transfer
+from lwa_helpers.ranking.head_transfer import carry_head, label_states
 
 
 def numpy_of(tensor):

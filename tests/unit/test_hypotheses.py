@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from lwa_helpers.hypotheses import (
+from lwa_helpers.evaluation.hypotheses import (
     LLAMA,
     h1_upper_layers,
     h2_foretells_worth,

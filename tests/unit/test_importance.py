@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lwa_helpers import importance
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import next_token_nll
+from lwa_helpers.fisher import importance, next_token_nll
 
 
 def llama():

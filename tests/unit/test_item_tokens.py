@@ -22,9 +22,9 @@ from transformers import (
 
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
-from lwa_helpers.item_tokens import title_rows, with_item_tokens, with_tokens
-from lwa_helpers.models import ItemTokens, load_teacher
-from lwa_helpers.vocabulary import trim_vocabulary
+from lwa_helpers.models.item_tokens import title_rows, with_item_tokens, with_tokens
+from lwa_helpers.models.loading import ItemTokens, load_teacher
+from lwa_helpers.models.vocabulary import trim_vocabulary
 
 ODD = [
     "Heat", "Dead Heat", "Heat <end>", "<end>", "Heat 2", "2", "A  B", "B", "\u00c9t\u00e9", "E\u0301te\u0301",

@@ -194,7 +194,7 @@ def test_a_fault_is_retried_as_for_any_answer(server, fault):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    from lwa_helpers.models import load_teacher
+    from lwa_helpers.models.loading import load_teacher
 
     return load_teacher("smollm2-135m")
 

@@ -15,8 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from lwa_helpers.last_layer import OWN, last_layer_at
-from lwa_helpers.models import backbone, decoder_layers
+from lwa_helpers.models.loading import backbone, decoder_layers
+from lwa_helpers.ranking.last_layer import OWN, last_layer_at
 
 SIZES = {
     "vocab_size": 340, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

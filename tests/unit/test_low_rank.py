@@ -5,8 +5,8 @@ import torch
 from tiny_lm import item_lm, lessons
 from torch import nn
 
-from lwa_helpers.arms import trained_rows
-from lwa_helpers.low_rank import low_rank
+from lwa_helpers.distillation.recipes import trained_rows
+from lwa_helpers.models.low_rank import low_rank
 
 SHAPES = [(30, 8, 3), (5, 8, 3), (30, 2, 3), (1, 4, 2), (7, 7, 7)]
 

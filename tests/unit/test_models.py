@@ -9,11 +9,12 @@ from tiny_lm import language_model, tokenizer, write_gguf
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
-from lwa_helpers import load_teacher, models, paths
-from lwa_helpers import registry as registry_module
+from lwa_helpers import load_teacher, paths
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import backbone, decoder_layers
-from lwa_helpers.registry import model_spec, registry
+from lwa_helpers.models import loading
+from lwa_helpers.models import registry as registry_module
+from lwa_helpers.models.loading import backbone, decoder_layers
+from lwa_helpers.models.registry import model_spec, registry
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24,
          "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -123,7 +124,7 @@ def test_what_transformers_cannot_read_is_named(tmp_path):
         load_teacher(tmp_path)
 
 
-@pytest.mark.parametrize("loader", [models.AutoTokenizer, models.AutoModelForCausalLM])
+@pytest.mark.parametrize("loader", [loading.AutoTokenizer, loading.AutoModelForCausalLM])
 def test_a_repository_is_read_at_its_revision_without_its_code(loader, monkeypatch):
     """The hub is not asked: what it would be asked is looked at."""
     asked = []
@@ -132,7 +133,7 @@ def test_a_repository_is_read_at_its_revision_without_its_code(loader, monkeypat
         asked.append((source, how))
         raise OSError("not in the cache\nmore")
 
-    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
     monkeypatch.setattr(loader, "from_pretrained", absent)
     spec = model_spec("qwen3-0.6b")
     missing = f"'qwen3-0.6b' .{spec.id} at {spec.revision}. is neither in the local cache.*not in the cache$"

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from lwa_helpers import precision
 from lwa_helpers.config import load_config
 from lwa_helpers.errors import LwaError
+from lwa_helpers.models import precision
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def test_no_bf16_where_torch_has_no_library_that_would_use_it(monkeypatch):
 
 
 def test_no_bf16_where_the_library_is_kept_from_it():
-    code = "import torch; from lwa_helpers.precision import has_bf16; print(has_bf16(torch.device('cpu')))"
+    code = "import torch; from lwa_helpers.models.precision import has_bf16; print(has_bf16(torch.device('cpu')))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True
     )

@@ -11,7 +11,7 @@ from tiny_lm import PROMPT, READINGS, TITLES, begin_with_a_token, item_lm, langu
 
 from lwa_helpers.data.windows import window_of
 from lwa_helpers.errors import LwaError
-from lwa_helpers.vocabulary import trim_vocabulary
+from lwa_helpers.models.vocabulary import trim_vocabulary
 
 HISTORY = st.lists(st.integers(0, len(TITLES) - 1), max_size=12)
 

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from tiny_project import FIRST, SECOND, make_project, point_paths_at, write_notebook
 
-from lwa_helpers import manifest, paths, sources
-from lwa_helpers import reproduce as runner
+from lwa_helpers import paths
 from lwa_helpers.config import load_config
 from lwa_helpers.errors import LwaError
-from lwa_helpers.execute import Progress, clock
-from lwa_helpers.publish import merge, publish
-from lwa_helpers.reproduce import reproduce
-from lwa_helpers.staleness import difference, stages, status, why_stale
+from lwa_helpers.pipeline import code_digest, manifest
+from lwa_helpers.pipeline import reproduce as runner
+from lwa_helpers.pipeline.notebook import Progress, clock
+from lwa_helpers.pipeline.publish import merge, publish
+from lwa_helpers.pipeline.reproduce import reproduce
+from lwa_helpers.pipeline.staleness import difference, stages, status, why_stale
 
 TITLES = load_config("smoke").data.max_items
 
@@ -126,12 +127,12 @@ def test_a_changed_helper_module_is_named(project: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(paths, "PACKAGE", package)
     (package / "run.py").write_text('"""Another docstring."""\n' + (package / "run.py").read_text().split('"""', 2)[2])
     (package / "models.py").write_text("changed = 1\n")
-    sources._public_names.cache_clear()
+    code_digest._public_names.cache_clear()
     assert reason(1) is None
     with open(package / "manifest.py", "a") as file:
         file.write("\nADDED = 1\n")
-    sources.module_tree.cache_clear()
-    assert reason(1) == "module lwa_helpers.manifest changed"
+    code_digest.module_tree.cache_clear()
+    assert reason(1) == "module lwa_helpers.pipeline.manifest changed"
 
 
 def test_an_input_with_the_same_content_does_not_make_a_stage_stale(
@@ -153,7 +154,7 @@ def test_a_failure_is_explained_and_leaves_earlier_results(project: Path) -> Non
         reproduce("smoke")
     message = str(caught.value)
     assert "02_second.ipynb failed in cell 3/3" in message and "ZeroDivisionError: division by zero" in message
-    assert "first line     from lwa_helpers.run import Run" in message
+    assert "first line     from lwa_helpers.pipeline.run import Run" in message
     assert (results / "notebooks/02_second.attempt.ipynb").exists()
     assert str(results / "notebooks/02_second.attempt.ipynb") in message
     assert {path: path.read_bytes() for path in before} == before
@@ -283,7 +284,7 @@ def test_the_difference_names_the_first_change_and_counts_the_rest() -> None:
 
 
 def test_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lwa_helpers.execute.HEARTBEAT", 0.5)
+    monkeypatch.setattr("lwa_helpers.pipeline.notebook.HEARTBEAT", 0.5)
     with Progress("[3/5] 03_x", time.monotonic() - 130, expected=60.0, later=160.0) as progress:
         progress.enter_cell(7, 18)
         progress.write("\r 10%|#   | 1/10 [00:01<00:09]\r 20%|##  | 2/10 [00:02<00:08]\n")

@@ -9,10 +9,17 @@ import torch
 from tiny_lm import item_lm, lessons, section, windows
 from transformers import TrainerCallback
 
-from lwa_helpers import DistillationTrainer, build_student, teacher
-from lwa_helpers.arms import trained_rows
-from lwa_helpers.low_rank import low_rank
-from lwa_helpers.tuning import RankingTrainer, last_checkpoint, train_or_go_on, training_arguments, window_loader
+from lwa_helpers import DistillationTrainer, build_student
+from lwa_helpers.distillation import teacher_tuning
+from lwa_helpers.distillation.recipes import trained_rows
+from lwa_helpers.models.low_rank import low_rank
+from lwa_helpers.ranking.training import (
+    RankingTrainer,
+    last_checkpoint,
+    train_or_go_on,
+    training_arguments,
+    window_loader,
+)
 
 SECTION = section(epochs=3.0, tokens_per_batch=12, save_steps=2, learning_rate=1e-2)
 
@@ -145,7 +152,7 @@ def test_a_teacher_goes_on_from_its_own_checkpoints_only(cache):
     lm = item_lm()
 
     def folder(lm=lm, data=None, section=SECTION, seed=0, shallow=None):
-        return teacher.checkpoints([lm, shallow], window_loader(data or data_of(lm), 12, 0, 7), section, seed)
+        return teacher_tuning.checkpoints([lm, shallow], window_loader(data or data_of(lm), 12, 0, 7), section, seed)
 
     others = [
         folder(item_lm(seed=1)), folder(data=data_of(lm)[1:]), folder(seed=1),

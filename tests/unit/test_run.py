@@ -11,9 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from tiny_project import make_project, point_paths_at
 
-from lwa_helpers import manifest, paths
+from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
-from lwa_helpers.run import Run
+from lwa_helpers.pipeline import manifest
+from lwa_helpers.pipeline.run import Run
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lwa_helpers.embedded import EMBEDDED
+from lwa_helpers.assets import EMBEDDED
 from lwa_helpers.paths import ROOT
 
 

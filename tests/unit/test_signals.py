@@ -8,16 +8,16 @@ import torch
 from scipy.special import softmax
 from tiny_lm import TITLES, item_lm, language_model, reading_of, windows
 
-import lwa_helpers.signals as signals_module
+import lwa_helpers.distillation.teacher_cache as signals_module
 from lwa_helpers import DistillationTrainer
 from lwa_helpers.config import LossConfig
 from lwa_helpers.data.windows import window_of
-from lwa_helpers.distillation import kl_divergence
+from lwa_helpers.distillation.ensemble import fuse, recommender_signals
+from lwa_helpers.distillation.teacher_cache import KEPT, TeacherSignals, TopLogits, in_half
+from lwa_helpers.distillation.trainer import kl_divergence
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import CrossFitted
-from lwa_helpers.fused_signals import fuse, recommender_signals
-from lwa_helpers.signals import KEPT, TeacherSignals, TopLogits, in_half
-from lwa_helpers.tuning import window_loader
+from lwa_helpers.ranking.training import window_loader
 
 
 @pytest.fixture

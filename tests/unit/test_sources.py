@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_project import write_notebook
 
-from lwa_helpers import paths, sources
+from lwa_helpers import paths
+from lwa_helpers.pipeline import code_digest
 
 SECTIONS = {"data", "fisher", "seed"}
 
@@ -31,9 +32,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(paths, "PACKAGE", tmp_path)
-    sources._public_names.cache_clear()
+    code_digest._public_names.cache_clear()
     yield tmp_path
-    sources._public_names.cache_clear()
+    code_digest._public_names.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_modules_are_followed_through_every_kind_of_import(package: Path, code: str, names: set[str]) -> None:
-    assert set(sources.reached(ast.parse(code))) == {f"lwa_helpers.{name}" for name in names}
+    assert set(code_digest.reached(ast.parse(code))) == {f"lwa_helpers.{name}" for name in names}
 
 
 @pytest.mark.parametrize(
@@ -66,12 +67,12 @@ def test_modules_are_followed_through_every_kind_of_import(package: Path, code: 
     ],
 )
 def test_settings_that_are_read(code: str, used: set[str]) -> None:
-    assert sources.sections_used(ast.parse(code), SECTIONS) == used
+    assert code_digest.sections_used(ast.parse(code), SECTIONS) == used
 
 
 def test_a_digest_sees_code_only() -> None:
     def digest(text: str) -> str:
-        return sources.digest(ast.parse(text))
+        return code_digest.digest(ast.parse(text))
 
     plain = digest("def f(x):\n    return x + 1")
     assert digest('"""Module."""\ndef f( x ):  # note\n    """Doc."""\n\n    return x+1') == plain
@@ -81,7 +82,7 @@ def test_a_digest_sees_code_only() -> None:
 
 def test_magics_are_code_and_the_parameters_cell_is_not(tmp_path: Path) -> None:
     def digest(*cells: str, **more: str) -> str:
-        return sources.digest(sources.notebook_tree(write_notebook(tmp_path / "n.ipynb", *cells, **more)))
+        return code_digest.digest(code_digest.notebook_tree(write_notebook(tmp_path / "n.ipynb", *cells, **more)))
 
     assert digest("%matplotlib inline", "x = 1") != digest("x = 1")
     assert digest("x = 1", parameters='profile = "quick"\noverrides = {}') == digest("x = 1")
@@ -89,12 +90,12 @@ def test_magics_are_code_and_the_parameters_cell_is_not(tmp_path: Path) -> None:
 
 
 def test_a_notebook_is_parsed_again_only_when_its_file_has_changed(tmp_path: Path) -> None:
-    first = sources.notebook_tree(write_notebook(tmp_path / "n.ipynb", "x = 1"))
-    assert sources.notebook_tree(tmp_path / "n.ipynb") is first
-    changed = sources.notebook_tree(write_notebook(tmp_path / "n.ipynb", "x = 2"))
-    assert sources.digest(changed) != sources.digest(first)
+    first = code_digest.notebook_tree(write_notebook(tmp_path / "n.ipynb", "x = 1"))
+    assert code_digest.notebook_tree(tmp_path / "n.ipynb") is first
+    changed = code_digest.notebook_tree(write_notebook(tmp_path / "n.ipynb", "x = 2"))
+    assert code_digest.digest(changed) != code_digest.digest(first)
 
 
 def test_docstrings_are_not_among_the_values_that_a_module_writes_out() -> None:
     tree = ast.parse('"""a.yaml"""\nread("b.yaml")\ndef f():\n    """c.yaml"""\n    "d.yaml"')
-    assert sources.constants(tree) == {"b.yaml", "d.yaml"}
+    assert code_digest.constants(tree) == {"b.yaml", "d.yaml"}

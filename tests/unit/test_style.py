@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from lwa_helpers.distillation.weighting import LayerwiseDistillation
 from lwa_helpers.errors import LwaError
-from lwa_helpers.style import LOOKS, figure, look, place_labels
-from lwa_helpers.weighting import LayerwiseDistillation
+from lwa_helpers.report.style import LOOKS, figure, look, place_labels
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +42,7 @@ def test_unknown_width_is_an_error():
 
 def test_every_built_in_strategy_has_a_look_and_no_two_share_one():
     strategies = [name for name in LayerwiseDistillation.strategies if name in LOOKS] + ["none"]
-    built_in = {c.name for c in LayerwiseDistillation.__subclasses__() if c.__module__ == "lwa_helpers.weighting"}
+    built_in = {c.name for c in LayerwiseDistillation.__subclasses__() if c.__module__ == "lwa_helpers.distillation.weighting"}
     assert built_in <= set(strategies)
     looks = [(look(name).color, look(name).marker, look(name).linestyle) for name in strategies]
     assert len(set(looks)) == len(looks)

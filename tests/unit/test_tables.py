@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.tables import booktabs, bounds, escape, format_number, interval, results_tex, verdict_macros
+from lwa_helpers.report.tables import booktabs, bounds, escape, format_number, interval, results_tex, verdict_macros
 
 pytestmark = pytest.mark.unit
 

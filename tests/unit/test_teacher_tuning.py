@@ -8,18 +8,12 @@ import torch
 from test_cold_items import brute_force, with_popularity
 from tiny_lm import READINGS, TITLES, language_model, office_config
 
-from lwa_helpers import build_student, teacher
-from lwa_helpers.arms import calibrations
+from lwa_helpers import build_student
 from lwa_helpers.data import Interactions, load_data
 from lwa_helpers.data.windows import collate
-from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import CrossFitted, ndcg_at_k
-from lwa_helpers.head_transfer import carry_head, label_states
-from lwa_helpers.item_tokens import title_rows
-from lwa_helpers.models import decoder_layers
-from lwa_helpers.ranking import sampled_nll
-from lwa_helpers.task import RankingTask
-from lwa_helpers.teacher import (
+from lwa_helpers.distillation import teacher_tuning
+from lwa_helpers.distillation.recipes import calibrations
+from lwa_helpers.distillation.teacher_tuning import (
     item_model,
     proposal,
     reinitialised,
@@ -29,6 +23,13 @@ from lwa_helpers.teacher import (
     tune,
     write_cold_rows,
 )
+from lwa_helpers.errors import LwaError
+from lwa_helpers.evaluation import CrossFitted, ndcg_at_k
+from lwa_helpers.models.item_tokens import title_rows
+from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.ranking.head_transfer import carry_head, label_states
+from lwa_helpers.ranking.item_head import sampled_nll
+from lwa_helpers.ranking.task import RankingTask
 
 pytestmark = pytest.mark.usefixtures("cache")
 COLD = "i5"
@@ -93,8 +94,8 @@ def test_rows_of_an_untuned_model_by_least_squares(tmp_path, reading):
     outputs = lm.model.get_output_embeddings().weight.detach().numpy()[lm.items.tokens]
     mapped = np.linalg.lstsq(vectors[known], outputs[known], rcond=None)[0]
     np.testing.assert_allclose(outputs, vectors @ mapped, atol=1e-5)  # the cold item's too, by the same map
-    assert mapped.std() == pytest.approx(teacher.HEAD_SCALE, rel=0.2)
-    shrink = np.sqrt(teacher.RIDGE * (vectors**2).sum(0).mean()) * np.eye(6)
+    assert mapped.std() == pytest.approx(teacher_tuning.HEAD_SCALE, rel=0.2)
+    shrink = np.sqrt(teacher_tuning.RIDGE * (vectors**2).sum(0).mean()) * np.eye(6)
     to_titles = np.linalg.lstsq(np.vstack([vectors, shrink]), np.vstack([titles, np.zeros((6, 32))]), rcond=None)[0]
     inputs = lm.model.get_input_embeddings().weight.detach().numpy()[lm.items.tokens]
     np.testing.assert_allclose(inputs, titles + vectors @ to_titles, atol=1e-4)
@@ -212,9 +213,9 @@ def test_co_teachers_and_the_first_layers_teach_as_one(tmp_path, monkeypatch):
     task, section = task_and_section(tmp_path / "office", first_layers=1, first_epochs=1.0, epochs=1.0)
     validation = replace(task, part="valid")
     shallow, heard = shallow_model(task, section, 0), []
-    monkeypatch.setattr(teacher, "shallow_model", lambda *_: shallow)
-    whole = teacher.train
-    monkeypatch.setattr(teacher, "train", lambda *args, **kwargs: heard.append(args[4]) or whole(*args, **kwargs))
+    monkeypatch.setattr(teacher_tuning, "shallow_model", lambda *_: shallow)
+    whole = teacher_tuning.train
+    monkeypatch.setattr(teacher_tuning, "train", lambda *args, **kwargs: heard.append(args[4]) or whole(*args, **kwargs))
     system = CrossFitted([RoundTheCatalogue()], {})
     tune(task, section, 0, co_teachers={"round": system}, validation=validation)
     own, other = calibrations(shallow.model, {"round": system}, validation).values()
@@ -236,7 +237,7 @@ def test_co_teachers_and_the_first_layers_teach_as_one(tmp_path, monkeypatch):
 
 def test_co_teachers_need_first_layers_to_teach_beside(tmp_path):
     task, section = task_and_section(tmp_path / "office", first_layers=0)
-    with pytest.raises(LwaError, match="set teacher.first_layers"):
+    with pytest.raises(LwaError, match="set teacher_tuning.first_layers"):
         tune(task, section, 0, co_teachers={"round": CrossFitted([RoundTheCatalogue()], {})}, validation=task)
 
 
@@ -288,6 +289,6 @@ def test_a_catalogue_above_the_limit_is_drawn_from_by_popularity(tmp_path, monke
     np.testing.assert_allclose(q[first:], (task.data.counts + 1) / (task.data.counts + 1).sum(), rtol=1e-5)
     assert proposal(task, section.model_copy(update={"softmax_items": 8})) is None
     calls = []
-    monkeypatch.setattr("lwa_helpers.tuning.sampled_nll", lambda *args: calls.append(args[-1]) or sampled_nll(*args))
+    monkeypatch.setattr("lwa_helpers.ranking.training.sampled_nll", lambda *args: calls.append(args[-1]) or sampled_nll(*args))
     tune(task, section, seed=0)
     assert set(calls) == {7} and ndcg(task) > 0.7

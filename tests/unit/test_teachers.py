@@ -621,7 +621,7 @@ def test_nothing_is_run_in_a_shell():
 
 @pytest.fixture(scope="module")
 def smollm2():
-    from lwa_helpers.models import load_teacher
+    from lwa_helpers.models.loading import load_teacher
 
     return load_teacher("smollm2-135m")
 

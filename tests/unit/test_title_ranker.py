@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.title_ranker import TitleRanker, TreeReader
-from lwa_helpers.trie import TitleTrie, pieces
+from lwa_helpers.ranking.title_head import TitleRanker, TreeReader
+from lwa_helpers.ranking.title_trie import TitleTrie, pieces
 
 HEADER = "Seen:\n"
 CATALOGUE = [*TITLES, "Toy", "Toy Story 2", "Heat", "Heat and Dust"]  # a title inside others, and one that is there twice

@@ -8,13 +8,13 @@ import torch
 from tiny_lm import READINGS, item_lm, language_model, section, windows
 from transformers import Gemma3TextConfig, GPT2Config, TrainerCallback
 
-from lwa_helpers.arms import trained_rows
 from lwa_helpers.data.windows import collate
-from lwa_helpers.low_rank import low_rank
-from lwa_helpers.models import backbone, decoder_layers
-from lwa_helpers.ranking import sampled_nll
-from lwa_helpers.signals import signals
-from lwa_helpers.tuning import (
+from lwa_helpers.distillation.recipes import trained_rows
+from lwa_helpers.distillation.teacher_cache import signals
+from lwa_helpers.models.loading import backbone, decoder_layers
+from lwa_helpers.models.low_rank import low_rank
+from lwa_helpers.ranking.item_head import sampled_nll
+from lwa_helpers.ranking.training import (
     RankingTrainer,
     dropout_at_the_ends,
     loss_frame,

@@ -8,12 +8,12 @@ from tiny_lm import READINGS, TITLES, begin_with_a_token, item_lm, language_mode
 from transformers import PhiConfig
 
 from lwa_helpers import build_student
+from lwa_helpers.data.history_tokens import Reading
 from lwa_helpers.data.prompts import Prompt
-from lwa_helpers.data.readings import Reading
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import load_teacher
-from lwa_helpers.title_ranker import TitleRanker
-from lwa_helpers.vocabulary import check_covered, kept_tokens, trim_vocabulary
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.models.vocabulary import check_covered, kept_tokens, trim_vocabulary
+from lwa_helpers.ranking.title_head import TitleRanker
 
 TEXTS = [f"{title}\n" for title in TITLES[:5]]
 

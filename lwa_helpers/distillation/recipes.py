@@ -19,17 +19,17 @@ from torch.utils.data import DataLoader
 from lwa_helpers import paths
 from lwa_helpers.config import AblationConfig, DistillationConfig
 from lwa_helpers.data.windows import Window
-from lwa_helpers.distillation import DistillationTrainer, layer_map
+from lwa_helpers.distillation.ensemble import fused_signals
+from lwa_helpers.distillation.student import SCORED, build_student, select_layers
+from lwa_helpers.distillation.teacher_cache import TeacherSignals, weights_hash
+from lwa_helpers.distillation.trainer import DistillationTrainer, layer_map
 from lwa_helpers.evaluation import Calibration, CrossFitted, calibrated, ndcg_at_k, top_k
 from lwa_helpers.fisher import FisherResult
-from lwa_helpers.fused_signals import fused_signals
-from lwa_helpers.head_transfer import carry_head, label_states
-from lwa_helpers.low_rank import low_rank
-from lwa_helpers.models import LanguageModel, decoder_layers
-from lwa_helpers.signals import TeacherSignals, weights_hash
-from lwa_helpers.student import SCORED, build_student, select_layers
-from lwa_helpers.task import RankingTask
-from lwa_helpers.tuning import train_or_go_on, training_arguments, window_loader
+from lwa_helpers.models.loading import LanguageModel, decoder_layers
+from lwa_helpers.models.low_rank import low_rank
+from lwa_helpers.ranking.head_transfer import carry_head, label_states
+from lwa_helpers.ranking.task import RankingTask
+from lwa_helpers.ranking.training import train_or_go_on, training_arguments, window_loader
 
 Scores = FisherResult | Sequence[float] | None
 

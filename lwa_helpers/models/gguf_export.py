@@ -13,7 +13,7 @@ from gguf import GGUFWriter, TokenType
 from torch import Tensor
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import LanguageModel
+from lwa_helpers.models.loading import LanguageModel
 from lwa_helpers.paths import atomic_write
 
 GGUF_FILE = "model.gguf"

@@ -15,23 +15,23 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
 from lwa_helpers import paths
-from lwa_helpers.arms import calibrations, trained_rows
-from lwa_helpers.cold_items import with_cold_rows
 from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, TeacherConfig
 from lwa_helpers.data import Interactions
 from lwa_helpers.data.prompts import prompt_for
-from lwa_helpers.distillation import NO_HIDDEN, DistillationTrainer
+from lwa_helpers.distillation.ensemble import fused_signals
+from lwa_helpers.distillation.recipes import calibrations, trained_rows
+from lwa_helpers.distillation.student import build_student
+from lwa_helpers.distillation.teacher_cache import TeacherSignals, batches_hash, weights_hash
+from lwa_helpers.distillation.trainer import NO_HIDDEN, DistillationTrainer
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation import CrossFitted
-from lwa_helpers.fused_signals import fused_signals
-from lwa_helpers.head_transfer import carry_head, label_states
-from lwa_helpers.item_tokens import title_rows, with_item_tokens
-from lwa_helpers.low_rank import low_rank
-from lwa_helpers.models import ItemTokens, LanguageModel, decoder_layers
-from lwa_helpers.signals import TeacherSignals, batches_hash, weights_hash
-from lwa_helpers.student import build_student
-from lwa_helpers.task import RankingTask
-from lwa_helpers.tuning import RankingTrainer, train_or_go_on, training_arguments, window_loader
+from lwa_helpers.models.item_tokens import title_rows, with_item_tokens
+from lwa_helpers.models.loading import ItemTokens, LanguageModel, decoder_layers
+from lwa_helpers.models.low_rank import low_rank
+from lwa_helpers.ranking.cold_items import with_cold_rows
+from lwa_helpers.ranking.head_transfer import carry_head, label_states
+from lwa_helpers.ranking.task import RankingTask
+from lwa_helpers.ranking.training import RankingTrainer, train_or_go_on, training_arguments, window_loader
 
 CARRIED_ON = 300  # windows on which a head is carried from the first layers to all of them
 HEAD_SCALE = 0.02  # of the head's first map: scores start small, nothing is ruled out

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import manifest, pace, paths
-from lwa_helpers.claims import write_claims
+from lwa_helpers import paths
 from lwa_helpers.config import load_config
 from lwa_helpers.errors import LwaError
-from lwa_helpers.staleness import stages, why_stale
-from lwa_helpers.tables import escape, format_number, results_tex, verdict_macros
+from lwa_helpers.pipeline import manifest, time_estimate
+from lwa_helpers.pipeline.readme import write_claims
+from lwa_helpers.pipeline.staleness import stages, why_stale
+from lwa_helpers.report.tables import escape, format_number, results_tex, verdict_macros
 
 
 def merge(results: Path, names: list[str]) -> None:
@@ -79,7 +80,7 @@ def publish(profile: str) -> None:
         shutil.copyfile(results / "results.tex", temporary)
     whole = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
     write_claims(paths.ROOT / "README.md", whole)
-    pace.write_times(paths.PAPER, records)
+    time_estimate.write_times(paths.PAPER, records)
     print(f"published the {profile} results to figures/, paper/tables/, paper/results.tex and README.md")
 
 

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import manifest, pace, paths, publish, sources
+from lwa_helpers import paths
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
-from lwa_helpers.execute import Progress, clock, execute
-from lwa_helpers.staleness import Stage, components, load_state, save_state, stages, why_stale
+from lwa_helpers.pipeline import code_digest, manifest, publish, time_estimate
+from lwa_helpers.pipeline.notebook import Progress, clock, execute
+from lwa_helpers.pipeline.staleness import Stage, components, load_state, save_state, stages, why_stale
 
 NEEDED_BYTES = 2 * 1024**3
 
@@ -33,7 +34,7 @@ def reproduce(
     config = load_config(profile, overrides)
     chosen = stages(only)
     for stage in stages():
-        sources.notebook_tree(stage.path)
+        code_digest.notebook_tree(stage.path)
     results = paths.results_dir(profile)
     _check_disk(results)
     start = time.monotonic()
@@ -81,7 +82,7 @@ def _expected(profile: str, results: Path) -> dict[str, float]:
     """What each stage took when it last ran here or, if one of them never did, what the published run lets expect."""
     states = {stage.name: load_state(results, stage) for stage in stages()}
     here = {name: state["seconds"] for name, state in states.items() if state}
-    return here if len(here) == len(states) else pace.expected_seconds(paths.PAPER, profile) | here
+    return here if len(here) == len(states) else time_estimate.expected_seconds(paths.PAPER, profile) | here
 
 
 def summary(results: Path, config: ExperimentConfig, spent: float) -> str:

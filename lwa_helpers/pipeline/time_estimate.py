@@ -21,7 +21,7 @@ def machine_speed() -> float:
     """
     import torch
 
-    from lwa_helpers.precision import has_bf16
+    from lwa_helpers.models.precision import has_bf16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows, inner, outer = SHAPE

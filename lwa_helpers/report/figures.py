@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.style import BLACK, BLUE, GREY, HEATMAP, PLAIN, Label, figure, look, place_labels, plain_ticks
-from lwa_helpers.tables import require
+from lwa_helpers.report.style import BLACK, BLUE, GREY, HEATMAP, PLAIN, Label, figure, look, place_labels, plain_ticks
+from lwa_helpers.report.tables import require
 
 METRIC = "NDCG@10"
 BESIDE = [(5, 0), (-5, 0), (5, 7), (-5, 7), (5, -7), (-5, -7), (5, 14), (-5, 14), (5, -14), (-5, -14)]  # points

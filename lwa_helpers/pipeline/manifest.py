@@ -10,9 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import pace, paths
+from lwa_helpers import paths
 from lwa_helpers.config import ExperimentConfig
 from lwa_helpers.errors import LwaError
+from lwa_helpers.pipeline import time_estimate
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pandas", "polars", "scipy", "matplotlib", "pydantic")
 
@@ -72,7 +73,7 @@ def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
         "device": device_name(device),
         "has_bf16": has_bf16(device),
         "instructions": instructions(device),
-        "speed": None if device is None else pace.machine_speed(),
+        "speed": None if device is None else time_estimate.machine_speed(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -103,7 +104,7 @@ def has_bf16(device: Any) -> bool | None:
     """Whether the device computes in bfloat16, which is what `bf16: auto` then does; None where nothing was computed."""
     if device is None:
         return None
-    from lwa_helpers import precision
+    from lwa_helpers.models import precision
 
     return precision.has_bf16(device)
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult, next_token_nll
-from lwa_helpers.importance import Loss, leave_one_layer_out
-from lwa_helpers.models import LanguageModel, decoder_layers
-from lwa_helpers.vocabulary import filled, trim_vocabulary
+from lwa_helpers.fisher.importance import Loss, leave_one_layer_out
+from lwa_helpers.models.loading import LanguageModel, decoder_layers
+from lwa_helpers.models.vocabulary import filled, trim_vocabulary
 
 SCORED = {
     "top_fisher": "a FisherResult of the teacher",

@@ -23,8 +23,8 @@ from lwa_helpers import paths
 from lwa_helpers.config import Bf16
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.losses import counted, states_at
-from lwa_helpers.models import decoder_layers
-from lwa_helpers.precision import autocast, computes_in_bf16
+from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.precision import autocast, computes_in_bf16
 
 Batches = Iterable[dict[str, Tensor]]
 READ = ("input_ids", "attention_mask", "labels")  # what of a batch a model is shown and asked at

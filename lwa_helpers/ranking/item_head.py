@@ -12,10 +12,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lwa_helpers.config import Bf16
-from lwa_helpers.data.readings import Reading
-from lwa_helpers.last_layer import last_layer_at
-from lwa_helpers.models import LanguageModel, backbone
-from lwa_helpers.precision import autocast
+from lwa_helpers.data.history_tokens import Reading
+from lwa_helpers.models.loading import LanguageModel, backbone
+from lwa_helpers.models.precision import autocast
+from lwa_helpers.ranking.last_layer import last_layer_at
 
 
 def sampled_nll(head: nn.Linear, states: Tensor, targets: Tensor, log_q: Tensor, n: int) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 from transformers.initialization import no_init_weights
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import LanguageModel
+from lwa_helpers.models.loading import LanguageModel
 
 WORDS = "words_kept"  # in a cut tokenizer's settings: the words whose tokens are the original's
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from lwa_helpers.data.reading import REVIEW_FIELDS, Repairs, read_table
+from lwa_helpers.data.review_files import REVIEW_FIELDS, Repairs, read_table
 from lwa_helpers.data.splits import CLOCK, MILLISECONDS, core_rows, earliest
 from lwa_helpers.errors import LwaError
 

@@ -13,10 +13,10 @@ import torch
 
 from lwa_helpers import paths
 from lwa_helpers.data.windows import Window
+from lwa_helpers.distillation.teacher_cache import TeacherSignals, signal_arrays
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.calibration import Calibration
 from lwa_helpers.evaluation.cross_fit import CrossFitted
-from lwa_helpers.signals import TeacherSignals, signal_arrays
 
 ROWS = 1024  # positions fused at a time
 SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite

@@ -12,13 +12,21 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from lwa_helpers.config import LossConfig, read_yaml
+from lwa_helpers.distillation.teacher_cache import (
+    Signals,
+    TeacherSignals,
+    TopLogits,
+    in_parts,
+    signals,
+    windows_of,
+    with_rest,
+)
+from lwa_helpers.distillation.weighting import LayerwiseDistillation, get_strategy, mean_one
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher import FisherResult
-from lwa_helpers.models import LanguageModel, decoder_layers
+from lwa_helpers.models.loading import LanguageModel, decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
-from lwa_helpers.signals import Signals, TeacherSignals, TopLogits, in_parts, signals, windows_of, with_rest
-from lwa_helpers.tuning import UNEVEN, RankingTrainer, nothing
-from lwa_helpers.weighting import LayerwiseDistillation, get_strategy, mean_one
+from lwa_helpers.ranking.training import UNEVEN, RankingTrainer, nothing
 
 Said = Callable[[slice], Tensor | TopLogits]
 NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers import paths
-from lwa_helpers.embedded import embedded_file
+from lwa_helpers.assets import embedded_file
 from lwa_helpers.errors import LwaError
-from lwa_helpers.registry import ModelSpec, model_spec
+from lwa_helpers.models.registry import ModelSpec, model_spec
 
 ITEMS_FILE = "items.json"
 

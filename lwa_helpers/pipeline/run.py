@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lwa_helpers import manifest, paths, tables
+from lwa_helpers import paths
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
+from lwa_helpers.pipeline import manifest
+from lwa_helpers.report import tables
 
 
 class Run:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from lwa_helpers.data.readings import check_items, encode
+from lwa_helpers.data.history_tokens import check_items, encode
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models import backbone
-from lwa_helpers.trie import TitleTrie, pieces
-from lwa_helpers.vocabulary import check_covered
+from lwa_helpers.models.loading import backbone
+from lwa_helpers.models.vocabulary import check_covered
+from lwa_helpers.ranking.title_trie import TitleTrie, pieces
 
 LAYERS = {"full_attention", "sliding_attention"}
 NO_TITLES = np.empty(0, dtype=np.int64), TitleTrie([])

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from lwa_helpers.data.prompts import Prompt
 from lwa_helpers.errors import LwaError
-from lwa_helpers.vocabulary import check_covered
+from lwa_helpers.models.vocabulary import check_covered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lwa_helpers.models import LanguageModel
+    from lwa_helpers.models.loading import LanguageModel
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, header: str, lines: Sequence[str]) -> tuple[list[int], list[list[int]]]:

@@ -27,8 +27,8 @@ def weight_bytes(model: nn.Module) -> int:
 PEAK = """
 import json, sys
 from pathlib import Path
-from lwa_helpers.models import load_teacher
-from lwa_helpers.ranking import rank_catalogue
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.ranking.item_head import rank_catalogue
 asked = json.load(sys.stdin)
 lm = load_teacher(asked["folder"])
 rank_catalogue(lm.model, asked["prompts"], lm.items.tokens, asked["batch_size"], progress=False)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import manifest, paths, sources
+from lwa_helpers import paths
 from lwa_helpers.config import ExperimentConfig, load_config, read_yaml
 from lwa_helpers.errors import LwaError
+from lwa_helpers.pipeline import code_digest, manifest
 
 UNUSED = {"target_minutes"}
 RESOLVED = {"experiment_config.yaml", "distillation_config.yaml"}
@@ -48,11 +49,11 @@ def stages(only: str | None = None) -> list[Stage]:
 
 def components(stage: Stage, config: ExperimentConfig) -> dict[str, str]:
     """Everything a stage depends on except earlier outputs: what it is -> hash or value."""
-    tree = sources.notebook_tree(stage.path)
-    modules = sources.reached(tree)
+    tree = code_digest.notebook_tree(stage.path)
+    modules = code_digest.reached(tree)
     settings = config.model_dump(mode="json")
-    used = sources.sections_used(tree, set(settings) - UNUSED) | {"seed", "profile"}
-    parts = {"code": sources.digest(tree), "Python": platform.python_version()}
+    used = code_digest.sections_used(tree, set(settings) - UNUSED) | {"seed", "profile"}
+    parts = {"code": code_digest.digest(tree), "Python": platform.python_version()}
     parts |= {f"module {name}": _module_digest(path) for name, path in modules.items()}
     parts |= {f"setting {key}": value for name in sorted(used) for key, value in _flat(name, settings[name]).items()}
     parts |= {f"file {name}": _pins(name) for name in ("constraints.txt", "embedded.txt")}
@@ -134,7 +135,7 @@ def _state_file(results: Path, stage: Stage) -> Path:
 
 
 def _module_digest(path: Path) -> str:
-    return sources.digest(sources.module_tree(path))
+    return code_digest.digest(code_digest.module_tree(path))
 
 
 def _flat(key: str, value: Any) -> dict[str, str]:
@@ -153,7 +154,7 @@ def _pins(name: str) -> str:
 def _yaml_read(modules: dict[str, Path]) -> list[str]:
     """The package's YAML files that the modules name, except those that the settings already hold."""
     known = {path.name for path in paths.CONFIGS.glob("*.yaml")} - RESOLVED
-    written = set().union(*(sources.constants(sources.module_tree(path)) for path in modules.values()))
+    written = set().union(*(code_digest.constants(code_digest.module_tree(path)) for path in modules.values()))
     return sorted(known & written)
 
 

@@ -1,0 +1,1 @@
+"""Teachers, layer weights and students: how they are made and trained."""

@@ -1,0 +1,1 @@
+"""Language models: which are known, how they load, their layers, vocabulary, precision and export."""

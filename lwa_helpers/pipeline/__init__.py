@@ -1,0 +1,1 @@
+"""Notebooks run in order, each only if stale; manifests, publishing and comparison."""
