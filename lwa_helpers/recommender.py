@@ -13,18 +13,21 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from lwa_helpers.data import Interactions, load_amazon, load_movielens
+from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.data.history_tokens import Reading
+from lwa_helpers.data.interactions import Interactions
+from lwa_helpers.data.movielens import load_movielens
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
-from lwa_helpers.models.loading import LanguageModel, load_teacher
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.models.registry import ModelSpec, model_spec
 from lwa_helpers.paths import DATASET
 from lwa_helpers.ranking.item_head import rank_catalogue
-from lwa_helpers.teachers import LocalTeacher, OllamaTeacher
 from lwa_helpers.teachers.answers import KINDS
-from lwa_helpers.teachers.ollama_teacher import KEPT_ANSWERS
+from lwa_helpers.teachers.local_teacher import LocalTeacher
+from lwa_helpers.teachers.ollama_teacher import KEPT_ANSWERS, OllamaTeacher
 
 USERS_PER_PASS, QUESTIONS_PER_PASS = 32, 8
 

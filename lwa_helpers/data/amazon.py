@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import polars as pl
 
-from lwa_helpers import paths
+from lwa_helpers import assets, files, paths
 from lwa_helpers.config import TITLE_LIMIT
 from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
 from lwa_helpers.data.items import item_table
 from lwa_helpers.data.kcore import core
-from lwa_helpers.data.prompts import mend_title
 from lwa_helpers.data.review_files import Repairs, find_file, warn
 from lwa_helpers.data.splits import with_part
+from lwa_helpers.data.titles import mend_title
 from lwa_helpers.errors import LwaError
 
 SPLITS = ("last_out", "timestamp", "file")
@@ -45,7 +45,7 @@ def load_amazon(
     reviews, meta = _review_file(root, category), find_file(root, category, "meta_")
     folder = paths.CACHE / "amazon" / f"{category}-{_key(reviews, meta, k, split, title_limit)}"
     if not folder.is_dir():
-        with paths.atomic_write(folder) as temporary:
+        with files.atomic_write(folder) as temporary:
             temporary.mkdir()
             _prepare(reviews, meta, 0 if split == "file" else k, split, title_limit, temporary)
     notes = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -72,9 +72,9 @@ def _review_file(root: Path, category: str) -> Path:
 
 def _key(reviews: Path, meta: Path | None, k: int, split: str, title_limit: int) -> str:
     """Hash of the input files' contents, the parameters and the code that makes the result."""
-    inputs = [reviews.suffixes, paths.cached_sha256(reviews), meta and paths.cached_sha256(meta), k, split, title_limit]
-    code = [paths.sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
-    return paths.sha256_of_text(json.dumps(inputs + code))[:16]
+    inputs = [reviews.suffixes, assets.cached_sha256(reviews), meta and assets.cached_sha256(meta), k, split, title_limit]
+    code = [files.sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
+    return files.sha256_of_text(json.dumps(inputs + code))[:16]
 
 
 def _prepare(reviews: Path, meta: Path | None, k: int, split: str, title_limit: int, folder: Path) -> None:

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.data.review_files import find_file
 from lwa_helpers.errors import LwaError
 
@@ -49,7 +49,7 @@ def _fetch(name: str, category: str, root: Path) -> Path:
             f"cannot fetch {name} from huggingface.co/datasets/{REPOSITORY} ({type(error).__name__}: {error}): "
             f"check the network and HF_HUB_OFFLINE, or put the file into {root} yourself; what has arrived is kept"
         ) from None
-    if sha256 and paths.sha256_of(partial) != sha256:
+    if sha256 and files.sha256_of(partial) != sha256:
         partial.unlink()
         raise LwaError(f"{name} arrived damaged (SHA-256 differs from the hub's) and was deleted: fetch it again")
     return partial.replace(target)

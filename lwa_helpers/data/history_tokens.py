@@ -13,7 +13,7 @@ from lwa_helpers.models.vocabulary import check_covered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lwa_helpers.models.loading import LanguageModel
+    from lwa_helpers.models.language_model import LanguageModel
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, header: str, lines: Sequence[str]) -> tuple[list[int], list[list[int]]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lwa_helpers.config import TITLE_LIMIT
-from lwa_helpers.data.prompts import clean_title, distinct_titles
+from lwa_helpers.data.titles import clean_title, distinct_titles
 from lwa_helpers.errors import LwaError
 
 PARTS = ("train", "valid", "test")

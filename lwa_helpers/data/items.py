@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from lwa_helpers.data.prompts import clean_title
 from lwa_helpers.data.review_files import ITEM_FIELDS, Repairs, read_table
+from lwa_helpers.data.titles import clean_title
 
 
 def item_table(frame: pl.DataFrame, meta: Path | None, repairs: Repairs, whole: bool) -> pl.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lwa_helpers.assets import embedded_file
 from lwa_helpers.data.interactions import Interactions
-from lwa_helpers.data.prompts import distinct_titles
+from lwa_helpers.data.titles import distinct_titles
 
 
 def load_movielens() -> Interactions:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation.teacher_cache import TeacherSignals, signal_arrays
 from lwa_helpers.errors import LwaError
@@ -37,7 +37,7 @@ def recommender_signals(
     if like.items is not None:
         raise LwaError("signals that a recommender is to be beside need all logits: compute them with top_k=None")
     shape = len(histories), like.logits.shape[1]
-    with paths.atomic_write(directory) as folder, signal_arrays(folder, {"logits": shape}, None) as arrays:
+    with files.atomic_write(directory) as folder, signal_arrays(folder, {"logits": shape}, None) as arrays:
         arrays["logits"][:] = NOTHING
         for start in range(0, len(histories), ROWS):
             users, shown = zip(*histories[start : start + ROWS])
@@ -70,7 +70,7 @@ def fuse(
     if len(catalogues) > 1 or not all(np.array_equal(s.starts, first.starts) for s in signals):
         raise LwaError("the signals to be fused must be of the same windows and the same catalogue")
     share /= share.sum()
-    with paths.atomic_write(directory) as folder, signal_arrays(folder, {"logits": first.logits.shape}, None) as arrays:
+    with files.atomic_write(directory) as folder, signal_arrays(folder, {"logits": first.logits.shape}, None) as arrays:
         arrays["logits"][:] = NOTHING
         for start in range(0, len(first.logits), ROWS):
             rows = slice(start, start + ROWS)
@@ -98,7 +98,7 @@ def fused_signals(
     calibration: of "teacher" and of each of the systems.
     """
     key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in ("teacher", *systems)}]
-    directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
+    directory = paths.CACHE / "signals" / files.sha256_of_text(json.dumps(key))[:32]
     with tempfile.TemporaryDirectory() as folder:
         parts = [
             recommender_signals(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)

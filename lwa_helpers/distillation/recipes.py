@@ -16,16 +16,20 @@ from scipy.stats import kendalltau
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import AblationConfig, DistillationConfig
 from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation.ensemble import fused_signals
 from lwa_helpers.distillation.student import SCORED, build_student, select_layers
 from lwa_helpers.distillation.teacher_cache import TeacherSignals, weights_hash
-from lwa_helpers.distillation.trainer import DistillationTrainer, layer_map
-from lwa_helpers.evaluation import Calibration, CrossFitted, calibrated, ndcg_at_k, top_k
-from lwa_helpers.fisher import FisherResult
-from lwa_helpers.models.loading import LanguageModel, decoder_layers
+from lwa_helpers.distillation.trainer import DistillationTrainer
+from lwa_helpers.distillation.weighting import layer_map
+from lwa_helpers.evaluation.calibration import Calibration, calibrated
+from lwa_helpers.evaluation.cross_fit import CrossFitted
+from lwa_helpers.evaluation.metrics import ndcg_at_k, top_k
+from lwa_helpers.fisher.result import FisherResult
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.head_transfer import carry_head, label_states
 from lwa_helpers.ranking.task import RankingTask
@@ -100,7 +104,7 @@ class Distillation:
         """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
         scores = self.fisher and self.fisher.per_layer.tolist()
         key = [weights_hash(student.model), str(signals.directory), scores, strategy, self.seed, self.section.model_dump(mode="json")]
-        return paths.CACHE / "checkpoints" / paths.sha256_of_text(json.dumps(key))[:32]
+        return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
 
     def student(self, n_layers: int, logs: Path | None = None) -> tuple[LanguageModel, DistillationTrainer]:
         """Return a student of so many layers, trained as the section says, and its trainer."""

@@ -10,17 +10,19 @@ import numpy as np
 from torch import nn
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import FisherResult, next_token_nll
 from lwa_helpers.fisher.importance import Loss, leave_one_layer_out
-from lwa_helpers.models.loading import LanguageModel, decoder_layers
-from lwa_helpers.models.vocabulary import filled, trim_vocabulary
+from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.result import FisherResult
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import decoder_layers, with_layers, without_layer
+from lwa_helpers.models.vocabulary import trim_vocabulary
 
 SCORED = {
     "top_fisher": "a FisherResult of the teacher",
     "block_influence": "importance.block_influence(teacher, batches)",
     "greedy": "student.greedy_scores(teacher, batches)",
 }
-BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in a config with an entry for each layer
+
 SELECTIONS = ("first", "last", "first_last", "uniform", "drop_block", "random", *SCORED)
 
 
@@ -84,23 +86,8 @@ def greedy_scores(model: nn.Module, batches: Iterable[dict], loss: Loss = next_t
     for place in range(len(left) - n_layers):
         worst = int(leave_one_layer_out(pruned, batches, loss).argmin())
         scores[left.pop(worst)] = place
-        _drop_layer(pruned, worst)
+        without_layer(pruned, worst)
     return scores
-
-
-def _drop_layer(model: nn.Module, index: int) -> None:
-    """Take one decoder layer out of a model, in place."""
-    layers = decoder_layers(model)
-    del layers[index]
-    _keep_settings(model.config, [place for place in range(len(layers) + 1) if place != index])
-
-
-def _keep_settings(config, kept: list[int]) -> None:
-    """Leave the layers `kept` in a config and, of its settings by layer, theirs, in place."""
-    config.num_hidden_layers = len(kept)
-    for name in BY_LAYER:
-        if values := getattr(config, name, None):
-            setattr(config, name, [values[index] for index in kept])
 
 
 def build_student(
@@ -113,21 +100,5 @@ def build_student(
     that need them: see select_layers.
     """
     kept = select_layers(len(decoder_layers(teacher.model)), n_layers, selection, scores, seed)
-    student = replace(teacher, name=f"{teacher.name}-{n_layers}L", model=_with_layers(teacher.model, kept))
+    student = replace(teacher, name=f"{teacher.name}-{n_layers}L", model=with_layers(teacher.model, kept))
     return student if texts is None else trim_vocabulary(student, texts)
-
-
-def _with_layers(model, kept: list[int]):
-    """Copy a causal LM with only the layers `kept`, renumbered from 0."""
-    config = copy.deepcopy(model.config)
-    _keep_settings(config, kept)
-    path = next(name for name, module in model.named_modules() if module is decoder_layers(model)) + "."
-    state = {}
-    for name, value in model.state_dict().items():
-        if name.startswith(path):
-            index, rest = name[len(path) :].split(".", 1)
-            if int(index) not in kept:
-                continue
-            name = f"{path}{kept.index(int(index))}.{rest}"
-        state[name] = value
-    return filled(type(model), config, state, model)

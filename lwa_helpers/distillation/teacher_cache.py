@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,86 +13,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import Bf16
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher.losses import counted, states_at
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.fisher.losses import counted
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.precision import autocast, computes_in_bf16
+from lwa_helpers.ranking.outputs import signals
 
 Batches = Iterable[dict[str, Tensor]]
 READ = ("input_ids", "attention_mask", "labels")  # what of a batch a model is shown and asked at
 KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
-LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-FLOAT32_HEAD = 2**15  # rows: the items of a catalogue, not the words of a language
 FORMAT = 4  # raise it when what is stored, or how it is computed, changes
-
-
-@dataclass
-class Signals:
-    """What is compared at the P positions that predict: logits head(states) (P, V), which need not exist all at once, the
-    token (P,) that follows each, and the states (P, d) after each layer."""
-
-    states: Tensor
-    head: Callable[[Tensor], Tensor]
-    targets: Tensor
-    hidden: list[Tensor]
-
-    @property
-    def logits(self) -> Tensor:
-        return self.head(self.states)
-
-    def parts(self) -> list[slice]:
-        """The positions in parts that have at most LOGITS_AT_ONCE logits (or are a single position)."""
-        size = max(1, LOGITS_AT_ONCE // self.head(self.states[:1]).shape[-1])
-        return [slice(start, min(start + size, len(self.states))) for start in range(0, len(self.states), size)]
-
-
-def signals(model: nn.Module, batch: dict[str, Tensor], hidden: bool = False) -> Signals:
-    """Run a causal LM and keep only the positions that labels are predicted at (as in next_token_nll).
-
-    hidden: keep the states after each layer as well. Hooks of the model itself do not run: one that is sharded is to be asked
-    inside its own forward pass.
-    """
-    kept = counted(batch)
-    states, head, out = states_at(model, batch, kept, output_hidden_states=hidden)
-    layers = [state[:, :-1][kept] for state in out.hidden_states[1:]] if hidden else []
-    return Signals(states, in_float32(head), batch["labels"][:, 1:][kept], layers)
-
-
-def in_float32(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a head of at most FLOAT32_HEAD rows that computes in float32 whatever surrounds it; a larger one as it is.
-
-    Scores of neighbouring items differ by less than bfloat16 resolves: in it, MovieLens-100K loses 0.003 NDCG@10. Float32 costs
-    such a head 2 % of a training step of SmolLM2-135M.
-    """
-    if not isinstance(head, nn.Linear) or head.out_features > FLOAT32_HEAD:
-        return head
-
-    def exact(states: Tensor) -> Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            return F.linear(states.float(), head.weight.float(), head.bias)
-
-    return exact
-
-
-def in_parts(losses: Callable[[slice], Tensor], own: Signals) -> Tensor:
-    """Return the mean over positions of losses(rows) (n,), means over some of them.
-
-    Where there are more logits than may exist at a time, each part's are computed, used, and computed again in the backward
-    pass.
-    """
-    parts = own.parts()
-    if len(parts) == 1:
-        return losses(parts[0])
-    share = [(rows.stop - rows.start) / len(own.states) for rows in parts]
-    return sum(w * checkpoint(losses, rows, use_reentrant=False) for w, rows in zip(share, parts))
 
 
 @dataclass
@@ -164,12 +100,12 @@ class TeacherSignals:
         bf16 = computes_in_bf16(bf16, device)
         key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches, READ)]
         key += [layers, bf16, top_k, temperature if top_k else None, device.type, torch.__version__, transformers.__version__]
-        directory = paths.CACHE / "signals" / paths.sha256_of_text(json.dumps(key))[:32]
+        directory = paths.CACHE / "signals" / files.sha256_of_text(json.dumps(key))[:32]
         if not directory.is_dir():
             cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
         os.utime(directory)
         for old in sorted(directory.parent.iterdir(), key=lambda path: -path.stat().st_mtime)[KEPT:]:
-            paths.remove(old)
+            files.remove(old)
         return cls(directory)
 
     @classmethod
@@ -191,7 +127,7 @@ class TeacherSignals:
         starts = _starts(batches)
         positions, width = int(starts[-1]), teacher.config.hidden_size
         shapes = {"logits": (positions, k + 1 if k else n_outputs), "hidden": (positions, len(layers), width)}
-        with paths.atomic_write(directory) as folder, signal_arrays(folder, shapes, k) as arrays:
+        with files.atomic_write(directory) as folder, signal_arrays(folder, shapes, k) as arrays:
             at = 0
             for batch in batches:
                 inputs = {key: batch[key].to(device) for key in READ}

@@ -14,19 +14,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, TeacherConfig
-from lwa_helpers.data import Interactions
+from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.distillation.ensemble import fused_signals
 from lwa_helpers.distillation.recipes import calibrations, trained_rows
 from lwa_helpers.distillation.student import build_student
 from lwa_helpers.distillation.teacher_cache import TeacherSignals, batches_hash, weights_hash
-from lwa_helpers.distillation.trainer import NO_HIDDEN, DistillationTrainer
+from lwa_helpers.distillation.trainer import DistillationTrainer
+from lwa_helpers.distillation.weighting import NO_HIDDEN
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import CrossFitted
+from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.models.item_tokens import title_rows, with_item_tokens
-from lwa_helpers.models.loading import ItemTokens, LanguageModel, decoder_layers
+from lwa_helpers.models.language_model import ItemTokens, LanguageModel
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.cold_items import with_cold_rows
 from lwa_helpers.ranking.head_transfer import carry_head, label_states
@@ -174,7 +176,7 @@ def checkpoints(
     """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
     key = [m.directory.name if isinstance(m, TeacherSignals) else weights_hash(m.model) for m in models if m]
     key += [batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
-    return paths.CACHE / "checkpoints" / paths.sha256_of_text(json.dumps(key))[:32]
+    return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
 
 
 def proposal(task: RankingTask, section: TeacherConfig) -> tuple[Tensor, int] | None:

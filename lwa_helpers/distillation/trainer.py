@@ -2,96 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from lwa_helpers.config import LossConfig, read_yaml
-from lwa_helpers.distillation.teacher_cache import (
-    Signals,
-    TeacherSignals,
-    TopLogits,
-    in_parts,
-    signals,
-    windows_of,
-    with_rest,
-)
-from lwa_helpers.distillation.weighting import LayerwiseDistillation, get_strategy, mean_one
+from lwa_helpers.distillation.losses import Said, hidden_distance, output_losses
+from lwa_helpers.distillation.teacher_cache import TeacherSignals, TopLogits, windows_of
+from lwa_helpers.distillation.weighting import LABELS, LayerwiseDistillation, layer_map, layer_weights
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import FisherResult
-from lwa_helpers.models.loading import LanguageModel, decoder_layers
+from lwa_helpers.fisher.result import FisherResult
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
+from lwa_helpers.ranking.outputs import Signals, signals
 from lwa_helpers.ranking.training import UNEVEN, RankingTrainer, nothing
-
-Said = Callable[[slice], Tensor | TopLogits]
-NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all
-
-
-def output_losses(student: Signals, teacher: Said | None, temperature: float) -> Tensor:
-    """Return the means over positions of the cross-entropy with the targets and of the KL to the teacher (0 without), (2,).
-
-    teacher(rows): what it says at these positions.
-    """
-
-    def losses(rows: slice) -> Tensor:
-        logits = student.head(student.states[rows])
-        kl = kl_divergence(logits, teacher(rows), temperature) if teacher else logits.new_zeros(())
-        return torch.stack([F.cross_entropy(logits.float(), student.targets[rows]), kl])
-
-    return in_parts(losses, student)
-
-
-def layer_map(n_student: int, n_teacher: int) -> list[int]:
-    """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S), at least 1."""
-    return [max(1, round(layer * n_teacher / n_student)) for layer in range(1, n_student + 1)]
-
-
-def matched_layers(n_layers: int, match: str) -> np.ndarray:
-    """Return which of the student's layers are matched, (n_layers,) bool.
-
-    all; no_last, no_last_two: without the last one or two; last: it alone; lower, upper: the half next to the input or the
-    output; middle: without the first and last quarter. Raises LwaError when none is left, or for an unknown word.
-    """
-    depth = (np.arange(n_layers) + 0.5) / n_layers
-    places = np.arange(n_layers, 0, -1)  # 1 for the last layer
-    chosen = {
-        "all": places > 0, "no_last": places > 1, "no_last_two": places > 2, "last": places == 1,
-        "lower": depth < 0.5, "upper": depth >= 0.5, "middle": abs(depth - 0.5) <= 0.25,
-    }
-    if match not in chosen:
-        raise LwaError(f"match {match!r}: choose one of {', '.join(chosen)}")
-    if not chosen[match].any():
-        raise LwaError(f"match {match!r} leaves none of the student's {n_layers} layers to be matched")
-    return chosen[match]
-
-
-def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean of 1 - cos(h_s, h_t) over positions, a scalar: free of each layer's scale. Inputs (P, d)."""
-    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1).mean()
-
-
-def kl_divergence(student: Tensor, teacher: Tensor | TopLogits, temperature: float) -> Tensor:
-    """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), mean over positions, a scalar. Inputs (P, C).
-
-    A teacher's TopLogits, taken at that temperature, has k + 1 classes: its k items, and all others as one.
-    Raises LwaError for another number of classes.
-    """
-    if isinstance(teacher, Tensor) and teacher.shape[-1] != student.shape[-1]:
-        raise LwaError(
-            f"the student tells {student.shape[-1]} tokens or items apart, its teacher {teacher.shape[-1]}: they must have the same "
-            "(where the vocabulary is to be cut, cut the teacher's with trim_vocabulary and build the student from that)"
-        )
-    log_s = F.log_softmax(student.float() / temperature, dim=-1)
-    if isinstance(teacher, TopLogits):
-        log_s, log_t = with_rest(log_s, teacher.items), teacher.log_p
-    else:
-        log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
 class DistillationTrainer(RankingTrainer):
@@ -226,28 +155,6 @@ class DistillationTrainer(RankingTrainer):
             logs |= {name: float(torch.stack([part[name] for part in self.parts]).mean()) for name in self.parts[0]}
             self.parts = []
         super().log(logs, *args, **kwargs)
-
-
-def layer_weights(
-    fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int, match: str = "all",
-    seed: int = 0,
-) -> np.ndarray | None:
-    """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".
-
-    An array is taken as it is, scaled; the strategy must be a known one all the same. The mean over all layers of weight times
-    distance is then the mean over the matched ones. Raises LwaError when the number of weights is not n_layers.
-    """
-    if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
-        return None
-    chosen = strategy if isinstance(strategy, LayerwiseDistillation) else get_strategy(strategy, seed)
-    given = fisher is not None and not isinstance(fisher, FisherResult)
-    weights = mean_one(fisher if given else chosen.calculate_layer_weights(fisher, n_layers))
-    if weights.shape != (n_layers,):
-        raise LwaError(
-            f"{weights.size} layer weights for a student of {n_layers} layers: they must be as many, in one row, "
-            f"not of shape {weights.shape}"
-        )
-    return mean_one(weights * matched_layers(n_layers, match))
 
 
 def loader_of(batches: Iterable[dict[str, Tensor]]) -> DataLoader:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import FisherResult
+from lwa_helpers.fisher.result import FisherResult
 
 FLOOR = 1e-12
 
@@ -175,3 +175,52 @@ class ShuffledFisher(LayerwiseDistillation):
     def calculate_layer_weights(self, fisher_scores, n_layers):
         weights = mean_one(fisher_at_depths(fisher_scores, n_layers, self.name))
         return np.random.default_rng(self.seed).permutation(weights)
+
+
+NO_HIDDEN, LABELS = "none", "labels"  # arms without a hidden-state term, and without a teacher at all
+
+
+def layer_map(n_student: int, n_teacher: int) -> list[int]:
+    """Return, for student layers 1 … S, the teacher layer (1 … L) at the same relative depth: round(s L / S), at least 1."""
+    return [max(1, round(layer * n_teacher / n_student)) for layer in range(1, n_student + 1)]
+
+
+def matched_layers(n_layers: int, match: str) -> np.ndarray:
+    """Return which of the student's layers are matched, (n_layers,) bool.
+
+    all; no_last, no_last_two: without the last one or two; last: it alone; lower, upper: the half next to the input or the
+    output; middle: without the first and last quarter. Raises LwaError when none is left, or for an unknown word.
+    """
+    depth = (np.arange(n_layers) + 0.5) / n_layers
+    places = np.arange(n_layers, 0, -1)  # 1 for the last layer
+    chosen = {
+        "all": places > 0, "no_last": places > 1, "no_last_two": places > 2, "last": places == 1,
+        "lower": depth < 0.5, "upper": depth >= 0.5, "middle": abs(depth - 0.5) <= 0.25,
+    }
+    if match not in chosen:
+        raise LwaError(f"match {match!r}: choose one of {', '.join(chosen)}")
+    if not chosen[match].any():
+        raise LwaError(f"match {match!r} leaves none of the student's {n_layers} layers to be matched")
+    return chosen[match]
+
+
+def layer_weights(
+    fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int, match: str = "all",
+    seed: int = 0,
+) -> np.ndarray | None:
+    """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".
+
+    An array is taken as it is, scaled; the strategy must be a known one all the same. The mean over all layers of weight times
+    distance is then the mean over the matched ones. Raises LwaError when the number of weights is not n_layers.
+    """
+    if isinstance(strategy, str) and strategy in (NO_HIDDEN, LABELS):
+        return None
+    chosen = strategy if isinstance(strategy, LayerwiseDistillation) else get_strategy(strategy, seed)
+    given = fisher is not None and not isinstance(fisher, FisherResult)
+    weights = mean_one(fisher if given else chosen.calculate_layer_weights(fisher, n_layers))
+    if weights.shape != (n_layers,):
+        raise LwaError(
+            f"{weights.size} layer weights for a student of {n_layers} layers: they must be as many, in one row, "
+            f"not of shape {weights.shape}"
+        )
+    return mean_one(weights * matched_layers(n_layers, match))

@@ -16,7 +16,7 @@ from lwa_helpers.evaluation.metrics import hit_rate_at_k, ndcg_at_k
 from lwa_helpers.evaluation.protocol import Baseline, cases, item_index, ranks
 
 if TYPE_CHECKING:
-    from lwa_helpers.data import Interactions
+    from lwa_helpers.data.interactions import Interactions
 
 EASE_LIMIT = 30_000
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lwa_helpers.data import Interactions
+from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.evaluation.protocol import Baseline
 
 

@@ -10,7 +10,7 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.metrics import rank_of_target, top_k
 
 if TYPE_CHECKING:
-    from lwa_helpers.data import Interactions
+    from lwa_helpers.data.interactions import Interactions
 
 
 class Baseline(Protocol):

@@ -21,7 +21,7 @@ from lwa_helpers.evaluation.metrics import ndcg_at_k
 from lwa_helpers.evaluation.protocol import Cases, cases, item_index, ranks
 
 if TYPE_CHECKING:
-    from lwa_helpers.data import Interactions
+    from lwa_helpers.data.interactions import Interactions
 
 
 class ItemTransformer(nn.Module):

@@ -11,7 +11,7 @@ from lwa_helpers.evaluation.sasrec import ESASRec, SASRec
 
 if TYPE_CHECKING:
     from lwa_helpers.config import EvaluationConfig
-    from lwa_helpers.data import Interactions
+    from lwa_helpers.data.interactions import Interactions
 
 BUDGET = 6  # settings tried of each
 

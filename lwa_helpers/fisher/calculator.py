@@ -35,7 +35,7 @@ from lwa_helpers.fisher.progress import (
 )
 from lwa_helpers.fisher.result import FisherResult
 from lwa_helpers.fisher.sites import Site, device_of, find_sites
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]

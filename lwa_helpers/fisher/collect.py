@@ -16,17 +16,8 @@ from lwa_helpers.fisher.kernels import (
     triton_kernels,
     wide,
 )
+from lwa_helpers.fisher.result import Column
 from lwa_helpers.fisher.sites import Site, device_of, head_parts, linear_size, scale_input
-
-
-@dataclass(frozen=True)
-class Column:
-    """What one column of traces belongs to; module "" is the whole layer, head None the whole module."""
-
-    layer: int
-    module: str
-    n_parameters: int
-    head: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.kernels import wide
 from lwa_helpers.fisher.sites import Site
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 
 Receive = Callable[[Site, Tensor, Tensor], None]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.hooks import restored
 from lwa_helpers.fisher.losses import next_token_nll
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 

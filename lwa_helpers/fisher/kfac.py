@@ -13,7 +13,7 @@ from lwa_helpers.fisher.hooks import Taps, restored
 from lwa_helpers.fisher.kernels import wide
 from lwa_helpers.fisher.losses import next_token_nll
 from lwa_helpers.fisher.sites import Site, find_sites
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 
 
 def kfac_effective_ranks(model: nn.Module, dataset: Iterable[dict], loss=None, layers: Iterable[int] | None = None) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.paths import atomic_write
+from lwa_helpers.files import atomic_write
 
 Found = dict[int, np.ndarray]  # traces (rows, columns) by the batch's place in the dataset
 

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher.collect import Column
+from lwa_helpers.files import atomic_write, sha256_of
 from lwa_helpers.fisher.convergence import convergence_curve, examples_needed
-from lwa_helpers.paths import atomic_write, sha256_of
 
 
 @dataclass
@@ -171,3 +170,13 @@ def _standard_error(rows: np.ndarray) -> np.ndarray:
     if len(rows) < 2:
         return np.full(rows.shape[1], np.nan)
     return rows.std(0, ddof=1) / np.sqrt(len(rows))
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of traces belongs to; module "" is the whole layer, head None the whole module."""
+
+    layer: int
+    module: str
+    n_parameters: int
+    head: int | None = None

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 
 OUTPUT_SPLIT = {"q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn"}  # heads are slices of the output
 INPUT_SPLIT = {"o_proj", "out_proj", "c_proj"}  # heads are slices of the input

@@ -13,8 +13,8 @@ from gguf import GGUFWriter, TokenType
 from torch import Tensor
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.loading import LanguageModel
-from lwa_helpers.paths import atomic_write
+from lwa_helpers.files import atomic_write
+from lwa_helpers.models.language_model import LanguageModel
 
 GGUF_FILE = "model.gguf"
 MODELFILE = f"FROM ./{GGUF_FILE}\nTEMPLATE \"{{{{ .Prompt }}}}\"\nPARAMETER temperature 0\n"  # prompts are sent as they are

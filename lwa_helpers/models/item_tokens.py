@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.loading import ItemTokens, LanguageModel
-from lwa_helpers.models.vocabulary import filled, trim_vocabulary
+from lwa_helpers.models.language_model import ItemTokens, LanguageModel
+from lwa_helpers.models.layers import filled
+from lwa_helpers.models.vocabulary import trim_vocabulary
 
 
 def with_item_tokens(

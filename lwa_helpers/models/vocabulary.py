@@ -10,22 +10,12 @@ from dataclasses import replace
 import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.initialization import no_init_weights
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.loading import LanguageModel
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import filled
 
 WORDS = "words_kept"  # in a cut tokenizer's settings: the words whose tokens are the original's
-
-
-def filled(model_class, config, state: dict[str, torch.Tensor], original):
-    """Build a model of `config` holding copies of `state`, with the original's dtype, device and generation settings."""
-    with no_init_weights():
-        student = model_class._from_config(config, dtype=original.dtype).to(original.device)
-    student.load_state_dict(state, strict=True)
-    student.tie_weights()
-    student.generation_config = copy.deepcopy(original.generation_config)
-    return student.train(original.training)
 
 
 def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:

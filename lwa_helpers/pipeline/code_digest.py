@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
 
 PARAMETERS = {"profile": str, "overrides": dict}
@@ -87,7 +87,7 @@ def _nodes(tree: ast.AST) -> list[ast.AST]:
 def digest(tree: ast.AST) -> str:
     """Hash a syntax tree without its docstrings."""
     _nodes(tree)
-    return paths.sha256_of_text(ast.dump(tree))
+    return files.sha256_of_text(ast.dump(tree))
 
 
 def reached(tree: ast.Module) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import ExperimentConfig
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import time_estimate
@@ -45,7 +45,7 @@ def describe(path: Path) -> dict[str, Any]:
     """Hash and size of an output. Raises LwaError when it is missing or empty."""
     if size(path) == 0:
         raise LwaError(f"output {path} was declared but is missing or empty: write it before run.finish()")
-    return {"sha256": paths.sha256_of(path), "bytes": size(path)}
+    return {"sha256": files.sha256_of(path), "bytes": size(path)}
 
 
 def install(staging: Path, results: Path, summary: dict[str, Any]) -> None:
@@ -54,11 +54,11 @@ def install(staging: Path, results: Path, summary: dict[str, Any]) -> None:
     last = load(results, summary["notebook"])
     path.unlink(missing_ok=True)
     for name in summary["outputs"]:
-        paths.replace(staging / name, results / name)
+        files.replace(staging / name, results / name)
     for name in set(last["outputs"] if last else ()) - set(summary["outputs"]):
-        paths.remove(results / name)
-    paths.remove(staging)
-    with paths.atomic_write(path) as temporary:
+        files.remove(results / name)
+    files.remove(staging)
+    with files.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(summary, indent=1, sort_keys=True, default=plain) + "\n", encoding="utf-8")
 
 

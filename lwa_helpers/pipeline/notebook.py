@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
 
 HEARTBEAT = 30.0
@@ -96,7 +96,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Pr
             f"{source.name}, cell {progress.cell}: the kernel died, most likely for want of memory. "
             f"Executed copy: {attempt}"
         ) from None
-    paths.replace(attempt, target)
+    files.replace(attempt, target)
 
 
 def _papermill(source: Path, target: Path, parameters: dict[str, Any], progress: Progress, sockets: str) -> None:

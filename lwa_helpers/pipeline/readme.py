@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
 
 START, END = "<!-- claims: written by `lwa publish` -->", "<!-- end of claims -->"
@@ -57,5 +57,5 @@ def write_block(readme: Path, start: str, end: str, body: str) -> None:
     block = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if not block.search(text):
         raise LwaError(f"{readme} lacks the markers {start} … {end}, between which a table is written")
-    with paths.atomic_write(readme) as temporary:
+    with files.atomic_write(readme) as temporary:
         temporary.write_text(block.sub(lambda _: f"{start}\n{body}\n{end}", text), encoding="utf-8")

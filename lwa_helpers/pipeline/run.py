@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import manifest
@@ -43,7 +43,7 @@ class Run:
         paths.checkout()
         _check_name(notebook, "notebook")
         run = cls(notebook, load_config(profile, overrides), dict(overrides or {}))
-        paths.remove(run.staging)
+        files.remove(run.staging)
         run.staging.mkdir(parents=True)
         return run
 

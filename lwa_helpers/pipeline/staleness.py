@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import paths
+from lwa_helpers import assets, files, paths
 from lwa_helpers.config import ExperimentConfig, load_config, read_yaml
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import code_digest, manifest
@@ -58,7 +58,7 @@ def components(stage: Stage, config: ExperimentConfig) -> dict[str, str]:
     parts |= {f"setting {key}": value for name in sorted(used) for key, value in _flat(name, settings[name]).items()}
     parts |= {f"file {name}": _pins(name) for name in ("constraints.txt", "embedded.txt")}
     parts |= {f"file {name}": _yaml_digest(name, config) for name in _yaml_read(modules)}
-    return parts | {f"file {path}": paths.cached_sha256(path) for path in _data_files(config, used)}
+    return parts | {f"file {path}": assets.cached_sha256(path) for path in _data_files(config, used)}
 
 
 def why_stale(stage: Stage, config: ExperimentConfig, results: Path) -> str | None:
@@ -126,7 +126,7 @@ def save_state(results: Path, stage: Stage, before: dict[str, str], seconds: flo
     record = manifest.load(results, stage.name)
     read = {f"input {name}": sha256 for name, sha256 in record["inputs"].items()}
     state = {"started": record["started"], "seconds": seconds, "components": before | read}
-    with paths.atomic_write(_state_file(results, stage)) as temporary:
+    with files.atomic_write(_state_file(results, stage)) as temporary:
         temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
 
@@ -148,7 +148,7 @@ def _flat(key: str, value: Any) -> dict[str, str]:
 def _pins(name: str) -> str:
     """Hash a requirements file without its comments."""
     lines = (paths.ROOT / name).read_text(encoding="utf-8").splitlines()
-    return paths.sha256_of_text("\n".join(line for line in lines if line.strip() and not line.startswith("#")))
+    return files.sha256_of_text("\n".join(line for line in lines if line.strip() and not line.startswith("#")))
 
 
 def _yaml_read(modules: dict[str, Path]) -> list[str]:
@@ -163,7 +163,7 @@ def _yaml_digest(name: str, config: ExperimentConfig) -> str:
     content = read_yaml(name)
     if name == "model_config.yaml":
         content = {model: content.get(model) for model in _models(config)}
-    return paths.sha256_of_text(json.dumps(content, sort_keys=True))
+    return files.sha256_of_text(json.dumps(content, sort_keys=True))
 
 
 def _models(config: ExperimentConfig) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lwa_helpers import paths
+from lwa_helpers import files
 
 TIMES_FILE = "times.json"
 SHAPE = 512, 576, 1536  # tokens of a batch, and the two sides of the largest matrix of SmolLM2-135M's layers
@@ -42,7 +42,7 @@ def write_times(folder: Path, records: list[dict[str, Any]]) -> None:
         "speed": max((record["speed"] for record in records if record["speed"]), default=None),
         "seconds": {record["notebook"]: round(record["seconds"], 1) for record in records},
     }
-    with paths.atomic_write(folder / TIMES_FILE) as temporary:
+    with files.atomic_write(folder / TIMES_FILE) as temporary:
         temporary.write_text(json.dumps(times, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

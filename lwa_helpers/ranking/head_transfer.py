@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lwa_helpers.config import Bf16
-from lwa_helpers.distillation.teacher_cache import signals
 from lwa_helpers.models.precision import autocast
+from lwa_helpers.ranking.outputs import signals
 
 RIDGE = 1e-3  # of the mean square of the states; on MovieLens-100K 1e-1 costs a tenth of the NDCG@10, 1e-5 nothing
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from lwa_helpers.config import Bf16
 from lwa_helpers.data.history_tokens import Reading
-from lwa_helpers.models.loading import LanguageModel, backbone
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.precision import autocast
 from lwa_helpers.ranking.last_layer import last_layer_at
 

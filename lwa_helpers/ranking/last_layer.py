@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 
 OWN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")  # parts of a layer whose result at a position no other position reads
 

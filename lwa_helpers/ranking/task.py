@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from lwa_helpers.config import DataConfig, EvaluationConfig, TuningConfig
-from lwa_helpers.data import Interactions
 from lwa_helpers.data.history_tokens import Reading
+from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import Prompt, prompt_for
 from lwa_helpers.data.windows import Window, user_windows
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import Cases, cases, rank_of_target
-from lwa_helpers.models.loading import LanguageModel
+from lwa_helpers.evaluation.metrics import rank_of_target
+from lwa_helpers.evaluation.protocol import Cases, cases
+from lwa_helpers.models.language_model import LanguageModel
 from lwa_helpers.ranking.item_head import rank_catalogue
 from lwa_helpers.ranking.training import window_loader
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers.data.history_tokens import check_items, encode
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.loading import backbone
+from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.vocabulary import check_covered
 from lwa_helpers.ranking.title_trie import TitleTrie, pieces
 

@@ -19,11 +19,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from lwa_helpers.config import TuningConfig
 from lwa_helpers.data.windows import LengthBatches, Window, collate
-from lwa_helpers.distillation.teacher_cache import Signals, in_parts, signals
-from lwa_helpers.models.loading import backbone
+from lwa_helpers.files import remove
+from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.precision import computes_in_bf16
-from lwa_helpers.paths import TRAINER_OUTPUT, remove
+from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking.item_head import sampled_nll
+from lwa_helpers.ranking.outputs import Signals, in_parts, signals
 
 VALID = "ndcg"  # what validation measures, in the trainer's logs
 UNEVEN = {"even_batches": False}  # batches of a token budget differ in rows, so none is filled up for another process

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lwa_helpers.data.prompts import clean_title
+from lwa_helpers.data.titles import clean_title
 
 KINDS = ("repeated", "invented", "omitted", "unreadable")
 

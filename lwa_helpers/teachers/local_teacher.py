@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 from transformers import StopStringCriteria
 
-from lwa_helpers.data.prompts import clean_title, prompt_for
-from lwa_helpers.models.loading import LanguageModel
+from lwa_helpers.data.prompts import prompt_for
+from lwa_helpers.data.titles import clean_title
+from lwa_helpers.models.language_model import LanguageModel
 from lwa_helpers.ranking.title_head import TitleRanker
 from lwa_helpers.teachers.answers import (
     KINDS,

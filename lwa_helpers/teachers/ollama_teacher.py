@@ -18,7 +18,8 @@ import ollama
 from tqdm import tqdm
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.paths import CACHE, atomic_write
+from lwa_helpers.files import atomic_write
+from lwa_helpers.paths import CACHE
 from lwa_helpers.teachers.answers import (
     Reply,
     TeacherAnswers,

@@ -20,7 +20,8 @@ from row_file import commit_of, interval_macros, refuse_dirty, short_commits, wr
 
 from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import mean_interval, ndcg_at_k, paired_difference
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.statistics import mean_interval, paired_difference
 from lwa_helpers.pipeline.readme import write_block
 from lwa_helpers.report.tables import booktabs, format_number, results_tex
 

@@ -100,7 +100,7 @@ def measure(engine: str, path: Path) -> dict:
         peak = peak_bytes() / 1e9
         rows, prints = sum(map(len, parts.values())), [fingerprint(part, iter) for part in parts.values()]
     else:
-        from lwa_helpers.data import load_amazon
+        from lwa_helpers.data.amazon import load_amazon
 
         started = time.perf_counter()
         warnings.simplefilter("ignore")  # there is no item file

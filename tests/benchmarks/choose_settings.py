@@ -18,11 +18,16 @@ import tuned_run
 from row_file import DEVICE, RowFile
 
 from lwa_helpers.config import ExperimentConfig
-from lwa_helpers.data import load_data
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.distillation.recipes import Distillation, budget
 from lwa_helpers.distillation.teacher_tuning import item_model, tune
-from lwa_helpers.evaluation import Popularity, mean_interval, ndcg_at_k, ranks, tuned_baselines
-from lwa_helpers.models.loading import LanguageModel, load_teacher
+from lwa_helpers.evaluation.baselines import Popularity
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.protocol import ranks
+from lwa_helpers.evaluation.statistics import mean_interval
+from lwa_helpers.evaluation.tuned_baselines import tuned_baselines
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.paths import results_dir
 from lwa_helpers.ranking.task import RankingTask
 

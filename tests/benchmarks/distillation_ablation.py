@@ -34,25 +34,24 @@ import pandas as pd
 import tuned_run
 from row_file import DEVICE, RowFile, keep_manifest
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import DistillationConfig, ExperimentConfig
-from lwa_helpers.data import load_data
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.distillation.ensemble import fuse, recommender_signals
 from lwa_helpers.distillation.recipes import Distillation, agreement, budget, calibrations, in_steps
 from lwa_helpers.distillation.student import greedy_scores
 from lwa_helpers.distillation.teacher_cache import TeacherSignals, weights_hash
-from lwa_helpers.distillation.trainer import LABELS, NO_HIDDEN
+from lwa_helpers.distillation.weighting import LABELS, NO_HIDDEN
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import (
-    CrossFitted,
-    difference_of_arms,
-    ndcg_at_k,
-    ratio_of_means,
-    tuned_baselines,
-)
-from lwa_helpers.fisher import FisherResult
+from lwa_helpers.evaluation.cross_fit import CrossFitted
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.statistics import difference_of_arms, ratio_of_means
+from lwa_helpers.evaluation.tuned_baselines import tuned_baselines
 from lwa_helpers.fisher.importance import block_influence
-from lwa_helpers.models.loading import LanguageModel, decoder_layers, load_teacher
+from lwa_helpers.fisher.result import FisherResult
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import decoder_layers
+from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.ranking.cost import n_parameters
 from lwa_helpers.ranking.item_head import ItemRanker
 from lwa_helpers.ranking.task import RankingTask
@@ -134,7 +133,7 @@ class Rows:
 
     def add(self, row: dict, ranks: np.ndarray) -> None:
         target = self.ranks(row["experiment"], row["arm"], row["seed"])
-        with paths.atomic_write(target) as temporary:
+        with files.atomic_write(target) as temporary:
             np.save(temporary, ranks)
         self.file.add(pd.DataFrame([self.fixed | {"commit": self.commit} | row]))
         print(pd.Series(row).drop(["kept_low", "kept_high"]).to_dict(), flush=True)
@@ -153,7 +152,7 @@ class Ablation:
         self.task = RankingTask(load_data(config.data), self.lm, config.data, config.evaluation, config.seed, part)
         self.windows = budget(self.task.train_windows(self.section), self.section, config.seed)
         settings = [each.model_dump(mode="json") for each in (self.section, config.data, config.evaluation)]
-        self.rows = Rows(weights_hash(self.lm.model)[:12], paths.sha256_of_text(json.dumps(settings))[:12], part)
+        self.rows = Rows(weights_hash(self.lm.model)[:12], files.sha256_of_text(json.dumps(settings))[:12], part)
         self.start = lru_cache(self._start)
 
     def keep_manifest(self) -> None:
@@ -186,7 +185,7 @@ class Ablation:
             batches = window_loader(few, self.section.tokens_per_batch, self.lm.pad_id, 0, shuffle=False)
             measure = block_influence if selection == "block_influence" else greedy_scores
             scores = measure(self.lm.model, batches)
-            with paths.atomic_write(file) as temporary:
+            with files.atomic_write(file) as temporary:
                 temporary.write_text(json.dumps(scores.tolist()), encoding="utf-8")
         return json.loads(file.read_text(encoding="utf-8"))
 
@@ -199,7 +198,7 @@ class Ablation:
         """Train one student and write its row; what is the same student in another experiment is not trained again."""
         lessons, before = self.lessons(seed, **arm.changes), np.array([])
         section = lessons.section
-        student_key = paths.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.taught]))[:12]
+        student_key = files.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.taught]))[:12]
         named = {"experiment": arm.experiment, "arm": arm.name, "seed": seed, "student": student_key}
         named["heard"] = json.dumps(dict(arm.taught)) if arm.taught else ""
         if twin := self.rows.twin(student_key, seed):
@@ -247,7 +246,7 @@ class Ablation:
         file = self.rows.folder / "languages.json"
         if file.exists() and json.loads(file.read_text(encoding="utf-8")) != known:
             raise LwaError(f"{file}: the rows of languages are of other models: move them and {file.name} away")
-        with paths.atomic_write(file) as temporary:
+        with files.atomic_write(file) as temporary:
             temporary.write_text(json.dumps(known), encoding="utf-8")
 
     def taught_by(self, experiment: str, others: dict[str, Path], seeds: list[int]) -> None:

@@ -19,8 +19,8 @@ import torch
 import tuned_run
 from row_file import keep_record
 
-from lwa_helpers import paths
-from lwa_helpers.data import load_data
+from lwa_helpers import files, paths
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.distillation.recipes import Distillation, budget
 from lwa_helpers.distillation.student import build_student
 from lwa_helpers.distillation.trainer import DistillationTrainer
@@ -78,7 +78,7 @@ def main(options: argparse.Namespace) -> None:
         inference.assign(what="inference", rate=len(asked) / inference.seconds, unit="users/s"),
         heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
     ]).assign(profile=config.profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
-    with paths.atomic_write(FILE) as path:
+    with files.atomic_write(FILE) as path:
         frame.to_csv(path, index=False)
     keep_record(FILE, vars(options), began, config, data_hash=task.data.sha256, model_hash=lm.sha256)
     print(frame.groupby(["what", "name", "unit"]).rate.median().round(1).to_string())

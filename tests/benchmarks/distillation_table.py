@@ -21,10 +21,10 @@ from distillation_ablation import Rows, against, measured
 from row_file import interval_macros, refuse_dirty, short_commits, write, write_json
 
 from lwa_helpers import paths
-from lwa_helpers.distillation.trainer import LABELS, NO_HIDDEN
+from lwa_helpers.distillation.weighting import LABELS, NO_HIDDEN
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import difference_of_arms, mean_interval, ratio_of_means, spearman
 from lwa_helpers.evaluation.hypotheses import h3_growing_weights
+from lwa_helpers.evaluation.statistics import difference_of_arms, mean_interval, ratio_of_means, spearman
 from lwa_helpers.pipeline.readme import write_block
 from lwa_helpers.report.style import LOOKS, look
 from lwa_helpers.report.tables import booktabs, escape, format_number, results_tex

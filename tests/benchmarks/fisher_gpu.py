@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lwa_helpers.fisher import FisherInformationCalculator, next_token_nll
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
+from lwa_helpers.fisher.losses import next_token_nll
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LLAMA_8B = {"hidden": 4096, "width": 14336, "heads": 32, "kv-heads": 8, "vocabulary": 128_256, "layers": 32}

@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from peak_memory import peak_bytes, reset_peak
 from torch import Tensor, nn
 
-from lwa_helpers.fisher import FisherInformationCalculator
+from lwa_helpers.files import atomic_write
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
 from lwa_helpers.models.loading import load_teacher
-from lwa_helpers.paths import RESULTS, atomic_write
+from lwa_helpers.paths import RESULTS
 
 PROBES = 4  # random vectors of a stochastic trace
 Batches = list[Tensor]

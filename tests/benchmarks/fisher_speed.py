@@ -24,10 +24,10 @@ import torch
 from peak_memory import peak_bytes, reset_peak
 
 from lwa_helpers.config import load_config
-from lwa_helpers.data import load_data
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.data.windows import collate
 from lwa_helpers.distillation.teacher_tuning import item_model
-from lwa_helpers.fisher import FisherInformationCalculator
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
 from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.ranking.task import RankingTask
 

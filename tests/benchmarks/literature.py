@@ -35,36 +35,26 @@ from row_file import DEVICE, RowFile, keep_manifest
 
 from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import DistillationConfig, ExperimentConfig, load_config
-from lwa_helpers.data import Interactions, load_data
+from lwa_helpers.data.interactions import Interactions
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.distillation.ensemble import fused_signals
 from lwa_helpers.distillation.recipes import Distillation, budget, co_taught_student
 from lwa_helpers.distillation.teacher_tuning import item_model
 from lwa_helpers.distillation.teacher_tuning import tune as tune_teacher
-from lwa_helpers.distillation.trainer import NO_HIDDEN
+from lwa_helpers.distillation.weighting import NO_HIDDEN
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import (
-    EASE,
-    Baseline,
-    Calibration,
-    Cases,
-    CrossFitted,
-    ItemKNN,
-    Popularity,
-    RecentPopularity,
-    SASRec,
-    calibrated,
-    cases,
-    ensemble,
-    hit_rate_at_k,
-    mean_interval,
-    ndcg_at_k,
-    paired_difference,
-    rank_of_target,
-    smallest_detectable_difference,
-    tune,
-)
-from lwa_helpers.models.loading import LanguageModel, decoder_layers, load_teacher
-from lwa_helpers.paths import RESULTS, atomic_write
+from lwa_helpers.evaluation.baselines import EASE, ItemKNN, Popularity, RecentPopularity, tune
+from lwa_helpers.evaluation.calibration import Calibration, calibrated, ensemble
+from lwa_helpers.evaluation.cross_fit import CrossFitted
+from lwa_helpers.evaluation.metrics import hit_rate_at_k, ndcg_at_k, rank_of_target
+from lwa_helpers.evaluation.protocol import Baseline, Cases, cases
+from lwa_helpers.evaluation.sasrec import SASRec
+from lwa_helpers.evaluation.statistics import mean_interval, paired_difference, smallest_detectable_difference
+from lwa_helpers.files import atomic_write
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import decoder_layers
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.paths import RESULTS
 from lwa_helpers.ranking.item_head import ItemRanker
 from lwa_helpers.ranking.task import RankingTask
 

@@ -19,7 +19,8 @@ from row_file import interval_macros, refuse_dirty, short_commits, write, write_
 
 from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import mean_interval, ndcg_at_k, paired_difference, ratio_of_means
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.statistics import mean_interval, paired_difference, ratio_of_means
 from lwa_helpers.pipeline.readme import write_block
 from lwa_helpers.report.style import look
 from lwa_helpers.report.tables import booktabs, format_number, results_tex

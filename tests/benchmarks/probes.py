@@ -22,13 +22,18 @@ import torch
 import tuned_run
 from row_file import keep_record
 
-from lwa_helpers.data import load_data
 from lwa_helpers.data.history_tokens import Reading
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import Cases, Popularity, cases, mean_interval, ndcg_at_k, paired_difference, rank_of_target
-from lwa_helpers.models.loading import LanguageModel, load_teacher
-from lwa_helpers.paths import atomic_write, results_dir
+from lwa_helpers.evaluation.baselines import Popularity
+from lwa_helpers.evaluation.metrics import ndcg_at_k, rank_of_target
+from lwa_helpers.evaluation.protocol import Cases, cases
+from lwa_helpers.evaluation.statistics import mean_interval, paired_difference
+from lwa_helpers.files import atomic_write
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.paths import results_dir
 from lwa_helpers.ranking.item_head import ItemRanker, pad_right
 
 

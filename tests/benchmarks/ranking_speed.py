@@ -24,12 +24,14 @@ import pandas as pd
 import torch
 from row_file import keep_record
 
-from lwa_helpers.data import load_movielens
 from lwa_helpers.data.history_tokens import Reading
+from lwa_helpers.data.movielens import load_movielens
 from lwa_helpers.data.prompts import Prompt
+from lwa_helpers.files import atomic_write
 from lwa_helpers.models.item_tokens import with_item_tokens
-from lwa_helpers.models.loading import ItemTokens, LanguageModel, load_teacher
-from lwa_helpers.paths import RESULTS, atomic_write
+from lwa_helpers.models.language_model import ItemTokens, LanguageModel
+from lwa_helpers.models.loading import load_teacher
+from lwa_helpers.paths import RESULTS
 from lwa_helpers.ranking.item_head import ItemRanker
 from lwa_helpers.ranking.title_head import TitleRanker
 from lwa_helpers.ranking.title_trie import pieces

@@ -14,7 +14,7 @@ import torch
 
 from lwa_helpers import BaseRecommender, load_movielens, load_teacher
 from lwa_helpers.models.item_tokens import with_item_tokens
-from lwa_helpers.models.loading import ItemTokens
+from lwa_helpers.models.language_model import ItemTokens
 
 USERS = {"item head": 64, "titles": 8}
 

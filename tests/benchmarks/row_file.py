@@ -12,7 +12,7 @@ import torch
 
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
-from lwa_helpers.paths import atomic_write
+from lwa_helpers.files import atomic_write
 from lwa_helpers.pipeline import manifest
 from lwa_helpers.report.tables import format_number
 

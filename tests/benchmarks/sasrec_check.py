@@ -17,8 +17,14 @@ from typing import Self
 
 import numpy as np
 
-from lwa_helpers.data import Interactions, load_amazon, load_movielens
-from lwa_helpers.evaluation import SASRec, cases, mean_interval, ndcg_at_k, paired_difference, ranks, tune
+from lwa_helpers.data.amazon import load_amazon
+from lwa_helpers.data.interactions import Interactions
+from lwa_helpers.data.movielens import load_movielens
+from lwa_helpers.evaluation.baselines import tune
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.protocol import cases, ranks
+from lwa_helpers.evaluation.sasrec import SASRec
+from lwa_helpers.evaluation.statistics import mean_interval, paired_difference
 
 LENGTH = 20
 

@@ -13,7 +13,8 @@ from lwa_helpers import paths
 from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.loading import LanguageModel, load_teacher
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.loading import load_teacher
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

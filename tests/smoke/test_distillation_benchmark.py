@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from tiny_lm import TITLES, USERS, language_model, office
 
 from lwa_helpers.config import load_config
-from lwa_helpers.data import load_data
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.distillation.teacher_tuning import item_model
-from lwa_helpers.evaluation import difference_over_seeds, ndcg_at_k
-from lwa_helpers.fisher import FisherInformationCalculator
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.statistics import difference_over_seeds
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
 from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.ranking.task import RankingTask
 

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from tiny_lm import USERS, language_model, office
 
-from lwa_helpers.evaluation import ndcg_at_k
+from lwa_helpers.evaluation.metrics import ndcg_at_k
 
 pytestmark = pytest.mark.smoke
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -22,7 +22,7 @@ from lwa_helpers import DistillationTrainer
 from lwa_helpers.data.windows import collate
 from lwa_helpers.distillation import teacher_cache
 from lwa_helpers.distillation.recipes import trained_rows
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.low_rank import LowRankUpdate, main_directions
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from fisher_models import batch, build
 from torch.distributed.fsdp import fully_shard
 
-from lwa_helpers.fisher import FisherInformationCalculator
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
 
 N_BATCHES = 5
 RUNS = {"whole": ("empirical", None), "stopped": ("empirical", -1.0), "sharded": ("sampled", None)}  # estimator, stop_at

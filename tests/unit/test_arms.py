@@ -14,8 +14,8 @@ from lwa_helpers.distillation.recipes import Distillation, agreement, budget, co
 from lwa_helpers.distillation.teacher_cache import TeacherSignals
 from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import CrossFitted
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.evaluation.cross_fit import CrossFitted
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.ranking.head_transfer import carry_head, label_states
 
 pytestmark = pytest.mark.usefixtures("cache")

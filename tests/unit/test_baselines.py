@@ -8,23 +8,14 @@ import pytest
 import torch
 from scipy import optimize
 
-from lwa_helpers.data import Interactions, load_movielens
+from lwa_helpers.data.interactions import Interactions
+from lwa_helpers.data.movielens import load_movielens
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import (
-    EASE,
-    Cases,
-    ItemKNN,
-    Popularity,
-    RecentPopularity,
-    SASRec,
-    cases,
-    fitted_scale,
-    hit_rate_at_k,
-    ndcg_at_k,
-    ranks,
-    recommended,
-    tune,
-)
+from lwa_helpers.evaluation.baselines import EASE, ItemKNN, Popularity, RecentPopularity, tune
+from lwa_helpers.evaluation.calibration import fitted_scale
+from lwa_helpers.evaluation.metrics import hit_rate_at_k, ndcg_at_k
+from lwa_helpers.evaluation.protocol import Cases, cases, ranks, recommended
+from lwa_helpers.evaluation.sasrec import SASRec
 
 
 def frame(rows):

@@ -7,17 +7,10 @@ import pytest
 from scipy.stats import kendalltau
 from test_baselines import interactions, random_interactions
 
-from lwa_helpers.evaluation import (
-    EASE,
-    Calibration,
-    Cases,
-    CrossFitted,
-    calibrated,
-    cases,
-    ensemble,
-    fitted_scale,
-    tune,
-)
+from lwa_helpers.evaluation.baselines import EASE, tune
+from lwa_helpers.evaluation.calibration import Calibration, calibrated, ensemble, fitted_scale
+from lwa_helpers.evaluation.cross_fit import CrossFitted
+from lwa_helpers.evaluation.protocol import Cases, cases
 
 
 class Seen:

@@ -22,9 +22,11 @@ from transformers import PreTrainedTokenizerFast
 
 from lwa_helpers import paths
 from lwa_helpers.config import DataConfig
-from lwa_helpers.data import kcore, load_amazon, load_data, textfiles
+from lwa_helpers.data import kcore, textfiles
+from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.data.history_tokens import Reading, encode
 from lwa_helpers.data.interactions import COLUMNS, PARTS
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.data.splits import TEST_FROM, VALID_FROM
 from lwa_helpers.data.windows import LengthBatches, user_windows

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from lwa_helpers import paths
-from lwa_helpers.data import download, load_amazon, textfiles
+from lwa_helpers.data import download, textfiles
+from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.errors import LwaError
 
 MS = 1_600_000_000_000

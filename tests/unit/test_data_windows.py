@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tiny_lm import PROMPT, READINGS, item_lm, language_model, reading_of
 from torch.utils.data import DataLoader
 
-from lwa_helpers.data import Interactions, load_movielens
+from lwa_helpers.data.interactions import Interactions
+from lwa_helpers.data.movielens import load_movielens
 from lwa_helpers.data.windows import LengthBatches, Window, collate, user_windows, window_of
 from lwa_helpers.errors import LwaError
 

@@ -9,12 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig
 
-import lwa_helpers.distillation.teacher_cache as signals_module
 from lwa_helpers import DistillationTrainer, build_student
 from lwa_helpers.config import LossConfig, load_config
+from lwa_helpers.distillation.losses import output_losses
 from lwa_helpers.distillation.teacher_cache import TeacherSignals
-from lwa_helpers.distillation.trainer import matched_layers, output_losses, signals
+from lwa_helpers.distillation.trainer import signals
+from lwa_helpers.distillation.weighting import matched_layers
 from lwa_helpers.errors import LwaError
+from lwa_helpers.ranking import outputs
 from lwa_helpers.ranking.training import training_arguments, window_loader
 
 LOSS = LossConfig(alpha=0.3, temperature=2.0, beta=0.7)
@@ -130,7 +132,7 @@ def test_logits_in_parts_give_the_same_loss_and_gradients(monkeypatch, tmp_path,
     n_outputs = teacher.model.config.vocab_size
     results = []
     for at_once in (10**9, 3 * n_outputs):
-        monkeypatch.setattr(signals_module, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(outputs, "LOGITS_AT_ONCE", at_once)
         source = teacher
         student.zero_grad()
         with Largest(teacher.model.config.hidden_size, n_outputs) as seen:

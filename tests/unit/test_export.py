@@ -11,7 +11,8 @@ from lwa_helpers.assets import embedded_file
 from lwa_helpers.cli import main
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models.gguf_export import export_gguf
-from lwa_helpers.models.loading import LanguageModel, load_teacher
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.models.vocabulary import trim_vocabulary
 from lwa_helpers.ranking.title_head import TitleRanker
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from fisher_models import batch, build, layers_of
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import FisherInformationCalculator, next_token_nll, squared_batch_gradient
+from lwa_helpers.fisher.baseline import squared_batch_gradient
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
+from lwa_helpers.fisher.losses import next_token_nll
 
 
 def layer_norms(model, loss):

@@ -10,7 +10,8 @@ from fisher_models import FAMILIES, batch, build, layers_of
 from torch.overrides import TorchFunctionMode
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-from lwa_helpers.fisher import FisherInformationCalculator, kernels
+from lwa_helpers.fisher import kernels
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
 from lwa_helpers.fisher.hooks import Float32Attention
 
 

@@ -9,8 +9,8 @@ from transformers import Gemma3TextConfig, Qwen3Config
 
 from lwa_helpers import build_student
 from lwa_helpers.data.windows import collate
-from lwa_helpers.fisher import FisherInformationCalculator
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
+from lwa_helpers.models.layers import decoder_layers
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
          "intermediate_size": 48, "vocab_size": 340}

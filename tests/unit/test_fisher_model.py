@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import FisherInformationCalculator, next_token_nll
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
+from lwa_helpers.fisher.losses import next_token_nll
 from lwa_helpers.fisher.sites import find_sites
 
 

@@ -16,7 +16,9 @@ from fisher_models import batch, build
 from fisher_ranks import N_BATCHES, RUNS, dataset
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import FisherInformationCalculator, FisherResult, next_token_nll
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
+from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.result import FisherResult
 
 
 def assert_equal(one: FisherResult, other: FisherResult, rtol: float = 0.0) -> None:

@@ -11,16 +11,11 @@ import torch
 from fisher_models import batch, build, layers_of
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import (
-    FisherInformationCalculator,
-    FisherResult,
-    convergence_curve,
-    examples_needed,
-    kfac_effective_ranks,
-    next_token_nll,
-    split_half_spearman,
-)
-from lwa_helpers.fisher.collect import Column
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
+from lwa_helpers.fisher.convergence import convergence_curve, examples_needed, split_half_spearman
+from lwa_helpers.fisher.kfac import kfac_effective_ranks
+from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.result import Column, FisherResult
 
 
 @pytest.fixture

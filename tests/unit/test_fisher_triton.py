@@ -10,7 +10,8 @@ pytest.importorskip("triton")
 
 from fisher_models import batch, build
 
-from lwa_helpers.fisher import FisherInformationCalculator, triton_kernels
+from lwa_helpers.fisher import triton_kernels
+from lwa_helpers.fisher.calculator import FisherInformationCalculator
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1, 1, 1), (2, 7, 5, 3), (3, 64, 64, 64), (2, 130, 48, 96), (1, 65, 129, 33)]  # rows, tokens, p, q

@@ -10,7 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import importance, next_token_nll
+from lwa_helpers.fisher import importance
+from lwa_helpers.fisher.losses import next_token_nll
 
 
 def llama():

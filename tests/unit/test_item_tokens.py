@@ -23,7 +23,8 @@ from transformers import (
 from lwa_helpers import build_student
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models.item_tokens import title_rows, with_item_tokens, with_tokens
-from lwa_helpers.models.loading import ItemTokens, load_teacher
+from lwa_helpers.models.language_model import ItemTokens
+from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.models.vocabulary import trim_vocabulary
 
 ODD = [

@@ -14,9 +14,9 @@ from ollama_server import OllamaServer, Served, by_score, written_by
 from scipy.special import log_softmax
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.teachers import OllamaTeacher
 from lwa_helpers.teachers.answers import UnreadableAnswer
 from lwa_helpers.teachers.labels import LABELS, label_messages, label_schema, read_labels
+from lwa_helpers.teachers.ollama_teacher import OllamaTeacher
 
 HISTORY = ["Toy Story", "Babe"]
 CANDIDATES = ["Se7en", "A Bug's Life", "Up"]

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from lwa_helpers.models.loading import backbone, decoder_layers
+from lwa_helpers.models.layers import backbone, decoder_layers
 from lwa_helpers.ranking.last_layer import OWN, last_layer_at
 
 SIZES = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ir_measures import RR, Success, nDCG
 
-from lwa_helpers.evaluation import (
+from lwa_helpers.evaluation.metrics import (
     bias_frame,
     coverage_at_k,
     hit_rate_at_k,

@@ -13,7 +13,7 @@ from lwa_helpers import load_teacher, paths
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models import loading
 from lwa_helpers.models import registry as registry_module
-from lwa_helpers.models.loading import backbone, decoder_layers
+from lwa_helpers.models.layers import backbone, decoder_layers
 from lwa_helpers.models.registry import model_spec, registry
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24,

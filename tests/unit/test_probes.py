@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lwa_helpers.evaluation import Cases, ndcg_at_k
+from lwa_helpers.evaluation.metrics import ndcg_at_k
+from lwa_helpers.evaluation.protocol import Cases
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 

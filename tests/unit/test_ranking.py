@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Gemma3TextConfig, Phi3Config, Qwen3Config
 
 from lwa_helpers.data.windows import collate
-from lwa_helpers.fisher import next_token_nll
+from lwa_helpers.fisher.losses import next_token_nll
 from lwa_helpers.ranking.item_head import ItemRanker, end_states, rank_catalogue, sampled_nll
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -17,11 +17,12 @@ from tiny_shop import CATEGORY, CHOICES, ITEMS, TITLES, USERS, check_list, check
 from transformers import LlamaConfig
 
 from lwa_helpers import BaseRecommender, cli, load_teacher, paths
-from lwa_helpers.data import load_amazon, load_movielens
+from lwa_helpers.data.amazon import load_amazon
+from lwa_helpers.data.movielens import load_movielens
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
 from lwa_helpers.recommender import falling, main
-from lwa_helpers.teachers import LocalTeacher
+from lwa_helpers.teachers.local_teacher import LocalTeacher
 
 longest_first = by_score(lambda history, title: len(title))
 

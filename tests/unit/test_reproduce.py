@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_project import FIRST, SECOND, make_project, point_paths_at, write_notebook
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import code_digest, manifest
@@ -66,7 +66,7 @@ def test_outputs_and_records_of_a_run(project: Path) -> None:
     assert 'profile = "smoke"' in (results / "notebooks/02_second.ipynb").read_text().replace("\\", "")
     assert (results / "figures/squares.pdf").read_bytes().startswith(b"%PDF")
     record = manifest.load(results, "02_second")
-    assert record["inputs"] == {"data/squares.json": paths.sha256_of(results / "data/squares.json")}
+    assert record["inputs"] == {"data/squares.json": files.sha256_of(results / "data/squares.json")}
     assert not list(results.glob(".staging/*"))
 
 
@@ -246,7 +246,7 @@ def test_publishing(project: Path) -> None:
     assert (project / "paper/results.tex").read_bytes() == (project / "results/smoke/results.tex").read_bytes()
     entry = json.loads((project / "figures/manifest.json").read_text())["squares.pdf"]
     assert entry["notebook"] == "01_first" and entry["profile"] == "smoke" and entry["alt"] == "A rising curve."
-    assert entry["sha256"] == paths.sha256_of(project / "figures/squares.pdf")
+    assert entry["sha256"] == files.sha256_of(project / "figures/squares.pdf")
     total = sum(n * n for n in range(TITLES))
     assert f"| supported: {total} |" in (project / "README.md").read_text()
 

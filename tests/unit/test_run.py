@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from tiny_project import make_project, point_paths_at
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import manifest
 from lwa_helpers.pipeline.run import Run
@@ -78,7 +78,7 @@ def test_inputs_are_recorded_and_a_missing_one_names_its_notebook(root: Path) ->
     reader.save_json("total", 1)
     reader.finish()
     assert manifest.load(reader.dir, "02_second")["inputs"] == {
-        "data/squares.json": paths.sha256_of(reader.dir / "data/squares.json")
+        "data/squares.json": files.sha256_of(reader.dir / "data/squares.json")
     }
 
 
@@ -159,10 +159,10 @@ def test_bad_numbers_and_verdicts(root: Path) -> None:
 
 def test_atomic_write(tmp_path: Path) -> None:
     target = tmp_path / "deep/x.txt"
-    with paths.atomic_write(target) as temporary:
+    with files.atomic_write(target) as temporary:
         temporary.write_text("new")
         assert temporary.suffix == ".txt" and not target.exists()
-    with pytest.raises(ZeroDivisionError), paths.atomic_write(target) as temporary:
+    with pytest.raises(ZeroDivisionError), files.atomic_write(target) as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert target.read_text() == "new" and list(target.parent.iterdir()) == [target]

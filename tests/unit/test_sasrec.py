@@ -7,8 +7,8 @@ from test_baselines import interactions, random_interactions
 from torch.nn import functional as F
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import ESASRec, SASRec, cases, ranks
-from lwa_helpers.evaluation.sasrec import GatedLayer, ItemTransformer
+from lwa_helpers.evaluation.protocol import cases, ranks
+from lwa_helpers.evaluation.sasrec import ESASRec, GatedLayer, ItemTransformer, SASRec
 
 KINDS = {"sasrec": SASRec, "esasrec": ESASRec}
 

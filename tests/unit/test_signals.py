@@ -13,10 +13,10 @@ from lwa_helpers import DistillationTrainer
 from lwa_helpers.config import LossConfig
 from lwa_helpers.data.windows import window_of
 from lwa_helpers.distillation.ensemble import fuse, recommender_signals
+from lwa_helpers.distillation.losses import kl_divergence
 from lwa_helpers.distillation.teacher_cache import KEPT, TeacherSignals, TopLogits, in_half
-from lwa_helpers.distillation.trainer import kl_divergence
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import CrossFitted
+from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.ranking.training import window_loader
 
 

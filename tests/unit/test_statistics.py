@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lwa_helpers.evaluation import (
+from lwa_helpers.evaluation.statistics import (
     contrasts,
     difference_of_arms,
     difference_over_seeds,

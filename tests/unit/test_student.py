@@ -11,8 +11,9 @@ from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config, SmolLM3Confi
 from lwa_helpers import build_student
 from lwa_helpers.distillation.student import greedy_scores, select_layers
 from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher import next_token_nll
-from lwa_helpers.models.loading import decoder_layers, load_teacher
+from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.models.layers import decoder_layers
+from lwa_helpers.models.loading import load_teacher
 
 TEXTS = [f"{title}\n" for title in TITLES[:5]]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,

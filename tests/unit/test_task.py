@@ -10,11 +10,12 @@ from tiny_lm import READINGS, item_lm, language_model, office_task
 
 from lwa_helpers import load_movielens
 from lwa_helpers.config import load_config
-from lwa_helpers.data import Interactions
+from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.distillation.teacher_tuning import item_model
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import Popularity, ranks
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.evaluation.baselines import Popularity
+from lwa_helpers.evaluation.protocol import ranks
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.ranking.task import RankingTask
 
 CONFIG = load_config("smoke", {"evaluation.users": 12, "evaluation.bf16": False})

@@ -9,7 +9,8 @@ from test_cold_items import brute_force, with_popularity
 from tiny_lm import READINGS, TITLES, language_model, office_config
 
 from lwa_helpers import build_student
-from lwa_helpers.data import Interactions, load_data
+from lwa_helpers.data.interactions import Interactions
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.data.windows import collate
 from lwa_helpers.distillation import teacher_tuning
 from lwa_helpers.distillation.recipes import calibrations
@@ -24,9 +25,10 @@ from lwa_helpers.distillation.teacher_tuning import (
     write_cold_rows,
 )
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import CrossFitted, ndcg_at_k
+from lwa_helpers.evaluation.cross_fit import CrossFitted
+from lwa_helpers.evaluation.metrics import ndcg_at_k
 from lwa_helpers.models.item_tokens import title_rows
-from lwa_helpers.models.loading import decoder_layers
+from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.ranking.head_transfer import carry_head, label_states
 from lwa_helpers.ranking.item_head import sampled_nll
 from lwa_helpers.ranking.task import RankingTask

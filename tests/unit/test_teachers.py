@@ -21,21 +21,14 @@ import pytest
 from ollama_server import OllamaServer, Served, by_score
 from scipy.stats import kendalltau
 
-from lwa_helpers.data.prompts import clean_title
+from lwa_helpers.data.titles import clean_title
 from lwa_helpers.errors import LwaError
 from lwa_helpers.paths import PACKAGE
-from lwa_helpers.teachers import (
-    LocalTeacher,
-    OllamaTeacher,
-    TeacherAnswers,
-    address,
-    fuse,
-    reachable_teachers,
-    status_lines,
-)
+from lwa_helpers.teachers import address
 from lwa_helpers.teachers.address import server_url
 from lwa_helpers.teachers.answers import (
     Reply,
+    TeacherAnswers,
     UnreadableAnswer,
     both_orders,
     order_scores,
@@ -43,7 +36,10 @@ from lwa_helpers.teachers.answers import (
     ranking_messages,
     ranking_schema,
 )
-from lwa_helpers.teachers.ollama_teacher import THINKING_TOKENS
+from lwa_helpers.teachers.availability import reachable_teachers, status_lines
+from lwa_helpers.teachers.local_teacher import LocalTeacher
+from lwa_helpers.teachers.ollama_teacher import THINKING_TOKENS, OllamaTeacher
+from lwa_helpers.teachers.rank_fusion import fuse
 
 HISTORY = ["Toy Story", "Babe"]
 CANDIDATES = ["Se7en", "A Bug's Life", "Up"]

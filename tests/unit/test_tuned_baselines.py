@@ -3,9 +3,11 @@
 import pytest
 from tiny_lm import office_config
 
-from lwa_helpers.data import load_data
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.errors import LwaError
-from lwa_helpers.evaluation import EASE, ESASRec, SASRec, tuned_baselines
+from lwa_helpers.evaluation.baselines import EASE
+from lwa_helpers.evaluation.sasrec import ESASRec, SASRec
+from lwa_helpers.evaluation.tuned_baselines import tuned_baselines
 
 pytestmark = pytest.mark.unit
 

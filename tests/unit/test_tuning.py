@@ -10,10 +10,10 @@ from transformers import Gemma3TextConfig, GPT2Config, TrainerCallback
 
 from lwa_helpers.data.windows import collate
 from lwa_helpers.distillation.recipes import trained_rows
-from lwa_helpers.distillation.teacher_cache import signals
-from lwa_helpers.models.loading import backbone, decoder_layers
+from lwa_helpers.models.layers import backbone, decoder_layers
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.item_head import sampled_nll
+from lwa_helpers.ranking.outputs import signals
 from lwa_helpers.ranking.training import (
     RankingTrainer,
     dropout_at_the_ends,

@@ -5,8 +5,7 @@ import pytest
 from tiny_lm import result
 
 from lwa_helpers import LayerwiseDistillation
-from lwa_helpers.distillation.trainer import layer_map, layer_weights
-from lwa_helpers.distillation.weighting import fisher_at_depths, get_strategy
+from lwa_helpers.distillation.weighting import fisher_at_depths, get_strategy, layer_map, layer_weights
 from lwa_helpers.errors import LwaError
 
 

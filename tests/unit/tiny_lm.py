@@ -11,15 +11,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from lwa_helpers.config import load_config
-from lwa_helpers.data import load_data
 from lwa_helpers.data.history_tokens import Reading
+from lwa_helpers.data.loading import load_data
 from lwa_helpers.data.prompts import Prompt
 from lwa_helpers.data.windows import window_of
 from lwa_helpers.distillation.recipes import Distillation
-from lwa_helpers.fisher import FisherResult
-from lwa_helpers.fisher.collect import Column
+from lwa_helpers.fisher.result import Column, FisherResult
 from lwa_helpers.models.item_tokens import with_item_tokens
-from lwa_helpers.models.loading import ItemTokens, LanguageModel
+from lwa_helpers.models.language_model import ItemTokens, LanguageModel
 from lwa_helpers.ranking.task import RankingTask
 
 TITLES = ["Toy Story", "GoldenEye", "Toy Soldiers", "Été à Paris", "Story of Us & Them", "Heat", "Seven (1995)", "日本 Story"]

@@ -1,0 +1,57 @@
+"""Titles as one line of text: cleaned, shortened, no two alike."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+from lwa_helpers.config import TITLE_LIMIT
+
+TAGS = "a|b|br|div|em|font|h[1-6]|hr|i|img|li|p|small|span|strong|sub|sup|table|td|tr|u|ul"
+TAG = re.compile(rf"</?(?:{TAGS})\b[^<>]*>", re.IGNORECASE)
+
+
+def clean_title(title: str, limit: int = TITLE_LIMIT) -> str:
+    """One line of plain text, at most `limit` characters: the title as `mend_title` gives it."""
+    return mend_title(title, limit)[0]
+
+
+def mend_title(title: str, limit: int = TITLE_LIMIT) -> tuple[str, list[str]]:
+    """Return a title as one line of plain text, and what had to be mended in it.
+
+    html_titles: entities resolved, tags taken out. unprintable_titles: control, bidi, zero-width and other format
+    characters (Unicode Cc, Cf, Cs, Co, Cn) taken out. shortened_titles: longer than `limit`, ended at the last space
+    before it (at the limit itself when there is none in its second half). White space, line breaks included, becomes
+    single spaces. Letters garbled by a wrong decoding before publication are left as they are.
+    """
+    mended = []
+    text = TAG.sub(" ", html.unescape(title)) if "&" in title or "<" in title else title
+    if text != title:
+        mended.append("html_titles")
+    plain = " ".join(text.split())
+    if not plain.isascii() or not plain.isprintable():
+        printable = "".join(c for c in plain if unicodedata.category(c)[0] != "C")
+        if printable != plain:
+            mended.append("unprintable_titles")
+        plain = " ".join(printable.split())
+    if len(plain) > limit:
+        mended.append("shortened_titles")
+        cut = plain.rfind(" ", limit // 2, limit + 1)
+        plain = plain[: cut if cut > 0 else limit].rstrip()
+    return plain, mended
+
+
+def distinct_titles(titles: list[str]) -> list[str]:
+    """Make titles unique: the first of equal ones stays, later ones get the first free of " (2)", " (3)", …"""
+    taken = set(titles)
+    seen: set[str] = set()
+    distinct = []
+    for title in titles:
+        name, n = title, 1
+        while name in seen or (n > 1 and name in taken):
+            n += 1
+            name = f"{title} ({n})"
+        seen.add(name)
+        distinct.append(name)
+    return distinct

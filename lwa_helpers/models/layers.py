@@ -1,0 +1,76 @@
+"""The decoder layers of any causal LM, and copies of it with fewer of them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from lwa_helpers.errors import LwaError
+
+BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in a config with an entry for each layer
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the stack of decoder layers of any causal LM or wrapper around one: its longest list of like modules.
+
+    Raises LwaError when there is none.
+    """
+    stacks = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(layer) for layer in module}) == 1
+        and any(True for _ in module.parameters())
+    ]
+    if not stacks:
+        raise LwaError(f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList of modules of one type)")
+    return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """Return the module that owns the decoder layers: embeddings, layers and final norm, without a head."""
+    layers = decoder_layers(model)
+    return next(module for module in model.modules() if any(child is layers for child in module.children()))
+
+
+def filled(model_class, config, state: dict[str, torch.Tensor], original):
+    """Build a model of `config` holding copies of `state`, with the original's dtype, device and generation settings."""
+    with no_init_weights():
+        student = model_class._from_config(config, dtype=original.dtype).to(original.device)
+    student.load_state_dict(state, strict=True)
+    student.tie_weights()
+    student.generation_config = copy.deepcopy(original.generation_config)
+    return student.train(original.training)
+
+
+def without_layer(model: nn.Module, index: int) -> None:
+    """Take one decoder layer out of a model, in place."""
+    layers = decoder_layers(model)
+    del layers[index]
+    keep_settings(model.config, [place for place in range(len(layers) + 1) if place != index])
+
+
+def keep_settings(config, kept: list[int]) -> None:
+    """Leave the layers `kept` in a config and, of its settings by layer, theirs, in place."""
+    config.num_hidden_layers = len(kept)
+    for name in BY_LAYER:
+        if values := getattr(config, name, None):
+            setattr(config, name, [values[index] for index in kept])
+
+
+def with_layers(model, kept: list[int]):
+    """Copy a causal LM with only the layers `kept`, renumbered from 0."""
+    config = copy.deepcopy(model.config)
+    keep_settings(config, kept)
+    path = next(name for name, module in model.named_modules() if module is decoder_layers(model)) + "."
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.startswith(path):
+            index, rest = name[len(path) :].split(".", 1)
+            if int(index) not in kept:
+                continue
+            name = f"{path}{kept.index(int(index))}.{rest}"
+        state[name] = value
+    return filled(type(model), config, state, model)
