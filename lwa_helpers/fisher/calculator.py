@@ -88,18 +88,19 @@ class FisherInformationCalculator:
         loss = loss or next_token_nll
         if self.estimator == "sampled" and not hasattr(loss, "sample"):
             raise LwaError('estimator "sampled" needs loss.sample(model, batch, generator) -> batch with labels drawn')
-        sites = find_sites(model)
-        collector = TraceCollector(sites, decoder_layers(model), self.granularity)
+        layers = decoder_layers(model)
+        sites = find_sites(model, layers)
+        collector = TraceCollector(sites, layers, self.granularity)
         with restored(model), torch.enable_grad():
             model.requires_grad_(False)
-            traces = self._read(model, dataset, loss, sites, collector)
+            traces = self._read(model, layers[0], dataset, loss, sites, collector)
         if self.checkpoint is not None:
             forget(self.checkpoint)
         return self._result(traces, sites, collector)
 
-    def _read(self, model, dataset, loss, sites: list[Site], collector: TraceCollector) -> np.ndarray:
+    def _read(self, model, first_layer, dataset, loss, sites: list[Site], collector: TraceCollector) -> np.ndarray:
         """Traces (n, columns) of all rows, in the order of the dataset; batch i is the work of process i modulo their number."""
-        one_batch = partial(self._one_batch, model, loss, sites, collector)
+        one_batch = partial(self._one_batch, model, first_layer, loss, sites, collector)
         rank, size = ranks()
         batches = enumerate(tqdm(dataset, desc="Fisher", unit="batch", disable=not self.progress or rank > 0))
         found = self._resume(batches, one_batch, collector)
@@ -124,7 +125,9 @@ class FisherInformationCalculator:
         share_sums(collector.sums.values())
         return np.concatenate(list(found.values()))
 
-    def _one_batch(self, model, loss, sites, collector: TraceCollector, batch: Batch, index: int, spare: bool = False) -> np.ndarray:
+    def _one_batch(
+        self, model, first_layer, loss, sites, collector: TraceCollector, batch: Batch, index: int, spare: bool = False
+    ) -> np.ndarray:
         """Traces (rows, columns); a spare pass adds nothing to the diagonal."""
         rows = _rows(batch, index)
         device = device_of(model)
@@ -134,7 +137,7 @@ class FisherInformationCalculator:
             with torch.no_grad(), self._precision(device):
                 batch = loss.sample(model, batch, generator)
         collector.start(rows, device)
-        with Taps(model, sites, collector.receive, rows) as taps, self._attention(model, device):
+        with Taps(first_layer, sites, collector.receive, rows) as taps, self._attention(model, device):
             with self._precision(device):
                 losses = loss(model, batch)
             if losses.shape != (rows,):

@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.kernels import wide
 from lwa_helpers.fisher.sites import Site
-from lwa_helpers.models.layers import decoder_layers
 
 Receive = Callable[[Site, Tensor, Tensor], None]
 
@@ -81,8 +80,8 @@ class Taps:
     Use as a context around `total = loss(...).sum()` and `taps.backward(total)`.
     """
 
-    def __init__(self, model: nn.Module, sites: list[Site], receive: Receive, batch_size: int):
-        self._first_layer = decoder_layers(model)[0]
+    def __init__(self, first_layer: nn.Module, sites: list[Site], receive: Receive, batch_size: int):
+        self._first_layer = first_layer
         self._sites, self._receive, self._batch_size = sites, receive, batch_size
         self._calls: Counter[Site] = Counter()
         self._arrived: defaultdict[Site, list[tuple[Tensor, Tensor]]] = defaultdict(list)

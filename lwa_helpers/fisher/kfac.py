@@ -23,8 +23,9 @@ def kfac_effective_ranks(model: nn.Module, dataset: Iterable[dict], loss=None, l
     layers: only these (memory: d_in^2 + d_out^2 numbers a module). Returns layer, module, input_rank, gradient_rank.
     Raises LwaError for an empty dataset or a module that is not supported.
     """
-    chosen = set(range(len(decoder_layers(model)))) if layers is None else set(layers)
-    sites = [site for site in find_sites(model) if site.kind != "scale" and site.layer in chosen]
+    every = decoder_layers(model)
+    chosen = set(range(len(every))) if layers is None else set(layers)
+    sites = [site for site in find_sites(model, every) if site.kind != "scale" and site.layer in chosen]
     factors: dict[Site, list[Tensor]] = {}
 
     def receive(site: Site, x: Tensor, gradient: Tensor) -> None:
@@ -39,7 +40,7 @@ def kfac_effective_ranks(model: nn.Module, dataset: Iterable[dict], loss=None, l
         device = next(model.parameters()).device
         for batch in dataset:
             batch = {name: value.to(device) for name, value in batch.items()}
-            with Taps(model, sites, receive, len(batch["input_ids"])) as taps:
+            with Taps(every[0], sites, receive, len(batch["input_ids"])) as taps:
                 taps.backward((loss or next_token_nll)(model, batch).sum())
     if not factors:
         raise LwaError("the dataset gave no batch: a generator can be read only once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.layers import decoder_layers
 
 OUTPUT_SPLIT = {"q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn"}  # heads are slices of the output
 INPUT_SPLIT = {"o_proj", "out_proj", "c_proj"}  # heads are slices of the input
@@ -52,14 +52,14 @@ class Site:
         return sum(p.numel() for p in self.module.parameters(recurse=False))
 
 
-def find_sites(model: nn.Module) -> list[Site]:
-    """Return every module that owns parameters inside the decoder layers, in order.
+def find_sites(model: nn.Module, layers: Sequence[nn.Module]) -> list[Site]:
+    """Return every module that owns parameters inside a model's decoder layers, in order.
 
     Raises LwaError naming the module when it is of an unsupported kind or shares a parameter with another module.
     """
     sites = [
         _site(index, name, module)
-        for index, layer in enumerate(decoder_layers(model))
+        for index, layer in enumerate(layers)
         for name, module in layer.named_modules(remove_duplicate=False)
         if any(True for _ in module.parameters(recurse=False))
     ]

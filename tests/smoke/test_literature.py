@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
 from tiny_lm import USERS, language_model, office
 
 from lwa_helpers.evaluation.metrics import ndcg_at_k

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "builders"))
 from processes import leave_together
 from safetensors.torch import save_file
 from tiny_lm import item_lm, section, windows

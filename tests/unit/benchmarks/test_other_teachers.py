@@ -8,7 +8,7 @@ import pytest
 
 from lwa_helpers.errors import LwaError
 
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 pytestmark = pytest.mark.unit
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import optimize
+from tiny_interactions import frame, interactions, random_interactions
 
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.movielens import load_movielens
@@ -16,31 +16,6 @@ from lwa_helpers.evaluation.calibration import fitted_scale
 from lwa_helpers.evaluation.metrics import hit_rate_at_k, ndcg_at_k
 from lwa_helpers.evaluation.protocol import Cases, cases, ranks, recommended
 from lwa_helpers.evaluation.sasrec import SASRec
-
-
-def frame(rows):
-    columns = ["user_id", "parent_asin", "rating", "timestamp"]
-    table = pd.DataFrame([(u, i, 5.0, t) for u, i, t in rows], columns=columns)
-    return table.astype({"user_id": "object", "parent_asin": "object", "rating": "float64", "timestamp": "int64"})
-
-
-def interactions(sequences, n_items, held_out=2):
-    """Leave-one-out data from {user: [item index, …]}; timestamps count up over the whole train part."""
-    parts, clock = {"train": [], "valid": [], "test": []}, 0
-    for user, items in sequences.items():
-        names = ["train"] * (len(items) - held_out) + ["valid", "test"][:held_out]
-        for item, part in zip(items, names, strict=True):
-            clock += 1
-            parts[part].append((user, f"i{item}", clock))
-    names = range(n_items)
-    items = pd.DataFrame({"parent_asin": [f"i{n}" for n in names], "title": [f"Item {n}" for n in names]})
-    return Interactions(name="small", items=items, **{name: frame(rows) for name, rows in parts.items()})
-
-
-def random_interactions(seed, users=40, n_items=9):
-    rng = np.random.default_rng(seed)
-    sequences = [rng.permutation(n_items)[: rng.integers(3, 8)].tolist() for _ in range(users)]
-    return interactions({f"u{u}": items for u, items in enumerate(sequences)}, n_items)
 
 
 def train_matrix(data):

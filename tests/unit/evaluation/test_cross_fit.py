@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
-from test_baselines import interactions, random_interactions
+from tiny_interactions import interactions, random_interactions
 
 from lwa_helpers.evaluation.baselines import EASE, tune
 from lwa_helpers.evaluation.calibration import Calibration, calibrated, ensemble, fitted_scale

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lwa_helpers.assets import embedded_file
-from lwa_helpers.config import load_config
+from lwa_helpers.config import TITLE_LIMIT, load_config
 from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
 from lwa_helpers.data.loading import load_data
 from lwa_helpers.data.movielens import load_movielens
-from lwa_helpers.data.prompts import TITLE_LIMIT, Prompt, load_templates, prompt_for
+from lwa_helpers.data.prompts import Prompt, load_templates, prompt_for
 from lwa_helpers.data.titles import clean_title, distinct_titles, mend_title
 from lwa_helpers.errors import LwaError
 

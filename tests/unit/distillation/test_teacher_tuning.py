@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_cold_items import brute_force, with_popularity
+from cold_rows_oracle import brute_force, with_popularity
 from tiny_lm import READINGS, TITLES, language_model, office_config
 
 from lwa_helpers import build_student

@@ -16,6 +16,11 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.calculator import FisherInformationCalculator
 from lwa_helpers.fisher.losses import next_token_nll
 from lwa_helpers.fisher.sites import find_sites
+from lwa_helpers.models.layers import decoder_layers
+
+
+def sites_of(model):
+    return find_sites(model, decoder_layers(model))
 
 
 def traces(model, rows, **options):
@@ -224,7 +229,7 @@ def test_activations_without_a_row_axis_are_refused():
 def test_norms_are_recognised_by_what_they_compute():
     units = {"llama": 1.0, "qwen3": 1.0, "gemma3": 0.0, "gpt2": 1.0}
     for family, unit in units.items():
-        scales = [site for site in find_sites(build(family)) if site.kind == "scale"]
+        scales = [site for site in sites_of(build(family)) if site.kind == "scale"]
         assert len(scales) == 3 * {"qwen3": 4, "gemma3": 6}.get(family, 2)
         assert {site.unit for site in scales} == {unit}
 
@@ -235,14 +240,14 @@ def test_a_norm_that_multiplies_by_zero_is_computed_from_its_input(family, zero)
     norm, other = (layer.input_layernorm for layer in layers_of(model)[:2])
     with torch.no_grad():
         norm.weight[3] = zero
-    divisible = {site.module: site.divisible for site in find_sites(model) if site.kind == "scale"}
+    divisible = {site.module: site.divisible for site in sites_of(model) if site.kind == "scale"}
     assert not divisible[norm] and divisible[other]
     rows = batch(lengths=(6, 4))
     np.testing.assert_allclose(traces(model, rows), brute(model, rows), rtol=1e-6)
 
 
 def test_a_norm_with_a_bias_is_computed_from_its_input():
-    assert not any(site.divisible for site in find_sites(build("gpt2")))
+    assert not any(site.divisible for site in sites_of(build("gpt2")))
 
 
 def test_bad_input_is_named():

@@ -9,7 +9,7 @@ import pytest
 from lwa_helpers.evaluation.metrics import ndcg_at_k
 from lwa_helpers.evaluation.protocol import Cases
 
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
 @pytest.fixture

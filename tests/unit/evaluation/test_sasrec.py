@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_baselines import interactions, random_interactions
+from tiny_interactions import interactions, random_interactions
 from torch.nn import functional as F
 
 from lwa_helpers.errors import LwaError
