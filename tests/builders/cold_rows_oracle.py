@@ -1,7 +1,6 @@
 """Rows for cold items by brute force: an independent oracle."""
 
 import numpy as np
-from cold_rows_oracle import brute_force, with_popularity
 
 from lwa_helpers.ranking.cold_items import PENALTIES
 
