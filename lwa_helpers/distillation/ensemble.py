@@ -13,7 +13,7 @@ import torch
 
 from lwa_helpers import files, paths
 from lwa_helpers.data.windows import Window
-from lwa_helpers.distillation.teacher_cache import TeacherSignals, signal_arrays
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs, output_arrays
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.calibration import Calibration
 from lwa_helpers.evaluation.cross_fit import CrossFitted
@@ -23,9 +23,9 @@ SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
 NOTHING = -1e4  # logit of a token that is no item: no probability in float32, and a float16
 
 
-def recommender_signals(
-    recommender: CrossFitted, windows: Sequence[Window], like: TeacherSignals, directory: Path, items: slice, scale: float = 1.0
-) -> TeacherSignals:
+def recommender_outputs(
+    recommender: CrossFitted, windows: Sequence[Window], like: TeacherOutputs, directory: Path, items: slice, scale: float = 1.0
+) -> TeacherOutputs:
     """Write what a recommender without a language model (SASRec, EASE) says on the windows of `like`, whose states it borrows.
 
     Logits of the item tokens are scale times its scores, given the items that each window shows. Raises LwaError for other
@@ -33,23 +33,23 @@ def recommender_signals(
     """
     histories = [(window.user_id, history) for window in windows for history in window.histories()]
     if len(histories) != int(like.starts[-1]):
-        raise LwaError(f"these windows have {len(histories)} targets, the signals {like.starts[-1]}: give the same windows")
+        raise LwaError(f"these windows have {len(histories)} targets, the outputs {like.starts[-1]}: give the same windows")
     if like.items is not None:
-        raise LwaError("signals that a recommender is to be beside need all logits: compute them with top_k=None")
+        raise LwaError("outputs that a recommender is to be beside need all logits: compute them with top_k=None")
     shape = len(histories), like.logits.shape[1]
-    with files.atomic_write(directory) as folder, signal_arrays(folder, {"logits": shape}, None) as arrays:
+    with files.atomic_write(directory) as folder, output_arrays(folder, {"logits": shape}, None) as arrays:
         arrays["logits"][:] = NOTHING
         for start in range(0, len(histories), ROWS):
             users, shown = zip(*histories[start : start + ROWS])
             arrays["logits"][start : start + ROWS, items] = scale * recommender.scores(shown, users)
         _copy_all_but_logits(like, folder)
-    return TeacherSignals(directory)
+    return TeacherOutputs(directory)
 
 
 def fuse(
-    signals: Sequence[TeacherSignals], weights: Sequence[float], directory: Path, items: Sequence[slice]
-) -> TeacherSignals:
-    """Write several teachers' signals as one: item probabilities are the weighted mean of theirs, states the first one's.
+    outputs: Sequence[TeacherOutputs], weights: Sequence[float], directory: Path, items: Sequence[slice]
+) -> TeacherOutputs:
+    """Write several teachers' outputs as one: item probabilities are the weighted mean of theirs, states the first one's.
 
     The teachers may read the windows with other tokenizers: a position is a target, which all share, and so are the items.
 
@@ -58,50 +58,50 @@ def fuse(
         items: the item tokens of each teacher, as many in all; the result has the vocabulary of the first.
 
     Raises:
-        LwaError: for signals of other windows or catalogues or cut to top_k, and for weights that do not fit.
+        LwaError: for outputs of other windows or catalogues or cut to top_k, and for weights that do not fit.
     """
     share = np.asarray(weights, dtype=np.float32)
-    if share.shape != (len(signals),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
-        raise LwaError(f"weights {list(weights)}: give {len(signals)} finite numbers >= 0, not all zero")
-    first = signals[0]
-    if any(s.items is not None for s in signals):
-        raise LwaError("fusion needs all logits of every teacher: compute the signals with top_k=None")
+    if share.shape != (len(outputs),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
+        raise LwaError(f"weights {list(weights)}: give {len(outputs)} finite numbers >= 0, not all zero")
+    first = outputs[0]
+    if any(s.items is not None for s in outputs):
+        raise LwaError("fusion needs all logits of every teacher: compute the outputs with top_k=None")
     catalogues = {own.stop - own.start for own in items}
-    if len(catalogues) > 1 or not all(np.array_equal(s.starts, first.starts) for s in signals):
-        raise LwaError("the signals to be fused must be of the same windows and the same catalogue")
+    if len(catalogues) > 1 or not all(np.array_equal(s.starts, first.starts) for s in outputs):
+        raise LwaError("the outputs to be fused must be of the same windows and the same catalogue")
     share /= share.sum()
-    with files.atomic_write(directory) as folder, signal_arrays(folder, {"logits": first.logits.shape}, None) as arrays:
+    with files.atomic_write(directory) as folder, output_arrays(folder, {"logits": first.logits.shape}, None) as arrays:
         arrays["logits"][:] = NOTHING
         for start in range(0, len(first.logits), ROWS):
             rows = slice(start, start + ROWS)
             parts = [
                 torch.from_numpy(np.array(s.logits[rows, own])).float().softmax(-1) * weight
-                for s, own, weight in zip(signals, items, share.tolist(), strict=True)
+                for s, own, weight in zip(outputs, items, share.tolist(), strict=True)
             ]
             arrays["logits"][rows, items[0]] = sum(parts).clamp_min(SMALLEST).log().half().numpy()
         _copy_all_but_logits(first, folder)
-    return TeacherSignals(directory)
+    return TeacherOutputs(directory)
 
 
-def _copy_all_but_logits(signals: TeacherSignals, folder: Path) -> None:
+def _copy_all_but_logits(outputs: TeacherOutputs, folder: Path) -> None:
     for name in ("hidden.npy", "starts.npy", "meta.json"):
-        shutil.copyfile(signals.directory / name, folder / name)
+        shutil.copyfile(outputs.directory / name, folder / name)
 
 
-def fused_signals(
-    teacher: TeacherSignals, windows: Sequence[Window], systems: Mapping[str, CrossFitted], items: slice,
+def ensemble_outputs(
+    teacher: TeacherOutputs, windows: Sequence[Window], systems: Mapping[str, CrossFitted], items: slice,
     calibration: Mapping[str, Calibration],
-) -> TeacherSignals:
-    """Return a teacher's signals fused with what recommenders say on the same windows.
+) -> TeacherOutputs:
+    """Return a teacher's outputs fused with what recommenders say on the same windows.
 
     They lie in the cache folder under a name of their own, by which a run that was cut off finds its checkpoints again.
     calibration: of "teacher" and of each of the systems.
     """
     key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in ("teacher", *systems)}]
-    directory = paths.CACHE / "signals" / files.sha256_of_text(json.dumps(key))[:32]
+    directory = paths.CACHE / "teacher_outputs" / files.sha256_of_text(json.dumps(key))[:32]
     with tempfile.TemporaryDirectory() as folder:
         parts = [
-            recommender_signals(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)
+            recommender_outputs(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)
             for name, system in systems.items()
         ]
         weights = [calibration[name].weight for name in ("teacher", *systems)]

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lwa_helpers.distillation.teacher_cache import TopLogits, with_rest
 from lwa_helpers.errors import LwaError
-from lwa_helpers.ranking.outputs import Signals, in_parts
+from lwa_helpers.ranking.outputs import LabelOutputs, in_parts
 
-Said = Callable[[slice], Tensor | TopLogits]
+LogitsAt = Callable[[slice], Tensor | TopLogits]
 
 
-def output_losses(student: Signals, teacher: Said | None, temperature: float) -> Tensor:
+def output_losses(student: LabelOutputs, teacher: LogitsAt | None, temperature: float) -> Tensor:
     """Return the means over positions of the cross-entropy with the targets and of the KL to the teacher (0 without), (2,).
 
     teacher(rows): what it says at these positions.

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from lwa_helpers import files, paths
 from lwa_helpers.config import AblationConfig, DistillationConfig
 from lwa_helpers.data.windows import Window
-from lwa_helpers.distillation.ensemble import fused_signals
+from lwa_helpers.distillation.ensemble import ensemble_outputs
 from lwa_helpers.distillation.student import SCORED, build_student, select_layers
-from lwa_helpers.distillation.teacher_cache import TeacherSignals, weights_hash
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs, weights_hash
 from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.distillation.weighting import layer_map
 from lwa_helpers.evaluation.calibration import Calibration, calibrated
@@ -33,7 +33,7 @@ from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.head_transfer import carry_head, label_states
 from lwa_helpers.ranking.task import RankingTask
-from lwa_helpers.ranking.training import train_or_go_on, training_arguments, window_loader
+from lwa_helpers.ranking.training import train_or_resume, training_arguments, window_loader
 
 Scores = FisherResult | Sequence[float] | None
 
@@ -58,12 +58,12 @@ class Distillation:
         return len(decoder_layers(self.teacher.model))
 
     @cached_property
-    def signals(self) -> TeacherSignals:
+    def teacher_outputs(self) -> TeacherOutputs:
         """What the teacher says on the windows, for students of all depths of the section; kept in the cache folder."""
         section, layers = self.section, {self.n_layers}
         if section.matches_states:
             layers |= {layer for depth in section.depths for layer in layer_map(min(depth, self.n_layers), self.n_layers)}
-        return TeacherSignals.cached(
+        return TeacherOutputs.cached(
             self.teacher.model, self.ordered, sorted(layers), section.bf16, section.loss.top_k, section.loss.temperature
         )
 
@@ -78,32 +78,32 @@ class Distillation:
         student = build_student(self.teacher, n_layers, self.section.selection, scores=scores, seed=self.seed)
         if n_layers < self.n_layers:
             states = label_states(student.model, self.ordered, self.section.bf16)
-            source = torch.from_numpy(self.signals.hidden[:, self.signals.layers.index(self.n_layers)].astype(np.float32))
+            source = torch.from_numpy(self.teacher_outputs.hidden[:, self.teacher_outputs.layers.index(self.n_layers)].astype(np.float32))
             carry_head(self.teacher.model.get_output_embeddings().weight, source, student.model, states)
         return student
 
     def train(
-        self, student: LanguageModel, strategy: str, signals: TeacherSignals | None = None, logs: Path | None = None
+        self, student: LanguageModel, strategy: str, outputs: TeacherOutputs | None = None, logs: Path | None = None
     ) -> DistillationTrainer:
-        """Train a student in place under a weighting strategy and return the trainer. signals: of others than the teacher."""
+        """Train a student in place under a weighting strategy and return the trainer. outputs: of others than the teacher."""
         torch.manual_seed(self.seed)
-        section, said = self.section, signals or self.signals
+        section, soft_targets = self.section, outputs or self.teacher_outputs
         loader = window_loader(self.windows, section.tokens_per_batch, student.pad_id, self.seed)
         whole = section.model_copy(update={"epochs": max(1.0, section.epochs)})
-        folder = self.checkpoints(student, said, strategy) if section.save_steps else None
+        folder = self.checkpoints(student, soft_targets, strategy) if section.save_steps else None
         with low_rank(trained_rows(student.model), section.rank):
             trainer = DistillationTrainer(
-                said, student, self.fisher, strategy, section.loss,
+                soft_targets, student, self.fisher, strategy, section.loss,
                 training_arguments(whole, len(loader), self.seed, checkpoints=folder), loader=loader,
                 head_learning_rate=section.head_learning_rate, dropout=section.dropout, logs=logs, strategy_seed=self.seed,
             )
-            train_or_go_on(trainer, folder) if folder else trainer.train()
+            train_or_resume(trainer, folder) if folder else trainer.train()
         return trainer
 
-    def checkpoints(self, student: LanguageModel, signals: TeacherSignals, strategy: str) -> Path:
+    def checkpoints(self, student: LanguageModel, outputs: TeacherOutputs, strategy: str) -> Path:
         """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
         scores = self.fisher and self.fisher.per_layer.tolist()
-        key = [weights_hash(student.model), str(signals.directory), scores, strategy, self.seed, self.section.model_dump(mode="json")]
+        key = [weights_hash(student.model), str(outputs.directory), scores, strategy, self.seed, self.section.model_dump(mode="json")]
         return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
 
     def student(self, n_layers: int, logs: Path | None = None) -> tuple[LanguageModel, DistillationTrainer]:
@@ -125,23 +125,23 @@ def budget(windows: Sequence[Window], section: AblationConfig | DistillationConf
     return [windows[i] for i in chosen]
 
 
-def in_steps(lessons: Distillation) -> tuple[LanguageModel, DistillationTrainer]:
+def in_steps(distillation: Distillation) -> tuple[LanguageModel, DistillationTrainer]:
     """Return the student of a section, cut in the steps that section.steps names, and the trainer of the last one.
 
     The student of each depth, once distilled, is the teacher of the next. The steps share the budget: each has its part of the
     epochs or, where these are too few, of the windows.
     """
-    section, depths = lessons.section, lessons.section.steps
+    section, depths = distillation.section, distillation.section.steps
     whole = section.epochs >= len(depths)
-    teacher, scores = lessons.teacher, lessons.fisher
+    teacher, scores = distillation.teacher, distillation.fisher
     for place, depth in enumerate(depths):
         step = section.model_copy(update={"n_layers": depth, "epochs": section.epochs / len(depths) if whole else section.epochs})
-        mine = lessons.windows if whole else lessons.windows[place :: len(depths)]
-        part = replace(lessons, teacher=teacher, section=step, windows=mine)
+        mine = distillation.windows if whole else distillation.windows[place :: len(depths)]
+        part = replace(distillation, teacher=teacher, section=step, windows=mine)
         student = part.start(depth, scores)
         trainer = part.train(student, step.strategy)
         if step.selection in SCORED:
-            scores = scores_left(scores, step, lessons.seed)
+            scores = scores_left(scores, step, distillation.seed)
         teacher = student
     return student, trainer
 
@@ -153,39 +153,39 @@ def scores_left(scores: FisherResult | np.ndarray, section: DistillationConfig, 
 
 
 def co_taught_student(
-    lessons: Distillation, co_teachers: Mapping[str, CrossFitted], valid: RankingTask
+    distillation: Distillation, co_teachers: Mapping[str, CrossFitted], valid: RankingTask
 ) -> tuple[LanguageModel, dict[str, Calibration]]:
     """Return the student of a section taught by the teacher and by recommenders without a language model as one (SASRec, EASE),
     and the calibration of each on the validation part.
 
     The layers are the teacher's, and so are the states where these are matched.
     """
-    calibration = calibrations(lessons.teacher.model, co_teachers, valid)
-    said = fused_signals(lessons.signals, lessons.windows, co_teachers, lessons.teacher.items.tokens, calibration)
-    student = lessons.start(lessons.section.n_layers)
-    lessons.train(student, lessons.section.strategy, said)
+    calibration = calibrations(distillation.teacher.model, co_teachers, valid)
+    soft_targets = ensemble_outputs(distillation.teacher_outputs, distillation.windows, co_teachers, distillation.teacher.items.tokens, calibration)
+    student = distillation.start(distillation.section.n_layers)
+    distillation.train(student, distillation.section.strategy, soft_targets)
     return student, calibration
 
 
 def calibrations(model: nn.Module, co_teachers: Mapping[str, CrossFitted], valid: RankingTask) -> dict[str, Calibration]:
     """Return what a teacher and each of its co-teachers are worth on the validation part; the teacher's scale is 1."""
-    asked = valid.asked
+    eval_cases = valid.eval_cases
     own = Calibration(1.0, float(ndcg_at_k(valid.ranks(model), 10).mean()))
-    others = {name: calibrated(system.scores(asked.histories, asked.user_ids), asked) for name, system in co_teachers.items()}
+    others = {name: calibrated(system.scores(eval_cases.histories, eval_cases.user_ids), eval_cases) for name, system in co_teachers.items()}
     return {"teacher": own} | others
 
 
-def run_arm(strategy: str, lessons: Distillation, start: LanguageModel, task: RankingTask) -> pd.DataFrame:
+def run_arm(strategy: str, distillation: Distillation, start: LanguageModel, task: RankingTask) -> pd.DataFrame:
     """Distil a copy of the student `start` under `strategy` and rank the catalogue for every test case.
 
     Returns columns strategy, seed, case, user_id, target, rank, steps, targets; case: its place among the cases.
     """
     student = replace(start, model=copy.deepcopy(start.model))
-    trainer = lessons.train(student, strategy)
+    trainer = distillation.train(student, strategy)
     return pd.DataFrame({
-        "strategy": strategy, "seed": lessons.seed, "case": range(len(task.asked.targets)), "user_id": task.asked.user_ids,
-        "target": task.asked.targets, "rank": task.ranks(student.model), "steps": trainer.state.global_step,
-        "targets": int(lessons.signals.starts[-1]),
+        "strategy": strategy, "seed": distillation.seed, "case": range(len(task.eval_cases.targets)), "user_id": task.eval_cases.user_ids,
+        "target": task.eval_cases.targets, "rank": task.ranks(student.model), "steps": trainer.state.global_step,
+        "targets": int(distillation.teacher_outputs.starts[-1]),
     })
 
 

@@ -23,11 +23,11 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.losses import counted
 from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.precision import autocast, computes_in_bf16
-from lwa_helpers.ranking.outputs import signals
+from lwa_helpers.ranking.outputs import label_outputs
 
 Batches = Iterable[dict[str, Tensor]]
 READ = ("input_ids", "attention_mask", "labels")  # what of a batch a model is shown and asked at
-KEPT = 8  # how many signals stay in the cache folder; those used longest ago go first
+KEPT = 8  # how many outputs stay in the cache folder; those used longest ago go first
 FORMAT = 4  # raise it when what is stored, or how it is computed, changes
 
 
@@ -56,7 +56,7 @@ def with_rest(log_p: Tensor, items: Tensor) -> Tensor:
     return torch.cat([log_p.gather(1, items), rest], 1)
 
 
-class TeacherSignals:
+class TeacherOutputs:
     """A teacher's logits (P, V), or its k most likely tokens, and its states at mapped layers (P, S, d), found by window.
 
     Positions are those of labels, in the order of the windows. Arrays of float16 on disk, memory-mapped.
@@ -90,17 +90,17 @@ class TeacherSignals:
     def cached(
         cls, teacher: nn.Module, batches: Batches, layers: list[int], bf16: Bf16, top_k: int | None = None,
         temperature: float = 1.0,
-    ) -> TeacherSignals:
-        """Return the signals from the cache folder, where `compute` puts them if they are not there yet.
+    ) -> TeacherOutputs:
+        """Return the outputs from the cache folder, where `compute` puts them if they are not there yet.
 
-        The key holds whatever the signals depend on: the teacher's weights and settings, the batches, the arguments, the
+        The key holds whatever the outputs depend on: the teacher's weights and settings, the batches, the arguments, the
         device and the versions of torch and transformers.
         """
         device = next(teacher.parameters()).device
         bf16 = computes_in_bf16(bf16, device)
         key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches, READ)]
         key += [layers, bf16, top_k, temperature if top_k else None, device.type, torch.__version__, transformers.__version__]
-        directory = paths.CACHE / "signals" / files.sha256_of_text(json.dumps(key))[:32]
+        directory = paths.CACHE / "teacher_outputs" / files.sha256_of_text(json.dumps(key))[:32]
         if not directory.is_dir():
             cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
         os.utime(directory)
@@ -113,8 +113,8 @@ class TeacherSignals:
     def compute(
         cls, teacher: nn.Module, batches: Batches, layers: list[int], directory: Path, bf16: Bf16,
         top_k: int | None = None, temperature: float = 1.0,
-    ) -> TeacherSignals:
-        """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its signals in `directory`.
+    ) -> TeacherOutputs:
+        """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its outputs in `directory`.
 
         layers: those of the teacher's layers (1 … L) that student layers are matched to; what is stored for students of several
         depths serves them all. top_k: keep only the k most likely tokens at `temperature`; None, or as many as there are, keeps
@@ -122,27 +122,27 @@ class TeacherSignals:
         Raises LwaError for windows out of order, and for batches that are there only once.
         """
         teacher.eval()
-        device, n_outputs = next(teacher.parameters()).device, outputs_of(teacher)
+        device, n_outputs = next(teacher.parameters()).device, vocabulary_size(teacher)
         k = top_k if top_k and top_k < n_outputs else None
         starts = _starts(batches)
         positions, width = int(starts[-1]), teacher.config.hidden_size
         shapes = {"logits": (positions, k + 1 if k else n_outputs), "hidden": (positions, len(layers), width)}
-        with files.atomic_write(directory) as folder, signal_arrays(folder, shapes, k) as arrays:
+        with files.atomic_write(directory) as folder, output_arrays(folder, shapes, k) as arrays:
             at = 0
             for batch in batches:
                 inputs = {key: batch[key].to(device) for key in READ}
                 with autocast(bf16, device):
-                    out = signals(teacher, inputs, hidden=True)
+                    out = label_outputs(teacher, inputs, hidden=True)
                     for part in out.parts():
                         rows, logits = slice(at + part.start, at + part.stop), out.head(out.states[part])
-                        said = TopLogits.of(logits, k, temperature) if k else None
-                        arrays["logits"][rows] = (said.log_p if said else logits).half().cpu().numpy()
-                        if said:
-                            arrays["items"][rows] = said.items.cpu().numpy()
+                        top = TopLogits.of(logits, k, temperature) if k else None
+                        arrays["logits"][rows] = (top.log_p if top else logits).half().cpu().numpy()
+                        if top:
+                            arrays["items"][rows] = top.items.cpu().numpy()
                 rows = slice(at, at := at + len(out.states))
                 arrays["hidden"][rows] = in_half(torch.stack([out.hidden[layer - 1] for layer in layers], 1)).cpu().numpy()
             if at != positions:
-                raise LwaError(f"teacher signals: {positions} positions at first, then {at}: a generator can be read only once")
+                raise LwaError(f"teacher outputs: {positions} positions at first, then {at}: a generator can be read only once")
             np.save(folder / "starts.npy", starts)
             meta = {"n_layers": len(decoder_layers(teacher)), "layers": layers, "top_k": k, "temperature": temperature}
             (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -158,11 +158,11 @@ def in_half(states: Tensor) -> Tensor:
 def windows_of(batch: dict[str, Tensor]) -> Tensor:
     """Return which window each row of a batch is, (B,). Raises LwaError where the batch does not say it."""
     if "window" not in batch:
-        raise LwaError('teacher signals are found by window: each batch needs "window" (B,), as window_loader gives it')
+        raise LwaError('teacher outputs are found by window: each batch needs "window" (B,), as window_loader gives it')
     return batch["window"]
 
 
-def outputs_of(model: nn.Module) -> int:
+def vocabulary_size(model: nn.Module) -> int:
     """Return how many tokens a model tells apart."""
     return len(model.get_output_embeddings().weight)
 
@@ -172,16 +172,16 @@ def _starts(batches: Batches) -> np.ndarray:
     counts: list[int] = []
     for batch in batches:
         if windows_of(batch).tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
-            raise LwaError("teacher signals need the windows in order: make the loader with shuffle=False")
+            raise LwaError("teacher outputs need the windows in order: make the loader with shuffle=False")
         counts += counted(batch).sum(1).tolist()
     if not counts:
-        raise LwaError("teacher signals need at least one window: the loader gave no batch (a generator can be read only once)")
+        raise LwaError("teacher outputs need at least one window: the loader gave no batch (a generator can be read only once)")
     return np.concatenate([[0], np.cumsum(counts)])
 
 
 @contextmanager
-def signal_arrays(folder: Path, shapes: dict[str, tuple[int, ...]], k: int | None) -> Iterator[dict[str, np.memmap]]:
-    """Files of a signals folder, mapped for writing: float16 of the given shapes, and items (P, k) int32 where k is set."""
+def output_arrays(folder: Path, shapes: dict[str, tuple[int, ...]], k: int | None) -> Iterator[dict[str, np.memmap]]:
+    """Files of an outputs folder, mapped for writing: float16 of the given shapes, and items (P, k) int32 where k is set."""
     folder.mkdir(parents=True)
     arrays = {name: open_memmap(folder / f"{name}.npy", "w+", np.float16, shape) for name, shape in shapes.items()}
     if k:

@@ -18,10 +18,10 @@ from lwa_helpers import files, paths
 from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, TeacherConfig
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import prompt_for
-from lwa_helpers.distillation.ensemble import fused_signals
+from lwa_helpers.distillation.ensemble import ensemble_outputs
 from lwa_helpers.distillation.recipes import calibrations, trained_rows
 from lwa_helpers.distillation.student import build_student
-from lwa_helpers.distillation.teacher_cache import TeacherSignals, batches_hash, weights_hash
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs, batches_hash, weights_hash
 from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.distillation.weighting import NO_HIDDEN
 from lwa_helpers.errors import LwaError
@@ -33,9 +33,9 @@ from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.cold_items import with_cold_rows
 from lwa_helpers.ranking.head_transfer import carry_head, label_states
 from lwa_helpers.ranking.task import RankingTask
-from lwa_helpers.ranking.training import RankingTrainer, train_or_go_on, training_arguments, window_loader
+from lwa_helpers.ranking.training import RankingTrainer, train_or_resume, training_arguments, window_loader
 
-CARRIED_ON = 300  # windows on which a head is carried from the first layers to all of them
+CARRY_WINDOWS = 300  # windows on which a head is carried from the first layers to all of them
 HEAD_SCALE = 0.02  # of the head's first map: scores start small, nothing is ruled out
 RIDGE = 1e-2
 
@@ -92,15 +92,15 @@ def tune(
     Raises:
         LwaError: for co-teachers without first layers.
     """
-    said = None
+    teacher = None
     if 0 < section.first_layers < len(decoder_layers(task.lm.model)):
-        said = shallow = shallow_model(task, section, seed)
-        take_over(task, shallow, section, seed)
+        teacher = shallow = shallow_model(task, section, seed)
+        start_from_shallow(task, shallow, section, seed)
     if co_teachers:
-        if said is None:
+        if teacher is None:
             raise LwaError("teacher.co_teachers teach beside the first layers: set teacher.first_layers, below the number of all")
-        said = together(task, shallow, section, co_teachers, validation)
-    trainer = train(task, task.lm, section, seed, said, valid, logs, callbacks)
+        teacher = with_co_teachers(task, shallow, section, co_teachers, validation)
+    trainer = train(task, task.lm, section, seed, teacher, valid, logs, callbacks)
     write_cold_rows(task.lm, task.data)
     return trainer
 
@@ -116,18 +116,18 @@ def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> Langu
     return shallow
 
 
-def together(
+def with_co_teachers(
     task: RankingTask, shallow: LanguageModel, section: TeacherConfig, co_teachers: Mapping[str, CrossFitted],
     validation: RankingTask,
-) -> TeacherSignals:
+) -> TeacherOutputs:
     """Return what the shallow model and the co-teachers say on all training windows, averaged."""
     windows = task.train_windows(section)
     ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, 0, shuffle=False)
-    own = TeacherSignals.cached(shallow.model, ordered, [section.first_layers], section.bf16)
-    return fused_signals(own, windows, co_teachers, task.lm.items.tokens, calibrations(shallow.model, co_teachers, validation))
+    own = TeacherOutputs.cached(shallow.model, ordered, [section.first_layers], section.bf16)
+    return ensemble_outputs(own, windows, co_teachers, task.lm.items.tokens, calibrations(shallow.model, co_teachers, validation))
 
 
-def take_over(task: RankingTask, shallow: LanguageModel, section: TeacherConfig, seed: int) -> None:
+def start_from_shallow(task: RankingTask, shallow: LanguageModel, section: TeacherConfig, seed: int) -> None:
     """Put the item rows and layers of the shallow model into the task's, in place, and carry its head over to all layers."""
     model = task.lm.model
     with torch.no_grad():
@@ -135,14 +135,14 @@ def take_over(task: RankingTask, shallow: LanguageModel, section: TeacherConfig,
     for own, fitted in zip(decoder_layers(model), decoder_layers(shallow.model)):
         own.load_state_dict(fitted.state_dict())
     windows = task.train_windows(section)
-    drawn = np.random.default_rng(seed).permutation(len(windows))[:CARRIED_ON]
+    drawn = np.random.default_rng(seed).permutation(len(windows))[:CARRY_WINDOWS]
     batches = window_loader([windows[i] for i in drawn], section.tokens_per_batch, task.lm.pad_id, seed, shuffle=False)
     source, states = (label_states(m, batches, section.bf16) for m in (shallow.model, model))
     carry_head(shallow.model.get_output_embeddings().weight, source, model, states)
 
 
 def train(
-    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int, said: LanguageModel | TeacherSignals | None = None,
+    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int, teacher: LanguageModel | TeacherOutputs | None = None,
     valid: Callable[[PreTrainedModel], float] | None = None, logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
 ) -> RankingTrainer:
     """Train a model of the task's tokens on labels, in place; a shallow model, or what several have said, teaches beside them
@@ -155,26 +155,26 @@ def train(
     lm.model.requires_grad_(not section.frozen_layers)
     for module in trained_rows(lm.model):
         module.requires_grad_(True)
-    folder = checkpoints([lm, said], loader, section, seed) if section.save_steps or section.evaluate_every else None
+    folder = checkpoints([lm, teacher], loader, section, seed) if section.save_steps or section.evaluate_every else None
     arguments = training_arguments(section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every)
     options = {"head_learning_rate": section.head_learning_rate, "dropout": section.dropout, "valid": valid}
     options |= {"loader": loader, "patience": section.patience, "logs": logs, "callbacks": callbacks}
     sampled = proposal(task, section)
     with low_rank(trained_rows(lm.model), section.rank):
-        if said and not sampled:
+        if teacher and not sampled:
             loss = LossConfig(alpha=section.first_alpha, temperature=1.0, beta=0.0)
-            trainer = DistillationTrainer(said, lm, None, NO_HIDDEN, loss, arguments, **options)
+            trainer = DistillationTrainer(teacher, lm, None, NO_HIDDEN, loss, arguments, **options)
         else:
             trainer = RankingTrainer(lm.model, arguments, sampled=sampled, **options)
-        train_or_go_on(trainer, folder) if folder else trainer.train()
+        train_or_resume(trainer, folder) if folder else trainer.train()
     return trainer
 
 
 def checkpoints(
-    models: Sequence[LanguageModel | TeacherSignals | None], loader: DataLoader, section: TeacherConfig, seed: int
+    models: Sequence[LanguageModel | TeacherOutputs | None], loader: DataLoader, section: TeacherConfig, seed: int
 ) -> Path:
     """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
-    key = [m.directory.name if isinstance(m, TeacherSignals) else weights_hash(m.model) for m in models if m]
+    key = [m.directory.name if isinstance(m, TeacherOutputs) else weights_hash(m.model) for m in models if m]
     key += [batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
     return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
 

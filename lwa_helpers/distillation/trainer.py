@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from lwa_helpers.config import LossConfig, read_yaml
-from lwa_helpers.distillation.losses import Said, hidden_distance, output_losses
-from lwa_helpers.distillation.teacher_cache import TeacherSignals, TopLogits, windows_of
+from lwa_helpers.distillation.losses import LogitsAt, hidden_distance, output_losses
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs, TopLogits, windows_of
 from lwa_helpers.distillation.weighting import LABELS, LayerwiseDistillation, layer_map, layer_weights
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.result import FisherResult
 from lwa_helpers.models.language_model import LanguageModel
 from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.paths import TRAINER_OUTPUT
-from lwa_helpers.ranking.outputs import Signals, signals
-from lwa_helpers.ranking.training import UNEVEN, RankingTrainer, nothing
+from lwa_helpers.ranking.outputs import LabelOutputs, label_outputs
+from lwa_helpers.ranking.training import UNEVEN, RankingTrainer, zero_loss
 
 
 class DistillationTrainer(RankingTrainer):
@@ -32,14 +32,14 @@ class DistillationTrainer(RankingTrainer):
     """
 
     def __init__(
-        self, teacher_model: nn.Module | LanguageModel | TeacherSignals, student_model: nn.Module | LanguageModel,
+        self, teacher_model: nn.Module | LanguageModel | TeacherOutputs, student_model: nn.Module | LanguageModel,
         fisher_weights: FisherResult | np.ndarray | None = None, strategy: str | LayerwiseDistillation = "fisher",
         loss: LossConfig | None = None, args: TrainingArguments | None = None, strategy_seed: int = 0, **trainer,
     ):
         """fisher_weights: scores of the teacher for the strategy, or the (n_layers,) weights themselves. strategy_seed: of a
         strategy that draws its weights.
 
-        A TeacherSignals cache in the teacher's place spares its forward passes. Raises LwaError when weights do not fit.
+        A TeacherOutputs cache in the teacher's place spares its forward passes. Raises LwaError when weights do not fit.
         """
         student = student_model.model if isinstance(student_model, LanguageModel) else student_model
         teacher = teacher_model.model if isinstance(teacher_model, LanguageModel) else teacher_model
@@ -49,7 +49,7 @@ class DistillationTrainer(RankingTrainer):
         self.n_layers = len(decoder_layers(student))
         self.weights = layer_weights(fisher_weights, strategy, self.n_layers, self.loss_config.match, strategy_seed)
         self.teacher, self.parts = teacher, []
-        n_teacher = teacher.n_layers if isinstance(teacher, TeacherSignals) else len(decoder_layers(teacher))
+        n_teacher = teacher.n_layers if isinstance(teacher, TeacherOutputs) else len(decoder_layers(teacher))
         self.map = layer_map(self.n_layers, n_teacher)
         width = student.config.hidden_size, teacher.config.hidden_size
         self.projections = None
@@ -62,18 +62,18 @@ class DistillationTrainer(RankingTrainer):
         if isinstance(teacher, nn.Module):
             teacher.to(self.args.device).eval()
         else:
-            self.check_signals(teacher)
+            self.check_outputs(teacher)
 
-    def check_signals(self, cache: TeacherSignals) -> None:
-        """Raise LwaError for cached signals that were made for another loss or another student."""
+    def check_outputs(self, cache: TeacherOutputs) -> None:
+        """Raise LwaError for cached outputs that were made for another loss or another student."""
         if cache.top_k and cache.temperature != self.loss_config.temperature:
             raise LwaError(
-                f"these teacher signals were cut to {cache.top_k} items or tokens at temperature {cache.temperature}, the loss has "
+                f"these teacher outputs were cut to {cache.top_k} items or tokens at temperature {cache.temperature}, the loss has "
                 f"{self.loss_config.temperature}: compute them again at that temperature, or with top_k=None"
             )
         if self.weights is not None and not set(self.map) <= set(cache.layers):
             raise LwaError(
-                f"these teacher signals hold the states after the teacher's layers {cache.layers}; a student of {self.n_layers} "
+                f"these teacher outputs hold the states after the teacher's layers {cache.layers}; a student of {self.n_layers} "
                 f"is matched to {self.map}, as layer_map says: compute them again with those"
             )
 
@@ -102,14 +102,14 @@ class DistillationTrainer(RankingTrainer):
 
         A teacher that the loss does not need is not asked.
         """
-        own, config = self.student_signals(student, inputs), self.loss_config
+        own, config = self.student_outputs(student, inputs), self.loss_config
         if not len(own.states):
-            return nothing(own)
+            return zero_loss(own)
         matched = self.weights is not None and config.beta > 0
-        said, states = self.teacher_signals(inputs) if config.alpha > 0 or matched else (None, [])
-        ce, kl = output_losses(own, said, config.temperature).unbind()
+        logits_at, states = self.teacher_outputs(inputs) if config.alpha > 0 or matched else (None, [])
+        ce, kl = output_losses(own, logits_at, config.temperature).unbind()
         total, parts = (1 - config.alpha) * ce, {"ce": ce}
-        if said:
+        if logits_at:
             parts["kl"] = kl
             total = total + config.alpha * kl
         if matched:
@@ -119,30 +119,30 @@ class DistillationTrainer(RankingTrainer):
             self.parts.append({name: value.detach() for name, value in parts.items()})
         return total
 
-    def student_signals(self, student: nn.Module, inputs: dict[str, Tensor]) -> Signals:
-        """Return the student's signals, its states brought to the teacher's width."""
-        out = signals(student, inputs, hidden=self.weights is not None)
+    def student_outputs(self, student: nn.Module, inputs: dict[str, Tensor]) -> LabelOutputs:
+        """Return the student's outputs, its states brought to the teacher's width."""
+        out = label_outputs(student, inputs, hidden=self.weights is not None)
         if self.projections is not None and out.hidden:
             project = [self.projections[str(place)] for place in range(self.n_layers)]
             out.hidden = [layer(state.to(layer.weight.dtype)) for layer, state in zip(project, out.hidden, strict=True)]
         return out
 
     @torch.no_grad()
-    def teacher_signals(self, inputs: dict[str, Tensor]) -> tuple[Said, list[Tensor]]:
+    def teacher_outputs(self, inputs: dict[str, Tensor]) -> tuple[LogitsAt, list[Tensor]]:
         """Return what the teacher says at given positions, logits (P, N) or TopLogits, and its states at the mapped layers, (P, d)."""
-        if isinstance(self.teacher, TeacherSignals):
+        if isinstance(self.teacher, TeacherOutputs):
             layers = self.map if self.weights is not None else []
-            said, states = self.teacher.lookup(windows_of(inputs), self.args.device, layers)
-            return said.__getitem__, states
-        out, loss = signals(self.teacher, inputs, hidden=True), self.loss_config
+            logits_at, states = self.teacher.lookup(windows_of(inputs), self.args.device, layers)
+            return logits_at.__getitem__, states
+        out, loss = label_outputs(self.teacher, inputs, hidden=True), self.loss_config
 
         @torch.no_grad()
-        def say(rows: slice) -> Tensor | TopLogits:
+        def logits_at(rows: slice) -> Tensor | TopLogits:
             logits = out.head(out.states[rows])
             cut = loss.top_k and loss.top_k < logits.shape[-1]
             return TopLogits.of(logits, loss.top_k, loss.temperature) if cut else logits
 
-        return say, [out.hidden[layer - 1] for layer in self.map]
+        return logits_at, [out.hidden[layer - 1] for layer in self.map]
 
     def hidden_term(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Return the mean over the student's layers of weight times distance; a layer that is not matched has weight 0."""

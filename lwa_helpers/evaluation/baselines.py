@@ -68,11 +68,11 @@ class ItemKNN:
 
     def fit(self, interactions: Interactions) -> Self:
         """Build the sparse (N, N) similarity, column = candidate."""
-        together = _gram(interactions)
-        root = np.sqrt(together.diagonal())
-        together.setdiag(0)
-        together.eliminate_zeros()
-        pairs = together.tocoo()
+        with_co_teachers = _gram(interactions)
+        root = np.sqrt(with_co_teachers.diagonal())
+        with_co_teachers.setdiag(0)
+        with_co_teachers.eliminate_zeros()
+        pairs = with_co_teachers.tocoo()
         pairs.data = pairs.data / (root[pairs.row] * root[pairs.col] + self.shrinkage)
         self.similarity = _keep_largest(pairs.tocsc(), self.neighbours)
         return self
@@ -144,11 +144,11 @@ def tune(
     if len(settings) > budget:
         chosen = np.random.default_rng(seed).choice(len(settings), budget, replace=False)
         settings = [settings[i] for i in sorted(chosen)]
-    asked, rows, best = cases(interactions, "valid"), [], None
+    eval_cases, rows, best = cases(interactions, "valid"), [], None
     for setting in settings:
         start = time.perf_counter()
         model = baseline(**setting).fit(interactions)
-        rank = ranks(model, asked, exclude_seen)
+        rank = ranks(model, eval_cases, exclude_seen)
         result = {"NDCG@10": ndcg_at_k(rank, 10).mean(), "HR@10": hit_rate_at_k(rank, 10).mean()}
         rows.append({**setting, **result, "seconds": time.perf_counter() - start})
         if best is None or result["NDCG@10"] > best[0]:

@@ -34,13 +34,13 @@ def fitted_scale(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(nll, bounds=RANGE, method="bounded").x))
 
 
-def calibrated(scores: np.ndarray, asked: Cases) -> Calibration:
+def calibrated(scores: np.ndarray, eval_cases: Cases) -> Calibration:
     """Return the fitted scale of a recommender's scores (B, N), and its NDCG@10 as its weight.
 
     asked: cases of the valid part, which the scores answer.
     """
-    rank = rank_of_target(scores, asked.targets, exclude=asked.histories)
-    return Calibration(fitted_scale(scores, asked.targets), float(ndcg_at_k(rank, 10).mean()))
+    rank = rank_of_target(scores, eval_cases.targets, exclude=eval_cases.histories)
+    return Calibration(fitted_scale(scores, eval_cases.targets), float(ndcg_at_k(rank, 10).mean()))
 
 
 def ensemble(scores: dict[str, np.ndarray], calibration: dict[str, Calibration]) -> np.ndarray:

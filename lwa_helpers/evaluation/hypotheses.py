@@ -59,7 +59,7 @@ def h1_upper_layers(per_example: np.ndarray, seed: int) -> Verdict:
     )
 
 
-def h2_foretells_worth(trace: np.ndarray, harm: np.ndarray, block_influence: np.ndarray, seed: int) -> Verdict:
+def h2_predicts_worth(trace: np.ndarray, harm: np.ndarray, block_influence: np.ndarray, seed: int) -> Verdict:
     """H2: a layer's trace foretells the loss of leaving it out; Spearman's correlation above 0.
 
     trace, harm (the leave-one-layer-out loss) and the rival block_influence: (L,). ValueError on NaN or where all layers

@@ -50,24 +50,24 @@ def cases(interactions: Interactions, part: str = "test", every_target: bool = F
     return Cases(users, seen, np.array(wanted))
 
 
-def ranks(baseline: Baseline, asked: Cases, exclude_seen: bool = True, batch_size: int = 256) -> np.ndarray:
+def ranks(baseline: Baseline, eval_cases: Cases, exclude_seen: bool = True, batch_size: int = 256) -> np.ndarray:
     """Rank (B,) of each case's target in the whole catalogue, ties against the target.
 
     exclude_seen leaves the items of the history out of the comparison (the target never).
     """
     parts = []
-    for start in range(0, len(asked.targets), batch_size):
+    for start in range(0, len(eval_cases.targets), batch_size):
         part = slice(start, start + batch_size)
-        seen = asked.histories[part] if exclude_seen else None
-        parts.append(rank_of_target(baseline.scores(asked.histories[part]), asked.targets[part], exclude=seen))
+        seen = eval_cases.histories[part] if exclude_seen else None
+        parts.append(rank_of_target(baseline.scores(eval_cases.histories[part]), eval_cases.targets[part], exclude=seen))
     return np.concatenate(parts)
 
 
-def recommended(baseline: Baseline, asked: Cases, k: int, exclude_seen: bool = True, batch_size: int = 256) -> np.ndarray:
+def recommended(baseline: Baseline, eval_cases: Cases, k: int, exclude_seen: bool = True, batch_size: int = 256) -> np.ndarray:
     """Items (B, k) that a baseline puts first for each case, best first; the history's own left out as in `ranks`."""
     parts = []
-    for start in range(0, len(asked.targets), batch_size):
-        histories = asked.histories[start : start + batch_size]
+    for start in range(0, len(eval_cases.targets), batch_size):
+        histories = eval_cases.histories[start : start + batch_size]
         parts.append(top_k(baseline.scores(histories), k, histories if exclude_seen else None))
     return np.concatenate(parts)
 

@@ -108,9 +108,9 @@ class FisherInformationCalculator:
         next_check = _check_after(seen)
         while turn := list(islice(batches, size)):
             index, batch = turn[min(rank, len(turn) - 1)]
-            spare = rank >= len(turn)  # nothing is left for this process, but a sharded model needs all of them in every pass
-            traces = one_batch(batch, index, spare)
-            found |= {} if spare else {index: traces}
+            idle = rank >= len(turn)  # nothing is left for this process, but a sharded model needs all of them in every pass
+            traces = one_batch(batch, index, idle)
+            found |= {} if idle else {index: traces}
             seen += sum(_rows(batch, index) for index, batch in turn)
             if self.checkpoint is not None and turn[-1][0] + 1 - saved >= self.checkpoint_every:
                 saved, found = turn[-1][0] + 1, merge(found)
@@ -126,7 +126,7 @@ class FisherInformationCalculator:
         return np.concatenate(list(found.values()))
 
     def _one_batch(
-        self, model, first_layer, loss, sites, collector: TraceCollector, batch: Batch, index: int, spare: bool = False
+        self, model, first_layer, loss, sites, collector: TraceCollector, batch: Batch, index: int, idle: bool = False
     ) -> np.ndarray:
         """Traces (rows, columns); a spare pass adds nothing to the diagonal."""
         rows = _rows(batch, index)
@@ -144,16 +144,16 @@ class FisherInformationCalculator:
                 raise LwaError(f"the loss gave shape {tuple(losses.shape)} for batch {index}; it must be ({rows},), one per row")
             if not losses.isfinite().all():
                 raise LwaError(f"the loss of batch {index} is not finite in row {int((~losses.isfinite()).nonzero()[0])}")
-            taps.backward(losses.sum() * (not spare))
+            taps.backward(losses.sum() * (not idle))
         return collector.finish().cpu().numpy()
 
     def _resume(self, batches: Iterator, one_batch: Callable, collector: TraceCollector) -> Found:
         """Read past the batches that the checkpoint holds, if there is one, and compute the last of them again as a check."""
         if self.checkpoint is None or not Path(self.checkpoint).exists():
             return {}
-        found, sums = load_progress(self.checkpoint, self._meaning(collector))
+        found, sums = load_progress(self.checkpoint, self._fingerprint(collector))
         passed = deque(islice(batches, len(found)), maxlen=1)
-        again = one_batch(passed[0][1], passed[0][0], spare=False) if passed else None
+        again = one_batch(passed[0][1], passed[0][0], idle=False) if passed else None
         kept = found[len(found) - 1]
         if again is None or passed[0][0] != len(found) - 1 or again.shape != kept.shape or not np.allclose(again, kept, rtol=0.01):
             raise LwaError(f"{self.checkpoint} holds the traces of another model, loss or dataset: delete it, or name another file")
@@ -164,9 +164,9 @@ class FisherInformationCalculator:
     def _keep(self, found: Found, collector: TraceCollector) -> None:
         collect_sums(collector.sums.values())
         if ranks()[0] == 0:
-            save_progress(self.checkpoint, self._meaning(collector), found, collector.sums)
+            save_progress(self.checkpoint, self._fingerprint(collector), found, collector.sums)
 
-    def _meaning(self, collector: TraceCollector) -> dict:
+    def _fingerprint(self, collector: TraceCollector) -> dict:
         settings = {"estimator": self.estimator, "granularity": self.granularity, "seed": self.seed, "autocast": str(self.autocast)}
         return settings | {"columns": [asdict(column) for column in collector.columns]}
 

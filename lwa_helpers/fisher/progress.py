@@ -59,19 +59,19 @@ def share_sums(sums: Iterator[Tensor]) -> None:
         dist.all_reduce(total)
 
 
-def save_progress(path: str | Path, meaning: dict, found: Found, sums: dict[str, Tensor]) -> None:
+def save_progress(path: str | Path, fingerprint: dict, found: Found, sums: dict[str, Tensor]) -> None:
     """Write (atomically) the traces of batches 0 … k-1, how many rows each had, and the running sums of the diagonal."""
     tensors = {f"sum.{name}": value for name, value in sums.items()}
     tensors["traces"] = torch.from_numpy(np.concatenate(list(found.values())))
     tensors["rows"] = torch.tensor([len(traces) for traces in found.values()])
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"meaning": json.dumps(meaning)})
+        save_file(tensors, temporary, metadata={"meaning": json.dumps(fingerprint)})
 
 
-def load_progress(path: str | Path, meaning: dict) -> tuple[Found, dict[str, Tensor]]:
+def load_progress(path: str | Path, fingerprint: dict) -> tuple[Found, dict[str, Tensor]]:
     """Read what save_progress wrote. Raises LwaError when it was written by a calculation of another kind."""
     with safe_open(path, "pt") as file:
-        if json.loads((file.metadata() or {}).get("meaning", "null")) != json.loads(json.dumps(meaning)):
+        if json.loads((file.metadata() or {}).get("meaning", "null")) != json.loads(json.dumps(fingerprint)):
             raise LwaError(f"{path} is the checkpoint of another calculation: delete it, or name another file")
     tensors = load_file(path)
     parts = tensors["traces"].split(tensors["rows"].tolist())

@@ -120,13 +120,13 @@ class FisherResult:
             tensors["weighted"] = torch.from_numpy(self.weighted)
         with atomic_write(path) as temporary:
             save_file(tensors, temporary)
-        meaning = {
+        description = {
             "estimator": self.estimator, "granularity": self.granularity, "n_examples": self.n_examples,
             "per_layer": self.per_layer.tolist(), "sha256": sha256_of(path),
             "columns": [asdict(column) for column in self.columns],
         }
         with atomic_write(description) as temporary:
-            temporary.write_text(json.dumps(meaning, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> FisherResult:
@@ -136,9 +136,9 @@ class FisherResult:
             if not file.is_file():
                 raise LwaError(f"{file} does not exist: save a FisherResult first")
         try:
-            meaning = json.loads(description.read_text(encoding="utf-8"))
-            columns = [Column(**column) for column in meaning["columns"]]
-            estimator, granularity, sha256 = (meaning[key] for key in ("estimator", "granularity", "sha256"))
+            description = json.loads(description.read_text(encoding="utf-8"))
+            columns = [Column(**column) for column in description["columns"]]
+            estimator, granularity, sha256 = (description[key] for key in ("estimator", "granularity", "sha256"))
         except (ValueError, KeyError, TypeError) as error:
             raise LwaError(f"{description} is not the description of a FisherResult ({error!r}): compute it again") from error
         if sha256 != sha256_of(path):

@@ -48,8 +48,8 @@ def peak_memory(folder: str | Path, prompts: Sequence[Sequence[int]], batch_size
     Linux: VmHWM of /proc, since ru_maxrss would also count the parent that started it. The interpreter and torch are part of it.
     Raises subprocess.CalledProcessError where the process fails.
     """
-    asked = json.dumps({"folder": str(folder), "prompts": [list(map(int, prompt)) for prompt in prompts], "batch_size": batch_size})
-    done = subprocess.run([sys.executable, "-c", PEAK], input=asked, capture_output=True, text=True, check=True)
+    eval_cases = json.dumps({"folder": str(folder), "prompts": [list(map(int, prompt)) for prompt in prompts], "batch_size": batch_size})
+    done = subprocess.run([sys.executable, "-c", PEAK], input=eval_cases, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lwa_helpers.config import Bf16
 from lwa_helpers.models.precision import autocast
-from lwa_helpers.ranking.outputs import signals
+from lwa_helpers.ranking.outputs import label_outputs
 
 RIDGE = 1e-3  # of the mean square of the states; on MovieLens-100K 1e-1 costs a tenth of the NDCG@10, 1e-5 nothing
 
@@ -21,7 +21,7 @@ def label_states(model: nn.Module, batches: Iterable[dict[str, Tensor]], bf16: B
     device, found = next(model.parameters()).device, []
     for batch in batches:
         with autocast(bf16, device):
-            found.append(signals(model, {key: value.to(device) for key, value in batch.items()}).states.float())
+            found.append(label_outputs(model, {key: value.to(device) for key, value in batch.items()}).states.float())
     return torch.cat(found)
 
 

@@ -17,7 +17,7 @@ FLOAT32_HEAD = 2**15  # rows: the items of a catalogue, not the words of a langu
 
 
 @dataclass
-class Signals:
+class LabelOutputs:
     """What is compared at the P positions that predict: logits head(states) (P, V), which need not exist all at once, the
     token (P,) that follows each, and the states (P, d) after each layer."""
 
@@ -36,7 +36,7 @@ class Signals:
         return [slice(start, min(start + size, len(self.states))) for start in range(0, len(self.states), size)]
 
 
-def signals(model: nn.Module, batch: dict[str, Tensor], hidden: bool = False) -> Signals:
+def label_outputs(model: nn.Module, batch: dict[str, Tensor], hidden: bool = False) -> LabelOutputs:
     """Run a causal LM and keep only the positions that labels are predicted at (as in next_token_nll).
 
     hidden: keep the states after each layer as well. Hooks of the model itself do not run: one that is sharded is to be asked
@@ -45,7 +45,7 @@ def signals(model: nn.Module, batch: dict[str, Tensor], hidden: bool = False) ->
     kept = counted(batch)
     states, head, out = states_at(model, batch, kept, output_hidden_states=hidden)
     layers = [state[:, :-1][kept] for state in out.hidden_states[1:]] if hidden else []
-    return Signals(states, in_float32(head), batch["labels"][:, 1:][kept], layers)
+    return LabelOutputs(states, in_float32(head), batch["labels"][:, 1:][kept], layers)
 
 
 def in_float32(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -64,7 +64,7 @@ def in_float32(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return exact
 
 
-def in_parts(losses: Callable[[slice], Tensor], own: Signals) -> Tensor:
+def in_parts(losses: Callable[[slice], Tensor], own: LabelOutputs) -> Tensor:
     """Return the mean over positions of losses(rows) (n,), means over some of them.
 
     Where there are more logits than may exist at a time, each part's are computed, used, and computed again in the backward

@@ -66,7 +66,7 @@ class RankingTask:
         return window_loader(self.train_windows(section), section.tokens_per_batch, self.lm.pad_id, seed)
 
     @cached_property
-    def asked(self) -> Cases:
+    def eval_cases(self) -> Cases:
         """The cases of the part: all of them, or evaluation.users drawn with the seed."""
         every = cases(self.data, self.part, self.evaluation.every_target)
         n, wanted = len(every.targets), self.evaluation.users
@@ -79,7 +79,7 @@ class RankingTask:
     def prompts(self) -> list[list[int]]:
         """What the model reads of the history of every case."""
         longest = self.evaluation.history_items
-        return [self.reading.prompt(history, longest, self.cut.max_tokens) for history in self.asked.histories]
+        return [self.reading.prompt(history, longest, self.cut.max_tokens) for history in self.eval_cases.histories]
 
     def scores(self, model: PreTrainedModel) -> np.ndarray:
         """Scores of the whole catalogue for every case, (B, N); popularity's where there is nothing to read."""
@@ -92,4 +92,4 @@ class RankingTask:
     def ranks(self, model: PreTrainedModel, scores: np.ndarray | None = None) -> np.ndarray:
         """Rank of each target among all items that the user has not seen, (B,), ties against the target."""
         scores = self.scores(model) if scores is None else scores
-        return rank_of_target(scores, self.asked.targets, exclude=self.asked.histories)
+        return rank_of_target(scores, self.eval_cases.targets, exclude=self.eval_cases.histories)

@@ -149,8 +149,8 @@ class TitleRanker:
         for users, reader in self._readers(histories):
             limit = self.tokens_per_batch // len(users)
             parts = [pieces([self.tokens[item] for item in candidates[user]], limit) for user in users]
-            for together in zip_longest(*parts, fillvalue=NO_TITLES):
-                for user, (columns, trie), total in zip(users, together, read_tries(reader, [trie for _, trie in together])):
+            for with_co_teachers in zip_longest(*parts, fillvalue=NO_TITLES):
+                for user, (columns, trie), total in zip(users, with_co_teachers, read_tries(reader, [trie for _, trie in with_co_teachers])):
                     out[user, columns] = total[trie.ends]
         return out
 

@@ -24,14 +24,14 @@ from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.precision import computes_in_bf16
 from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking.item_head import sampled_nll
-from lwa_helpers.ranking.outputs import Signals, in_parts, signals
+from lwa_helpers.ranking.outputs import LabelOutputs, in_parts, label_outputs
 
 VALID = "ndcg"  # what validation measures, in the trainer's logs
 UNEVEN = {"even_batches": False}  # batches of a token budget differ in rows, so none is filled up for another process
 
 
 class IndexedWindows(torch.utils.data.Dataset):
-    """Windows with their position in the list, by which cached teacher signals are found."""
+    """Windows with their position in the list, by which cached teacher outputs are found."""
 
     def __init__(self, windows: Sequence[Window]):
         self.windows = list(windows)
@@ -147,9 +147,9 @@ class RankingTrainer(Trainer):
 
     def total(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""
-        own = signals(model, inputs)
+        own = label_outputs(model, inputs)
         if not len(own.states):
-            return nothing(own)
+            return zero_loss(own)
         if self.sampled and model.training:
             log_q, n = self.sampled
             return sampled_nll(model.get_output_embeddings(), own.states, own.targets, log_q.to(own.states.device), n)
@@ -180,8 +180,8 @@ def through(wrapped: nn.Module, model: nn.Module, function: Callable, *args):
         restore()
 
 
-def nothing(own: Signals) -> Tensor:
-    """Return the loss of a batch without any label: 0, with a zero gradient for all that the signals depend on."""
+def zero_loss(own: LabelOutputs) -> Tensor:
+    """Return the loss of a batch without any label: 0, with a zero gradient for all that the outputs depend on."""
     return sum(value.sum() for value in (own.logits, *own.hidden))
 
 
@@ -226,7 +226,7 @@ def eager_attention_on_cpu(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def train_or_go_on(trainer: Trainer, checkpoints: Path) -> None:
+def train_or_resume(trainer: Trainer, checkpoints: Path) -> None:
     """Train from the last whole checkpoint in the folder that the run writes to, and delete the folder when all is done.
 
     On one CPU process the weights are, bit for bit, those of a run that was never interrupted.

@@ -227,14 +227,14 @@ def teacher_frontier(frame: pd.DataFrame) -> Figure:
     Columns: teacher, latency_ms, ndcg, low, high. A teacher that could not be asked has no ndcg and is named below.
     """
     require(frame, ["teacher", "latency_ms", "ndcg", "low", "high"], "figure teacher_frontier")
-    asked = frame.dropna(subset=["latency_ms", "ndcg"]).sort_values("latency_ms")
-    if asked.empty:
+    eval_cases = frame.dropna(subset=["latency_ms", "ndcg"]).sort_values("latency_ms")
+    if eval_cases.empty:
         raise LwaError("figure teacher_frontier: no teacher answered, so there is nothing to draw")
-    absent = [look(name).label for name in frame.loc[~frame.index.isin(asked.index), "teacher"]]
+    absent = [look(name).label for name in frame.loc[~frame.index.isin(eval_cases.index), "teacher"]]
     fig, ax = _axes(height=2.1)
-    best = asked[asked["ndcg"] > asked["ndcg"].cummax().shift(fill_value=-np.inf)]
+    best = eval_cases[eval_cases["ndcg"] > eval_cases["ndcg"].cummax().shift(fill_value=-np.inf)]
     ax.plot(best["latency_ms"], best["ndcg"], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
-    labels = _scatter(ax, asked["latency_ms"], asked, asked["teacher"])
+    labels = _scatter(ax, eval_cases["latency_ms"], eval_cases, eval_cases["teacher"])
     note = f"\nnot reachable here: {', '.join(absent)}" if absent else ""
     ax.set(xlabel=f"Median latency per user (ms, log scale){note}", ylabel=METRIC)
     place_labels(ax, labels)

@@ -65,12 +65,12 @@ def choose(config: ExperimentConfig, rows: Rows) -> None:
     untuned.model.to(DEVICE)
     task = RankingTask(data, untuned, config.data, config.evaluation, config.seed, "valid")
     if not rows.has("popularity", "counts"):
-        rows.add("popularity", "counts", ndcg_at_k(ranks(Popularity().fit(data), task.asked), 10))
+        rows.add("popularity", "counts", ndcg_at_k(ranks(Popularity().fit(data), task.eval_cases), 10))
     task = tuned_teacher(task, config, rows)
     for items in HISTORIES:
         if not rows.has("history", items):
-            asked = config.evaluation.model_copy(update={"history_items": items})
-            rows.add("history", items, ndcg_at_k(replace(task, evaluation=asked).ranks(task.lm.model), 10))
+            eval_cases = config.evaluation.model_copy(update={"history_items": items})
+            rows.add("history", items, ndcg_at_k(replace(task, evaluation=eval_cases).ranks(task.lm.model), 10))
     compare_students(task, config, rows)
 
 
@@ -90,13 +90,13 @@ def compare_students(task: RankingTask, config: ExperimentConfig, rows: Rows) ->
     """A student for each of STUDENTS, all from the same start."""
     section = config.distillation
     windows = budget(task.train_windows(section), section, config.seed)
-    lessons = Distillation(task.lm, None, section, windows, config.seed)
-    start = lessons.start(section.n_layers)
+    distillation = Distillation(task.lm, None, section, windows, config.seed)
+    start = distillation.start(section.n_layers)
     for setting in STUDENTS:
         if rows.has("student", setting):
             continue
         student, tried = copied(start), section.model_copy(update={"loss": section.loss.model_copy(update=setting)})
-        replace(lessons, section=tried).train(student, section.strategy, lessons.signals)
+        replace(distillation, section=tried).train(student, section.strategy, distillation.teacher_outputs)
         rows.add("student", setting, ndcg_at_k(task.ranks(student.model), 10))
 
 

@@ -37,10 +37,10 @@ from row_file import DEVICE, RowFile, keep_manifest
 from lwa_helpers import files, paths
 from lwa_helpers.config import DistillationConfig, ExperimentConfig
 from lwa_helpers.data.loading import load_data
-from lwa_helpers.distillation.ensemble import fuse, recommender_signals
+from lwa_helpers.distillation.ensemble import fuse, recommender_outputs
 from lwa_helpers.distillation.recipes import Distillation, agreement, budget, calibrations, in_steps
 from lwa_helpers.distillation.student import greedy_scores
-from lwa_helpers.distillation.teacher_cache import TeacherSignals, weights_hash
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs, weights_hash
 from lwa_helpers.distillation.weighting import LABELS, NO_HIDDEN
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.cross_fit import CrossFitted
@@ -159,9 +159,9 @@ class Ablation:
         """Write what makes the rows beside their ranks."""
         config = self.config.model_copy(update={"distillation": self.section})
         fixed = {"settings_hash" if name == "settings" else name: value for name, value in self.rows.fixed.items()}
-        asked = fixed | {"data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
+        eval_cases = fixed | {"data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
         fix = "set them as they were, or move its folder away"
-        self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, asked, fix)
+        self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, eval_cases, fix)
 
     @cached_property
     def teacher_scores(self) -> np.ndarray:
@@ -171,7 +171,7 @@ class Ablation:
     def teacher_ndcg(self) -> np.ndarray:
         return ndcg_at_k(self.task.ranks(self.lm.model, self.teacher_scores), 10)
 
-    def lessons(self, seed: int, **changes) -> Distillation:
+    def distillation(self, seed: int, **changes) -> Distillation:
         """What students of one seed share, with these changes to the section."""
         return Distillation(self.lm, self.fisher, self.section.model_copy(update=changes), self.windows, seed)
 
@@ -191,13 +191,13 @@ class Ablation:
 
     def _start(self, n_layers: int, selection: str, draw: int) -> tuple[LanguageModel, np.ndarray]:
         """A student before recovery, and its ranks."""
-        student = self.lessons(draw, selection=selection).start(n_layers, self.layer_scores(selection))
+        student = self.distillation(draw, selection=selection).start(n_layers, self.layer_scores(selection))
         return student, self.task.ranks(student.model)
 
-    def run(self, arm: Arm, seed: int, signals: TeacherSignals | None = None) -> None:
+    def run(self, arm: Arm, seed: int, outputs: TeacherOutputs | None = None) -> None:
         """Train one student and write its row; what is the same student in another experiment is not trained again."""
-        lessons, before = self.lessons(seed, **arm.changes), np.array([])
-        section = lessons.section
+        distillation, before = self.distillation(seed, **arm.changes), np.array([])
+        section = distillation.section
         student_key = files.sha256_of_text(json.dumps([section.model_dump(mode="json"), arm.draw, arm.taught]))[:12]
         named = {"experiment": arm.experiment, "arm": arm.name, "seed": seed, "student": student_key}
         named["heard"] = json.dumps(dict(arm.taught)) if arm.taught else ""
@@ -206,15 +206,15 @@ class Ablation:
             return
         if section.steps:
             began = time.perf_counter()
-            student, trainer = in_steps(lessons)
+            student, trainer = in_steps(distillation)
         else:
             start, before = self.start(section.n_layers, section.selection, arm.draw)
-            signals = signals or lessons.signals
+            outputs = outputs or distillation.teacher_outputs
             student, began = replace(start, model=copy.deepcopy(start.model)), time.perf_counter()
-            trainer = lessons.train(student, section.strategy, signals)
+            trainer = distillation.train(student, section.strategy, outputs)
         seconds, scores = time.perf_counter() - began, self.task.scores(student.model)
         ranks = self.task.ranks(student.model, scores)
-        ndcg, alike = ndcg_at_k(ranks, 10), agreement(scores, self.teacher_scores, self.task.asked.histories).mean()
+        ndcg, alike = ndcg_at_k(ranks, 10), agreement(scores, self.teacher_scores, self.task.eval_cases.histories).mean()
         kept = ratio_of_means(ndcg, self.teacher_ndcg, seed=self.config.seed)
         self.rows.add({
             **named, "profile": self.config.profile, "layers": len(decoder_layers(student.model)),
@@ -252,21 +252,21 @@ class Ablation:
     def taught_by(self, experiment: str, others: dict[str, Path], seeds: list[int]) -> None:
         """The student of the first teacher's layers, taught by all teachers as one, each heard by its validation NDCG, and by
         each alone."""
-        first, valid, items = self.lessons(0).signals, self.valid(self.lm), self.lm.items.tokens
+        first, valid, items = self.distillation(0).teacher_outputs, self.valid(self.lm), self.lm.items.tokens
         systems = dict(self.recommenders() if experiment == "fusion" else self.languages(others))
         heard, said = calibrations(self.lm.model, systems, valid), {"teacher": first}
         with tempfile.TemporaryDirectory() as folder:
             for name, system in systems.items():
-                said[name] = recommender_signals(system, self.windows, first, Path(folder) / name, items, heard[name].scale)
+                said[name] = recommender_outputs(system, self.windows, first, Path(folder) / name, items, heard[name].scale)
             print("scale, and NDCG@10, on the validation part:", heard, flush=True)
             weights = tuple((name, found.weight) for name, found in heard.items())
             fused = fuse(list(said.values()), [weight for _, weight in weights], Path(folder) / "fused", [items] * len(said))
             students = {"fused": (fused, weights)}
-            for name, signals in said.items():
-                students[f"{name} alone"] = (signals, ((name, 1.0),) if name != "teacher" else ())
-            for seed, (name, (signals, taught)) in product(seeds, students.items()):
+            for name, outputs in said.items():
+                students[f"{name} alone"] = (outputs, ((name, 1.0),) if name != "teacher" else ())
+            for seed, (name, (outputs, taught)) in product(seeds, students.items()):
                 if not self.rows.has(arm := Arm(experiment, name, taught=taught), seed):
-                    self.run(arm, seed, signals)
+                    self.run(arm, seed, outputs)
 
     def valid(self, lm: LanguageModel) -> RankingTask:
         """The validation part, as a teacher reads it."""

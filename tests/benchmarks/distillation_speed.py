@@ -1,10 +1,10 @@
-"""Tokens a second of the student's distillation step with cached signals and with a live teacher, and both models' inference.
+"""Tokens a second of the student's distillation step with cached outputs and with a live teacher, and both models' inference.
 
     python tests/benchmarks/distillation_speed.py [--profile quick] [--rounds 5] [--bf16] [--set data.reading=items]
 
 Needs `lwa reproduce --profile PROFILE --only 02 --set data.reading=titles` (or items, as here). The ways take turns in one
 process, so that a busy machine disturbs all alike; rows go to results/benchmarks/distillation_speed.csv, with a manifest beside
-it. Goals on two cores: a step >= 3 times as fast with cached signals; for the same users and the whole catalogue, 8 of 30 layers
+it. Goals on two cores: a step >= 3 times as fast with cached outputs; for the same users and the whole catalogue, 8 of 30 layers
 >= 4 times as fast with the same head and >= 8 times as fast as the title head of the model that the teacher was made from (in
 float32, which it always computes in, and of a vocabulary cut to the titles).
 """
@@ -36,7 +36,7 @@ STEPS = 4  # of each timed run of the trainer
 TITLE_HEAD_USERS = 2
 FILE = paths.RESULTS / "benchmarks" / "distillation_speed.csv"
 PAIRS = (  # what, the slow way, the fast way
-    ("training step", "live teacher", "cached signals"), ("inference", "teacher", "student"),
+    ("training step", "live teacher", "cached outputs"), ("inference", "teacher", "student"),
     ("heads", "teacher, title head", "student, item head"),
 )  # fmt: skip
 
@@ -54,28 +54,28 @@ def main(options: argparse.Namespace) -> None:
     lm = tuned_run.tuned_teacher(config)
     task = RankingTask(load_data(config.data), lm, config.data, config.evaluation, config.seed)
     windows = budget(task.train_windows(section), section, config.seed)
-    signals = Distillation(lm, None, section, windows, config.seed).signals
+    outputs = Distillation(lm, None, section, windows, config.seed).teacher_outputs
     loader = window_loader(windows, section.tokens_per_batch, lm.pad_id, 0)
     tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in zip(loader, range(STEPS)))
     ways = {}
-    for name, source in {"cached signals": signals, "live teacher": lm}.items():
+    for name, source in {"cached outputs": outputs, "live teacher": lm}.items():
         student = build_student(lm, section.n_layers, section.selection)
         arguments = training_arguments(section.model_copy(update={"epochs": 1.0}), STEPS, 0)
         ways[name] = DistillationTrainer(source, student, None, section.strategy, section.loss, arguments, loader=loader).train
     training = time_side_by_side(ways, options.rounds)
-    asked, size, items = task.prompts[: section.timing_users], config.evaluation.batch_size, lm.items.tokens
+    eval_cases, size, items = task.prompts[: section.timing_users], config.evaluation.batch_size, lm.items.tokens
     models = {"teacher": lm.model, "student": build_student(lm, section.n_layers, section.selection).model}
-    calls = {name: lambda m=m: rank_catalogue(m, asked, items, size, bf16) for name, m in models.items()}
+    calls = {name: lambda m=m: rank_catalogue(m, eval_cases, items, size, bf16) for name, m in models.items()}
     inference = time_side_by_side(calls, options.rounds)
     head = title_head(config.teacher.model, task)
-    few = [history[-config.evaluation.history_items :] for history in task.asked.histories[:TITLE_HEAD_USERS]]
+    few = [history[-config.evaluation.history_items :] for history in task.eval_cases.histories[:TITLE_HEAD_USERS]]
     heads = time_side_by_side({
         "teacher, title head": lambda: head.scores(few),
-        "student, item head": lambda: rank_catalogue(models["student"], asked[:TITLE_HEAD_USERS], items, size),
+        "student, item head": lambda: rank_catalogue(models["student"], eval_cases[:TITLE_HEAD_USERS], items, size),
     }, options.rounds)  # fmt: skip
     frame = pd.concat([
         training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
-        inference.assign(what="inference", rate=len(asked) / inference.seconds, unit="users/s"),
+        inference.assign(what="inference", rate=len(eval_cases) / inference.seconds, unit="users/s"),
         heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
     ]).assign(profile=config.profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
     with files.atomic_write(FILE) as path:

@@ -37,7 +37,7 @@ from lwa_helpers.cli import parse_overrides
 from lwa_helpers.config import DistillationConfig, ExperimentConfig, load_config
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.loading import load_data
-from lwa_helpers.distillation.ensemble import fused_signals
+from lwa_helpers.distillation.ensemble import ensemble_outputs
 from lwa_helpers.distillation.recipes import Distillation, budget, co_taught_student
 from lwa_helpers.distillation.teacher_tuning import item_model
 from lwa_helpers.distillation.teacher_tuning import tune as tune_teacher
@@ -100,13 +100,13 @@ class Table:
         print(pd.DataFrame([row]).round(4).to_string(index=False), flush=True)
 
 
-def both_ranks(system, asked: Cases, batch_size: int = 256) -> np.ndarray:
+def both_ranks(system, eval_cases: Cases, batch_size: int = 256) -> np.ndarray:
     """Ranks of the targets (2, B): with the user's seen items left out, and among all items."""
     parts = []
-    for start in range(0, len(asked.targets), batch_size):
+    for start in range(0, len(eval_cases.targets), batch_size):
         part = slice(start, start + batch_size)
-        scores = system.scores(asked.histories[part])
-        parts.append([rank_of_target(scores, asked.targets[part], exclude) for exclude in (asked.histories[part], None)])
+        scores = system.scores(eval_cases.histories[part])
+        parts.append([rank_of_target(scores, eval_cases.targets[part], exclude) for exclude in (eval_cases.histories[part], None)])
     return np.concatenate(parts, axis=1)
 
 
@@ -127,17 +127,17 @@ class Study:
     def __init__(self, options: argparse.Namespace):
         self.config = settings(options)
         self.seed, self.data = self.config.seed, load_data(self.config.data)
-        self.asked = cases(self.data, "test", options.every_target)
+        self.eval_cases = cases(self.data, "test", options.every_target)
         folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
-        asked = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
+        eval_cases = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
         commit = keep_manifest(
-            folder.with_suffix(".json"), self.config, asked, "give this run another --name",
+            folder.with_suffix(".json"), self.config, eval_cases, "give this run another --name",
             lambda: {"model_hash": load_teacher(self.config.teacher.model).sha256},
         )
         self.table = Table(folder, commit)
         self.fitted = lru_cache(lambda name: self.as_tuned(name)(self.data))
         self.cross_fitted = lru_cache(lambda name: CrossFitted.of(self.as_tuned(name), self.data, self.seed))
-        print(f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.asked.targets)} test cases", flush=True)
+        print(f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.eval_cases.targets)} test cases", flush=True)
 
     def baseline(self, name: str) -> None:
         """Tune on valid, rank test; every setting tried goes to <name>_tried.csv."""
@@ -145,7 +145,7 @@ class Study:
         tuned = tune(kind, grid, self.data, budget=BUDGET)
         self.table.folder.mkdir(parents=True, exist_ok=True)
         tuned.tried.to_csv(self.table.folder / f"{name}_tried.csv", index=False)
-        both = both_ranks(tuned.best, self.asked)
+        both = both_ranks(tuned.best, self.eval_cases)
         self.table.add(name, *both, seconds=time.perf_counter() - start, settings=json.dumps(tuned.settings))
 
     def as_tuned(self, name: str) -> Callable[[Interactions], Baseline]:
@@ -161,7 +161,7 @@ class Study:
         made = self.teacher() if name == "teacher" else self.student(name)
         with atomic_write(self.table.folder / name) as folder:
             made.save(folder)
-        both = both_ranks(self.ranker(made), self.asked)
+        both = both_ranks(self.ranker(made), self.eval_cases)
         self.table.add(name, *both, seconds=time.perf_counter() - start)
 
     def trained(self, name: str) -> LanguageModel:
@@ -186,15 +186,15 @@ class Study:
         own, teachers = STUDENTS[name]
         teacher = self.trained(own)
         task, section = self.task(teacher), self.whole(teacher) if name == "fused_teacher" else self.config.distillation
-        lessons = Distillation(teacher, None, section, budget(task.train_windows(section), section, self.seed), self.seed)
+        distillation = Distillation(teacher, None, section, budget(task.train_windows(section), section, self.seed), self.seed)
         others = {other: self.cross_fitted(other) for other in teachers if other in BASELINES}
         if own in teachers:
-            return co_taught_student(lessons, others, task)[0] if others else lessons.student(section.n_layers)[0]
-        asked, heard = task.asked, {"teacher": Calibration(1.0, 0.0)}  # whose layers it has, and who says nothing
-        heard |= {other: calibrated(s.scores(asked.histories, asked.user_ids), asked) for other, s in others.items()}
-        said = fused_signals(lessons.signals, lessons.windows, others, teacher.items.tokens, heard)
-        student = lessons.start(section.n_layers)
-        lessons.train(student, section.strategy, said)
+            return co_taught_student(distillation, others, task)[0] if others else distillation.student(section.n_layers)[0]
+        eval_cases, heard = task.eval_cases, {"teacher": Calibration(1.0, 0.0)}  # whose layers it has, and who says nothing
+        heard |= {other: calibrated(s.scores(eval_cases.histories, eval_cases.user_ids), eval_cases) for other, s in others.items()}
+        said = ensemble_outputs(distillation.teacher_outputs, distillation.windows, others, teacher.items.tokens, heard)
+        student = distillation.start(section.n_layers)
+        distillation.train(student, section.strategy, said)
         return student
 
     def whole(self, teacher: LanguageModel) -> DistillationConfig:
@@ -210,9 +210,9 @@ class Study:
         """Rank test by the weighted mean of the item probabilities of those that teach the fused students."""
         start, teacher = time.perf_counter(), self.trained("teacher")
         systems = {"teacher": self.ranker(teacher)} | {other: self.fitted(other) for other in FUSED[1:]}
-        valid = self.task(teacher).asked
+        valid = self.task(teacher).eval_cases
         heard = {other: calibrated(system.scores(valid.histories), valid) for other, system in systems.items()}
-        both = both_ranks(Ensemble(systems, heard), self.asked)
+        both = both_ranks(Ensemble(systems, heard), self.eval_cases)
         self.table.add(name, *both, seconds=time.perf_counter() - start, settings=json.dumps(heard))
 
     def task(self, lm: LanguageModel) -> RankingTask:

@@ -40,15 +40,15 @@ from lwa_helpers.ranking.item_head import ItemRanker, pad_right
 @torch.no_grad()
 def completed(lm: LanguageModel, beginnings: list[str], ends: list[str], batch_size: int = 64) -> np.ndarray:
     """Whether each token of each end is the most probable one after the text before it, (n,) bool."""
-    asked = [lm.tokenizer(text)["input_ids"] for text in beginnings]
+    eval_cases = [lm.tokenizer(text)["input_ids"] for text in beginnings]
     wanted = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ends]
-    out = np.zeros(len(asked), bool)
-    for start in range(0, len(asked), batch_size):
-        rows = range(start, min(start + batch_size, len(asked)))
-        ids, mask = pad_right([asked[i] + wanted[i] for i in rows])
+    out = np.zeros(len(eval_cases), bool)
+    for start in range(0, len(eval_cases), batch_size):
+        rows = range(start, min(start + batch_size, len(eval_cases)))
+        ids, mask = pad_right([eval_cases[i] + wanted[i] for i in rows])
         best = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1)
         for row, i in enumerate(rows):
-            first, n = len(asked[i]), len(wanted[i])
+            first, n = len(eval_cases[i]), len(wanted[i])
             out[i] = (best[row, first - 1 : first - 1 + n] == ids[row, first : first + n]).all()
     return out
 
@@ -88,9 +88,9 @@ def anonymous(titles: list[str]) -> list[str]:
     return made
 
 
-def ndcg(system, asked: Cases, histories: list[list[int]]) -> np.ndarray:
+def ndcg(system, eval_cases: Cases, histories: list[list[int]]) -> np.ndarray:
     """NDCG@10 of each case for what a system reads, (B,); all that the user has seen is left out, read or not."""
-    return ndcg_at_k(rank_of_target(system.scores(histories), asked.targets, asked.histories), 10)
+    return ndcg_at_k(rank_of_target(system.scores(histories), eval_cases.targets, eval_cases.histories), 10)
 
 
 def row(probe: str, value: float, low: float, high: float, n: int) -> dict:
@@ -101,16 +101,16 @@ def probe_teacher(config, data, users: int) -> list[dict]:
     """NDCG@10 under each change, and its paired difference to the histories as they are."""
     lm, every, cut = tuned_run.tuned_teacher(config), cases(data), config.evaluation
     some = np.sort(np.random.default_rng(config.seed).permutation(len(every.targets))[:users])
-    asked = Cases(*([values[i] for i in some] for values in every[:2]), every.targets[some])
-    newest = [history[-cut.history_items :] for history in asked.histories]
+    eval_cases = Cases(*([values[i] for i in some] for values in every[:2]), every.targets[some])
+    newest = [history[-cut.history_items :] for history in eval_cases.histories]
     ranker, nameless = (
         ItemRanker(lm, Reading.of(titles, lm, prompt_for(data.name)), cut.batch_size, cut.bf16)
         for titles in (data.titles, anonymous(data.titles))
     )
     probed = histories_probed(newest, config.seed)
-    found = {name: ndcg(ranker, asked, histories) for name, histories in probed.items()}
-    found["numbers for titles"] = ndcg(nameless, asked, newest)
-    found["popularity"] = ndcg(Popularity().fit(data), asked, newest)
+    found = {name: ndcg(ranker, eval_cases, histories) for name, histories in probed.items()}
+    found["numbers for titles"] = ndcg(nameless, eval_cases, newest)
+    found["popularity"] = ndcg(Popularity().fit(data), eval_cases, newest)
     rows = [row("teacher, NDCG@10: " + name, *mean_interval(v, seed=config.seed), len(v)) for name, v in found.items()]
     base = found.pop("as they are")
     changes = {name: paired_difference(values, base, seed=config.seed) for name, values in found.items()}

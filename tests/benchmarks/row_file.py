@@ -47,17 +47,17 @@ def keep_record(file: Path, options: dict, began: float, config: ExperimentConfi
     write_json(file.with_suffix(".json"), made_by(options, config) | hashes | {"seconds": time.perf_counter() - began})
 
 
-def keep_manifest(path: Path, config: ExperimentConfig, asked: dict, fix: str, hashes: Callable[[], dict] = dict) -> str:
+def keep_manifest(path: Path, config: ExperimentConfig, eval_cases: dict, fix: str, hashes: Callable[[], dict] = dict) -> str:
     """Write what makes a table's rows, the first run's manifest, to which every later one must be alike in settings and in `asked`.
 
     fix: what to do where it is not. hashes: further facts, asked for by the first run alone. Returns the commit of this run,
     marked where files have been changed since. Raises LwaError where something differs.
     """
-    summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | asked, default=manifest.plain))
+    summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | eval_cases, default=manifest.plain))
     commit = commit_of(summary)
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in ("settings", *asked) if before.get(key) != summary[key]]
+        changed = [key for key in ("settings", *eval_cases) if before.get(key) != summary[key]]
         if changed:
             raise LwaError(f"{path} was made with other {', '.join(changed)}: {fix}")
         return commit

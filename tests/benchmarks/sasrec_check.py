@@ -58,16 +58,16 @@ class CornacSASRec:
 
 def main(options: argparse.Namespace) -> int:
     data = load_amazon(options.root, options.category, split=options.split) if options.root else load_movielens()
-    asked = cases(data)
+    eval_cases = cases(data)
     ours = {"dim": [64], "heads": [1], "max_length": [LENGTH], "max_epochs": [options.max_epochs]}
     ndcg = {}
     for name, (kind, grid) in {"ours": (SASRec, ours), "cornac": (CornacSASRec, {"n_epochs": options.epochs})}.items():
         tuned = tune(kind, grid, data, budget=len(options.epochs))
         print(tuned.tried.round(4).assign(system=name).to_string(index=False), flush=True)
-        ndcg[name] = ndcg_at_k(ranks(tuned.best, asked), 10)
+        ndcg[name] = ndcg_at_k(ranks(tuned.best, eval_cases), 10)
         print(name, "test NDCG@10 {:.4f} [{:.4f}, {:.4f}]".format(*mean_interval(ndcg[name], seed=0)), flush=True)
     lead = paired_difference(ndcg["ours"], ndcg["cornac"], seed=0)
-    print(f"{data.name}, {len(asked.targets)} users: ours - cornac " + "{:+.4f} [{:+.4f}, {:+.4f}]".format(*lead))
+    print(f"{data.name}, {len(eval_cases.targets)} users: ours - cornac " + "{:+.4f} [{:+.4f}, {:+.4f}]".format(*lead))
     return 1 if lead.high < 0 else 0
 
 

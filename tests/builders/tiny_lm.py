@@ -87,8 +87,8 @@ def section(**changes):
     return load_config("smoke").distillation.model_copy(update=own | changes)
 
 
-def lessons(teacher=None, cut=CUT, per_layer=(4.0, 3, 2, 1), seed=0, **changes):
-    """A distillation of a tiny teacher with item tokens on a few users' windows; its signals lie in paths.CACHE."""
+def distillation(teacher=None, cut=CUT, per_layer=(4.0, 3, 2, 1), seed=0, **changes):
+    """A distillation of a tiny teacher with item tokens on a few users' windows; its outputs lie in paths.CACHE."""
     teacher = teacher or item_lm()
     return Distillation(teacher, result(per_layer), section(**changes), windows(teacher, cut), seed)
 

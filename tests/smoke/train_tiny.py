@@ -18,7 +18,7 @@ from lwa_helpers import DistillationTrainer
 from lwa_helpers.config import LossConfig
 from lwa_helpers.distillation.recipes import trained_rows
 from lwa_helpers.models.low_rank import low_rank
-from lwa_helpers.ranking.training import train_or_go_on, training_arguments, window_loader
+from lwa_helpers.ranking.training import train_or_resume, training_arguments, window_loader
 
 
 class Kill(TrainerCallback):
@@ -46,7 +46,7 @@ def train(out: Path, folder: Path | None = None, kill: int = -1, accumulate: int
             teacher, student, strategy="linear", loss=LossConfig(alpha=0.5, temperature=1.0, beta=1.0), args=arguments,
             loader=loader, head_learning_rate=own.head_learning_rate, callbacks=[Kill(kill)],
         )
-        train_or_go_on(trainer, folder) if folder else trainer.train()
+        train_or_resume(trainer, folder) if folder else trainer.train()
     if trainer.is_world_process_zero():
         save_file(student.model.state_dict() | {"processes": torch.tensor(trainer.accelerator.num_processes)}, out)
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
-from tiny_lm import CUT, TITLES, item_lm, lessons, office_task, section, windows
+from tiny_lm import CUT, TITLES, distillation, item_lm, office_task, section, windows
 
 from lwa_helpers.config import load_config
 from lwa_helpers.distillation import recipes
 from lwa_helpers.distillation.recipes import Distillation, agreement, budget, co_taught_student, in_steps, run_arm
-from lwa_helpers.distillation.teacher_cache import TeacherSignals
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs
 from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.cross_fit import CrossFitted
@@ -35,12 +35,12 @@ def same(a, b):
 
 @pytest.fixture
 def taught(monkeypatch):
-    """(student's layers, teacher's layers, windows, epochs, signals) of every distillation."""
+    """(student's layers, teacher's layers, windows, epochs, outputs) of every distillation."""
     seen, train = [], Distillation.train
 
-    def recording(self, student, strategy, signals=None, logs=None):
-        seen.append((depth(student), self.n_layers, list(self.windows), self.section.epochs, signals))
-        return train(self, student, strategy, signals, logs)
+    def recording(self, student, strategy, outputs=None, logs=None):
+        seen.append((depth(student), self.n_layers, list(self.windows), self.section.epochs, outputs))
+        return train(self, student, strategy, outputs, logs)
 
     monkeypatch.setattr(Distillation, "train", recording)
     return seen
@@ -66,7 +66,7 @@ def batches(monkeypatch):
 @pytest.mark.parametrize("selection", ["first", "uniform", "top_fisher"])
 def test_a_student_starts_from_the_teachers_layers_and_its_head_carried_over(selection):
     teacher = item_lm()
-    before, own = weights(teacher), lessons(teacher, selection=selection, per_layer=(1.0, 9, 2, 8))
+    before, own = weights(teacher), distillation(teacher, selection=selection, per_layer=(1.0, 9, 2, 8))
     student = own.start(2)
     kept = {"first": (0, 1), "uniform": (0, 3), "top_fisher": (1, 3)}[selection]
     for mine, layer in zip(decoder_layers(student.model), kept, strict=True):
@@ -83,23 +83,23 @@ def test_a_student_starts_from_the_teachers_layers_and_its_head_carried_over(sel
 
 def test_a_student_of_all_layers_is_the_teacher_itself_at_first():
     teacher = item_lm()
-    student = lessons(teacher).start(4)
+    student = distillation(teacher).start(4)
     assert same(weights(student), weights(teacher)) and student.model is not teacher.model
 
 
 def test_a_selection_by_score_takes_other_scores_than_fisher_where_they_are_given():
-    own = lessons(selection="top_fisher", per_layer=(9.0, 8, 1, 1))
+    own = distillation(selection="top_fisher", per_layer=(9.0, 8, 1, 1))
     theirs, its = (decoder_layers(lm.model) for lm in (own.teacher, own.start(2, [0, 1, 2, 3])))
     for mine, layer in zip(its, theirs[2:], strict=True):
         assert torch.equal(mine.self_attn.q_proj.weight, layer.self_attn.q_proj.weight)
 
 
 def test_without_fisher_information_only_what_needs_it_is_refused():
-    own = replace(lessons(strategy="none"), fisher=None)
+    own = replace(distillation(strategy="none"), fisher=None)
     student, trainer = own.student(2)
     assert depth(student) == 2 and trainer.weights is None
     with pytest.raises(LwaError, match="needs scores"):
-        replace(lessons(selection="top_fisher"), fisher=None).start(2)
+        replace(distillation(selection="top_fisher"), fisher=None).start(2)
     with pytest.raises(LwaError, match="needs Fisher scores"):
         own.train(own.start(2), "fisher")
 
@@ -118,20 +118,20 @@ def test_a_share_of_an_epoch_is_a_drawn_share_of_the_windows():
 
 @pytest.mark.parametrize("epochs", [0.25, 1.0, 2.0])
 def test_a_share_of_the_windows_is_passed_over_once(batches, epochs):
-    own = lessons(cut=CUT * 6, tokens_per_batch=10, epochs=epochs)
+    own = distillation(cut=CUT * 6, tokens_per_batch=10, epochs=epochs)
     student, trainer = own.student(2)
     rows = [row for batch in batches[id(trainer)][2] for row in batch]
     assert sorted(rows) == sorted(list(range(18)) * round(max(1, epochs))) and depth(student) == 2
 
 
 def test_one_student_has_the_whole_budget(taught):
-    own = lessons(epochs=1.0)
+    own = distillation(epochs=1.0)
     student, trainer = own.student(2)
     assert [step[:4] for step in taught] == [(2, 4, own.windows, 1.0)] and trainer.model is student.model
 
 
 def test_a_short_budget_is_shared_by_windows(taught):
-    own = lessons(cut=CUT * 2, steps=[3, 2], epochs=1.0)
+    own = distillation(cut=CUT * 2, steps=[3, 2], epochs=1.0)
     student, _ = in_steps(own)
     first, second = taught
     assert first[:2] == (3, 4) and second[:2] == (2, 3) and depth(student) == 2
@@ -139,14 +139,14 @@ def test_a_short_budget_is_shared_by_windows(taught):
 
 
 def test_a_long_budget_is_shared_by_epochs(taught):
-    own = lessons(steps=[3, 2], epochs=4.0)
+    own = distillation(steps=[3, 2], epochs=4.0)
     in_steps(own)
     assert [step[2:4] for step in taught] == [(own.windows, 2.0)] * 2
 
 
 @pytest.mark.parametrize("epochs", [1.0, 1.5, 2.0, 3.0])
 def test_steps_take_together_as_many_windows_as_one_student_alone(taught, epochs):
-    own = lessons(cut=CUT * 4, steps=[4, 3, 2], epochs=epochs)
+    own = distillation(cut=CUT * 4, steps=[4, 3, 2], epochs=epochs)
     in_steps(own)
     assert sum(len(step[2]) * step[3] for step in taught) == pytest.approx(epochs * len(own.windows))
     assert len(taught) == 3
@@ -165,7 +165,7 @@ def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_h
         return student
 
     monkeypatch.setattr(recipes, "build_student", recording)
-    in_steps(lessons(selection="top_fisher", steps=[3, 2], per_layer=(1.0, 8, 2, 9)))
+    in_steps(distillation(selection="top_fisher", steps=[3, 2], per_layer=(1.0, 8, 2, 9)))
     assert layers == [[1, 2, 3], [0, 2]]
 
 
@@ -174,22 +174,22 @@ def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_h
 
 def test_signals_of_a_section_are_cut_as_its_loss_says():
     loss = load_config("smoke").distillation.loss.model_copy(update={"top_k": 3, "temperature": 2.0})
-    said = lessons(loss=loss, strategy="fisher").signals
+    said = distillation(loss=loss, strategy="fisher").teacher_outputs
     assert said.logits.shape == (5, 4) and said.temperature == 2.0 and said.layers == [2, 4]
 
 
 def test_students_of_several_depths_share_what_the_teacher_says_once(monkeypatch):
     """That of the section's own depth is what it would be alone; without states to match, the last layer's do."""
-    asked, compute = [], TeacherSignals.compute
-    monkeypatch.setattr(TeacherSignals, "compute", lambda *args: asked.append(args[2]) or compute(*args))
-    alone, _ = lessons(strategy="fisher").student(2)
-    shared = lessons(strategy="fisher", frontier=[9, 3, 2, 1])
+    asked, compute = [], TeacherOutputs.compute
+    monkeypatch.setattr(TeacherOutputs, "compute", lambda *args: asked.append(args[2]) or compute(*args))
+    alone, _ = distillation(strategy="fisher").student(2)
+    shared = distillation(strategy="fisher", frontier=[9, 3, 2, 1])
     assert shared.section.depths == [9, 3, 2, 1]
     students = {n: shared.student(n)[0] for n in (3, 2, 1)}
     assert {n: depth(student) for n, student in students.items()} == {3: 3, 2: 2, 1: 1}
     assert asked == [[2, 4], [1, 2, 3, 4]]  # layer_map of 9 layers names no others
     assert same(weights(alone), weights(students[2]))
-    lessons(strategy="none", frontier=[3, 1]).student(2)
+    distillation(strategy="none", frontier=[3, 1]).student(2)
     assert asked[2:] == [[4]]
 
 
@@ -201,7 +201,7 @@ def ablation(seed=0, **changes):
         update={"n_layers": 2, "tokens_per_batch": 10, "bf16": False, "rank": 4, "epochs": 0.5} | changes
     )
     data = windows(item_lm(), CUT * 12)
-    return replace(lessons(seed=seed), section=own, windows=budget(data, own, seed))
+    return replace(distillation(seed=seed), section=own, windows=budget(data, own, seed))
 
 
 def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_others(batches, tmp_path):
@@ -216,9 +216,9 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_oth
             drawn.setdefault(seed, []).append(order)
             starts.setdefault(seed, []).append(head)
             assert set(frame.strategy) == {strategy} and set(frame.seed) == {seed}
-            assert frame.user_id.tolist() == task.asked.user_ids
-            assert frame.target.tolist() == task.asked.targets.tolist()
-            assert set(frame.steps) == {len(order)} and set(frame.targets) == {int(own.signals.starts[-1])}
+            assert frame.user_id.tolist() == task.eval_cases.user_ids
+            assert frame.target.tolist() == task.eval_cases.targets.tolist()
+            assert set(frame.steps) == {len(order)} and set(frame.targets) == {int(own.teacher_outputs.starts[-1])}
             assert trainer.loss_config.alpha == (0 if strategy == "labels" else own.section.loss.alpha)
         assert same(weights(start), before)
         assert all(order == drawn[seed][0] for order in drawn[seed])
@@ -228,7 +228,7 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_oth
 
 def test_the_order_of_the_same_windows_follows_the_seed(batches):
     for seed in (0, 1, 0):
-        own = lessons(cut=CUT * 6, tokens_per_batch=10, seed=seed)
+        own = distillation(cut=CUT * 6, tokens_per_batch=10, seed=seed)
         own.train(own.start(2), "none")
     first, other, again = (order for _, _, order in batches.values())
     assert first == again != other and len(first) == len(other)
@@ -268,9 +268,9 @@ class Nearby:
 def test_a_student_of_several_teachers_hears_each_by_its_validation_part(taught, tmp_path):
     """Probabilities by hand, on item columns alone: the teacher's, and the other's, each user's by its fit."""
     valid = office_task(tmp_path / "office", part="valid")
-    asked = valid.asked
+    asked = valid.eval_cases
     system = CrossFitted([Nearby(), Nearby(1)], {"u": 0, "v": 1, "w": 0} | {user: 0 for user in asked.user_ids})
-    own = lessons(valid.lm, strategy="uniform")
+    own = distillation(valid.lm, strategy="uniform")
     student, heard = co_taught_student(own, {"nearby": system}, valid)
     assert depth(student) == 2 and list(heard) == ["teacher", "nearby"]
 
@@ -292,21 +292,21 @@ def test_a_student_of_several_teachers_hears_each_by_its_validation_part(taught,
 
     assert likelihood(scale) > max(likelihood(0.9 * scale), likelihood(1.1 * scale))
     items = own.teacher.items.tokens
-    theirs = softmax(np.array(own.signals.logits[:, items], float), axis=1)
+    theirs = softmax(np.array(own.teacher_outputs.logits[:, items], float), axis=1)
     shown = [[0, 1, 2], [0, 1, 2, 3], [4], [7], [7, 6]]  # before the five targets
     scores = np.concatenate([Nearby().scores(shown[:2]), Nearby(1).scores(shown[2:3]), Nearby().scores(shown[3:])])
     others = softmax(scale * scores, axis=1)
     share = np.array([heard["teacher"][1], quality]) / (heard["teacher"][1] + quality)
     said = softmax(np.array(taught[0][4].logits, float), axis=1)
     np.testing.assert_allclose(said[:, items], share[0] * theirs + share[1] * others, rtol=2e-2, atol=1e-4)
-    assert not said[:, : items.start].any() and said.shape == own.signals.logits.shape
+    assert not said[:, : items.start].any() and said.shape == own.teacher_outputs.logits.shape
 
 
 def test_several_teachers_need_all_that_the_teacher_says(tmp_path):
     loss = section().loss.model_copy(update={"top_k": 3})
     valid = office_task(tmp_path / "office", part="valid")
     with pytest.raises(LwaError, match="top_k=None"):
-        co_taught_student(lessons(valid.lm, loss=loss), {"nearby": CrossFitted([Nearby()], {})}, valid)
+        co_taught_student(distillation(valid.lm, loss=loss), {"nearby": CrossFitted([Nearby()], {})}, valid)
 
 
 def test_agreement_by_hand():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_lm import item_lm, lessons, section, windows
+from tiny_lm import distillation, item_lm, section, windows
 from transformers import TrainerCallback
 
 from lwa_helpers import DistillationTrainer, build_student
@@ -16,7 +16,7 @@ from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.training import (
     RankingTrainer,
     last_checkpoint,
-    train_or_go_on,
+    train_or_resume,
     training_arguments,
     window_loader,
 )
@@ -77,12 +77,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, tied, stop):
     trainer(whole, big, data, None).train()
     with pytest.raises(KeyboardInterrupt):
         torch.manual_seed(1)
-        train_or_go_on(trainer(copy.deepcopy(cut), big, data, tmp_path / "run", [Stop(stop)]), tmp_path / "run")
+        train_or_resume(trainer(copy.deepcopy(cut), big, data, tmp_path / "run", [Stop(stop)]), tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{stop // 2 * 2}")
     torch.manual_seed(2)
     again = trainer(cut, big, data, tmp_path / "run")
     assert len(again.loader) == 6
-    train_or_go_on(again, tmp_path / "run")
+    train_or_resume(again, tmp_path / "run")
     want, got = weights(whole), weights(cut)
     assert not any("projections" in name for name in got)
     assert_same_bits(got, want)
@@ -106,7 +106,7 @@ def test_an_interrupted_run_of_rows_in_few_dimensions_ends_with_the_same_bits(tm
                 lm.model, arguments, loader, 2e-2, dropout=0.1, callbacks=callbacks, patience=2,
                 valid=lambda model: MEASURED[made.state.global_step // 3 - 1],
             )
-            train_or_go_on(made, folder)
+            train_or_resume(made, folder)
         return made, weights(lm.model)
 
     torch.manual_seed(1)
@@ -131,19 +131,19 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
 
 
 def test_a_student_goes_on_from_its_own_checkpoints_only(cache):
-    taught = lessons(save_steps=2, epochs=2.0)
+    taught = distillation(save_steps=2, epochs=2.0)
     student = taught.start(2)
 
-    def folder(lessons=taught, student=student, strategy="linear"):
-        return lessons.checkpoints(student, taught.signals, strategy)
+    def folder(distillation=taught, student=student, strategy="linear"):
+        return distillation.checkpoints(student, taught.teacher_outputs, strategy)
 
     first = folder()
     others = [
-        folder(strategy="uniform"), folder(lessons(seed=1)), folder(lessons(epochs=2.5, save_steps=2)),
-        folder(lessons(per_layer=(4.0, 3, 2, 1.5), save_steps=2, epochs=2.0)), folder(student=taught.start(3)),
+        folder(strategy="uniform"), folder(distillation(seed=1)), folder(distillation(epochs=2.5, save_steps=2)),
+        folder(distillation(per_layer=(4.0, 3, 2, 1.5), save_steps=2, epochs=2.0)), folder(student=taught.start(3)),
     ]
     others.append(folder(replace(taught, fisher=None)))
-    assert len({first, *others}) == 7 and first == folder(lessons(save_steps=2, epochs=2.0))
+    assert len({first, *others}) == 7 and first == folder(distillation(save_steps=2, epochs=2.0))
     assert taught.train(student, "linear").state.global_step > 0
     assert first.parent == cache / "checkpoints" and not first.exists()
 

@@ -1,4 +1,4 @@
-"""Cached teacher signals: the teacher's own, cut to likely items, reused while nothing changed, fused over teachers."""
+"""Cached teacher outputs: the teacher's own, cut to likely items, reused while nothing changed, fused over teachers."""
 
 import itertools
 
@@ -8,13 +8,13 @@ import torch
 from scipy.special import softmax
 from tiny_lm import TITLES, item_lm, language_model, reading_of, windows
 
-import lwa_helpers.distillation.teacher_cache as signals_module
 from lwa_helpers import DistillationTrainer
 from lwa_helpers.config import LossConfig
 from lwa_helpers.data.windows import window_of
-from lwa_helpers.distillation.ensemble import fuse, recommender_signals
+from lwa_helpers.distillation import teacher_cache
+from lwa_helpers.distillation.ensemble import fuse, recommender_outputs
 from lwa_helpers.distillation.losses import kl_divergence
-from lwa_helpers.distillation.teacher_cache import KEPT, TeacherSignals, TopLogits, in_half
+from lwa_helpers.distillation.teacher_cache import KEPT, TeacherOutputs, TopLogits, in_half
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.ranking.training import window_loader
@@ -22,14 +22,14 @@ from lwa_helpers.ranking.training import window_loader
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often a model has been asked for its signals."""
-    counted, asked = [], signals_module.signals
+    """How often a model has been asked for its outputs."""
+    counted, asked = [], teacher_cache.label_outputs
 
     def counting(*args, **options):
         counted.append(1)
         return asked(*args, **options)
 
-    monkeypatch.setattr(signals_module, "signals", counting)
+    monkeypatch.setattr(teacher_cache, "label_outputs", counting)
     return counted
 
 
@@ -43,7 +43,7 @@ def test_the_teacher_runs_again_only_when_something_changed(cache, calls):
 
     def made(teacher=teacher, batches=batches, layers=(2, 4), **options):
         before = len(calls)
-        TeacherSignals.cached(teacher, batches, list(layers), **{"bf16": False} | options)
+        TeacherOutputs.cached(teacher, batches, list(layers), **{"bf16": False} | options)
         return len(calls) > before
 
     assert made() and not made() and not made(ordered(lm) and teacher, ordered(lm))
@@ -59,27 +59,27 @@ def test_the_teacher_runs_again_only_when_something_changed(cache, calls):
 
 def test_a_run_that_fails_leaves_nothing_and_old_signals_go(cache, monkeypatch):
     lm = item_lm()
-    teacher, signals = lm.model, cache / "signals"
+    teacher, outputs = lm.model, cache / "teacher_outputs"
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            TeacherSignals.cached(teacher, ordered(lm), [4], bf16=False)
-    assert list(signals.iterdir()) == []
+            TeacherOutputs.cached(teacher, ordered(lm), [4], bf16=False)
+    assert list(outputs.iterdir()) == []
     for layer in range(KEPT + 2):
-        TeacherSignals.cached(teacher, ordered(lm), [layer % 4 + 1] * (1 + layer), bf16=False)
-    assert len(list(signals.iterdir())) == KEPT
+        TeacherOutputs.cached(teacher, ordered(lm), [layer % 4 + 1] * (1 + layer), bf16=False)
+    assert len(list(outputs.iterdir())) == KEPT
 
 
 def test_signals_are_mapped_from_disk_in_half_precision(tmp_path):
     lm = item_lm()
-    signals = TeacherSignals.compute(lm.model, ordered(lm), [2, 4], tmp_path / "s", bf16=False, top_k=3)
-    expected = ((signals.logits, (5, 4), "f2"), (signals.hidden, (5, 2, 32), "f2"), (signals.items, (5, 3), "i4"))
+    outputs = TeacherOutputs.compute(lm.model, ordered(lm), [2, 4], tmp_path / "s", bf16=False, top_k=3)
+    expected = ((outputs.logits, (5, 4), "f2"), (outputs.hidden, (5, 2, 32), "f2"), (outputs.items, (5, 3), "i4"))
     for array, shape, kind in expected:
         assert isinstance(array, np.memmap) and array.shape == shape and array.dtype == kind
     with pytest.raises(LwaError, match="at least one window"):
-        TeacherSignals.compute(lm.model, [], [2], tmp_path / "t", bf16=False)
+        TeacherOutputs.compute(lm.model, [], [2], tmp_path / "t", bf16=False)
     with pytest.raises(LwaError, match="read only once"):
-        TeacherSignals.compute(lm.model, iter(list(ordered(lm))), [2], tmp_path / "u", bf16=False)
+        TeacherOutputs.compute(lm.model, iter(list(ordered(lm))), [2], tmp_path / "u", bf16=False)
     assert not (tmp_path / "u").exists()
 
 
@@ -114,23 +114,23 @@ def test_the_loss_on_cached_likely_items_is_that_of_the_live_teacher(tmp_path):
     teacher, student = lm.model, item_lm(layers=2, seed=1).model
     data, loss = windows(lm), LossConfig(alpha=1.0, temperature=2.0, beta=0.0)
     most, batches = teacher.config.vocab_size - 1, ordered(lm, data)
-    signals = TeacherSignals.compute(teacher, batches, [2, 4], tmp_path / "s", False, top_k=most, temperature=2.0)
+    outputs = TeacherOutputs.compute(teacher, batches, [2, 4], tmp_path / "s", False, top_k=most, temperature=2.0)
     live = DistillationTrainer(teacher, student, strategy="none", loss=loss)
-    cached = DistillationTrainer(signals, student, strategy="none", loss=loss)
+    cached = DistillationTrainer(outputs, student, strategy="none", loss=loss)
     cut = loss.model_copy(update={"top_k": 2})
-    few = TeacherSignals.compute(teacher, batches, [2, 4], tmp_path / "f", False, top_k=2, temperature=2.0)
+    few = TeacherOutputs.compute(teacher, batches, [2, 4], tmp_path / "f", False, top_k=2, temperature=2.0)
     lively = DistillationTrainer(teacher, student, strategy="none", loss=cut)
     stored = DistillationTrainer(few, student, strategy="none", loss=cut)
     for batch in window_loader(data, 60, 0, seed=3):
         for one, other in ((cached, live), (stored, lively)):
             want = other.compute_loss(student, batch).item()
             assert one.compute_loss(student, batch).item() == pytest.approx(want, rel=5e-3, abs=1e-6)
-    whole = TeacherSignals.compute(teacher, batches, [2, 4], tmp_path / "w", False, top_k=most + 1)
+    whole = TeacherOutputs.compute(teacher, batches, [2, 4], tmp_path / "w", False, top_k=most + 1)
     assert whole.items is None and whole.logits.shape == (5, most + 1)
     with pytest.raises(LwaError, match=r"layers \[2, 4\]; a student of 3 is matched to \[1, 3, 4\]"):
         DistillationTrainer(whole, item_lm(layers=3), strategy="uniform", loss=loss)
     with pytest.raises(LwaError, match="at temperature 2.0, the loss has 1.0"):
-        DistillationTrainer(signals, student, strategy="none", loss=LossConfig(alpha=1.0, temperature=1.0, beta=0.0))
+        DistillationTrainer(outputs, student, strategy="none", loss=LossConfig(alpha=1.0, temperature=1.0, beta=0.0))
 
 
 @pytest.mark.parametrize("top_k", [None, 20])
@@ -140,12 +140,12 @@ def test_a_model_of_text_alone_is_cached_as_it_speaks_at_its_labels(tmp_path, to
     data, loss = windows(teacher), LossConfig(alpha=0.7, temperature=2.0, beta=0.5, top_k=top_k)
     batches = ordered(teacher, data)
     layers, folder = [2, 4], tmp_path / "s"
-    signals = TeacherSignals.compute(teacher.model, batches, layers, folder, bf16=False, top_k=top_k, temperature=2.0)
+    outputs = TeacherOutputs.compute(teacher.model, batches, layers, folder, bf16=False, top_k=top_k, temperature=2.0)
     tokens = len(teacher.tokenizer("".join(TITLES[item] + "\n" for item in (3, 4, 5, 6, 1)))["input_ids"])
-    assert signals.logits.shape == (tokens, top_k + 1 if top_k else teacher.model.config.vocab_size)
-    assert signals.hidden.shape == (tokens, 2, 32)
+    assert outputs.logits.shape == (tokens, top_k + 1 if top_k else teacher.model.config.vocab_size)
+    assert outputs.hidden.shape == (tokens, 2, 32)
     live = DistillationTrainer(teacher, student, strategy="uniform", loss=loss)
-    cached = DistillationTrainer(signals, student, strategy="uniform", loss=loss)
+    cached = DistillationTrainer(outputs, student, strategy="uniform", loss=loss)
     for batch in window_loader(data, 60, 0, seed=3):
         want = live.compute_loss(student, batch).item()
         assert cached.compute_loss(student, batch).item() == pytest.approx(want, rel=5e-3)
@@ -155,18 +155,18 @@ def test_batches_that_do_not_say_which_windows_they_hold_are_named(tmp_path):
     lm = item_lm()
     batches = [{key: value for key, value in batch.items() if key != "window"} for batch in ordered(lm, windows(lm))]
     with pytest.raises(LwaError, match="window_loader"):
-        TeacherSignals.compute(lm.model, batches, [2, 4], tmp_path / "s", bf16=False)
-    signals = TeacherSignals.compute(lm.model, ordered(lm, windows(lm)), [2, 4], tmp_path / "s", bf16=False)
+        TeacherOutputs.compute(lm.model, batches, [2, 4], tmp_path / "s", bf16=False)
+    outputs = TeacherOutputs.compute(lm.model, ordered(lm, windows(lm)), [2, 4], tmp_path / "s", bf16=False)
     student = item_lm(layers=2).model
     with pytest.raises(LwaError, match="window_loader"):
-        DistillationTrainer(signals, student, strategy="none").compute_loss(student, batches[0])
+        DistillationTrainer(outputs, student, strategy="none").compute_loss(student, batches[0])
 
 
 def test_fused_teachers_are_the_weighted_mean_of_their_probabilities_of_items(tmp_path):
     """Two teachers of other widths, readings and vocabularies: a position is a target in both, and an item an item."""
     small, wide = item_lm(), item_lm("titles", hidden=48, seed=3)
     parts = [
-        TeacherSignals.compute(lm.model, ordered(lm), [2, 4], tmp_path / str(i), bf16=False)
+        TeacherOutputs.compute(lm.model, ordered(lm), [2, 4], tmp_path / str(i), bf16=False)
         for i, lm in enumerate((small, wide))
     ]
     items = [lm.items.tokens for lm in (small, wide)]
@@ -200,8 +200,8 @@ def test_a_recommender_speaks_at_the_targets_of_the_windows_from_the_items_they_
     cut = [("u", [4, 2, 4, 7, 1], 3), ("v", [3, 5], 0), ("w", [6, 0], 1)]
     data = [window_of(how, *row) for row in cut]
     assert [window.histories() for window in data] == [[[4, 2, 4], [4, 2, 4, 7]], [[], [3]], [[6]]]
-    like = TeacherSignals.compute(lm.model, ordered(lm, data), [2, 4], tmp_path / "like", bf16=False)
-    got = recommender_signals(system, data, like, tmp_path / "said", lm.items.tokens, scale=0.5)
+    like = TeacherOutputs.compute(lm.model, ordered(lm, data), [2, 4], tmp_path / "like", bf16=False)
+    got = recommender_outputs(system, data, like, tmp_path / "said", lm.items.tokens, scale=0.5)
     want = np.zeros((5, len(TITLES)))
     want[0, [4, 2]], want[1, [4, 2, 7]], want[3, 3], want[4, 6] = [6, 0.5], [1, 0.5, 5.5], 10.5, 5.5
     np.testing.assert_array_equal(got.logits[:, lm.items.tokens], want)
@@ -210,19 +210,19 @@ def test_a_recommender_speaks_at_the_targets_of_the_windows_from_the_items_they_
     np.testing.assert_array_equal(got.hidden, like.hidden)
     both = fuse([like, got], [1, 1], tmp_path / "both", [lm.items.tokens] * 2)
     assert both.logits.shape == like.logits.shape and np.isfinite(both.logits).all()
-    with pytest.raises(LwaError, match="have 2 targets, the signals 5"):
-        recommender_signals(system, data[:1], like, tmp_path / "few", lm.items.tokens)
-    cut = TeacherSignals.compute(lm.model, ordered(lm, data), [2, 4], tmp_path / "cut", bf16=False, top_k=2)
+    with pytest.raises(LwaError, match="have 2 targets, the outputs 5"):
+        recommender_outputs(system, data[:1], like, tmp_path / "few", lm.items.tokens)
+    cut = TeacherOutputs.compute(lm.model, ordered(lm, data), [2, 4], tmp_path / "cut", bf16=False, top_k=2)
     with pytest.raises(LwaError, match="top_k=None"):
-        recommender_signals(system, data, cut, tmp_path / "other", lm.items.tokens)
+        recommender_outputs(system, data, cut, tmp_path / "other", lm.items.tokens)
 
 
 def test_signals_that_cannot_be_fused_are_named(tmp_path):
     lm = item_lm()
     teacher = lm.model
-    a = TeacherSignals.compute(teacher, ordered(lm), [4], tmp_path / "a", bf16=False)
-    fewer = TeacherSignals.compute(teacher, ordered(lm, windows(lm)[:2]), [4], tmp_path / "b", bf16=False)
-    cut = TeacherSignals.compute(teacher, ordered(lm), [4], tmp_path / "c", bf16=False, top_k=2)
+    a = TeacherOutputs.compute(teacher, ordered(lm), [4], tmp_path / "a", bf16=False)
+    fewer = TeacherOutputs.compute(teacher, ordered(lm, windows(lm)[:2]), [4], tmp_path / "b", bf16=False)
+    cut = TeacherOutputs.compute(teacher, ordered(lm), [4], tmp_path / "c", bf16=False, top_k=2)
     for parts, weights, message in (
         ([a, fewer], [1, 1], "same windows"), ([a, cut], [1, 1], "top_k=None"), ([a, a], [1], "2 finite numbers"),
         ([], [], "0 finite numbers"), ([a, a], [0, 0], "not all zero"), ([a, a], [1, -1], ">= 0"),

@@ -19,7 +19,7 @@ from lwa_helpers.distillation.teacher_tuning import (
     proposal,
     reinitialised,
     shallow_model,
-    take_over,
+    start_from_shallow,
     train,
     tune,
     write_cold_rows,
@@ -172,7 +172,7 @@ def test_what_is_fitted_behind_the_first_layers_is_carried_to_all(tmp_path):
     few = build_student(task.lm, 2, "first")
     short = section.model_copy(update={"epochs": 6.0, "learning_rate": section.first_learning_rate, "dropout": 0.1})
     train(task, few, short, 3)
-    take_over(task, shallow_model(task, section, 3), section, 3)
+    start_from_shallow(task, shallow_model(task, section, 3), section, 3)
     got, fitted = weights(task.lm.model), weights(few.model)
     third = {name for name in got if ".layers.2." in name}
     assert all(torch.equal(got[name], before[name]) for name in third | {"model.norm.weight"})

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Granite
 from lwa_helpers import DistillationTrainer, build_student
 from lwa_helpers.config import LossConfig, load_config
 from lwa_helpers.distillation.losses import output_losses
-from lwa_helpers.distillation.teacher_cache import TeacherSignals
-from lwa_helpers.distillation.trainer import signals
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs
 from lwa_helpers.distillation.weighting import matched_layers
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking import outputs
+from lwa_helpers.ranking.outputs import label_outputs
 from lwa_helpers.ranking.training import training_arguments, window_loader
 
 LOSS = LossConfig(alpha=0.3, temperature=2.0, beta=0.7)
@@ -88,22 +88,22 @@ def test_cached_signals_equal_the_teachers(pair, tmp_path):
     teacher, student, lm = pair
     data = windows(lm)
     ordered = window_loader(data, 40, 0, 0, shuffle=False)
-    cache = TeacherSignals.compute(teacher, ordered, [2, 4], tmp_path / "signals", bf16=False)
+    cache = TeacherOutputs.compute(teacher, ordered, [2, 4], tmp_path / "outputs", bf16=False)
     live = DistillationTrainer(teacher, student, strategy="uniform", loss=LOSS)
     cached = DistillationTrainer(cache, student, strategy="uniform", loss=LOSS)
     for batch in window_loader(data, 60, 0, seed=3):
         want = live.compute_loss(student, batch).item()
         assert cached.compute_loss(student, batch).item() == pytest.approx(want, rel=2e-3)
-    shared = TeacherSignals.compute(teacher, ordered, [1, 2, 3, 4], tmp_path / "shared", bf16=False)  # any depth's
+    shared = TeacherOutputs.compute(teacher, ordered, [1, 2, 3, 4], tmp_path / "shared", bf16=False)  # any depth's
     both = (DistillationTrainer(said, student, strategy="linear", loss=LOSS) for said in (cache, shared))
     one, other = (trainer.compute_loss(student, next(iter(ordered))).item() for trainer in both)
     assert one == other
     with pytest.raises(LwaError, match="in order"):
-        TeacherSignals.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path / "other", bf16=False)
+        TeacherOutputs.compute(teacher, window_loader(data * 3, 60, 0, seed=1), [2, 4], tmp_path / "other", bf16=False)
 
 
 def ce(out):
-    """The cross-entropy of a model's signals with their targets."""
+    """The cross-entropy of a model's outputs with their targets."""
     return output_losses(out, None, 1.0)[0].item()
 
 
@@ -138,7 +138,7 @@ def test_logits_in_parts_give_the_same_loss_and_gradients(monkeypatch, tmp_path,
         with Largest(teacher.model.config.hidden_size, n_outputs) as seen:
             if kind == "cached":
                 folder = tmp_path / str(at_once)
-                source = TeacherSignals.compute(teacher.model, [batch], [2, 4], folder, False, top_k, LOSS.temperature)
+                source = TeacherOutputs.compute(teacher.model, [batch], [2, 4], folder, False, top_k, LOSS.temperature)
             value = DistillationTrainer(source, student, strategy="uniform", loss=loss).compute_loss(student, batch)
             value.backward()
         results.append((value.item(), [p.grad.clone() for p in student.parameters()], seen.rows))
@@ -216,8 +216,8 @@ def test_signals_of_a_causal_lm_stand_where_the_next_token_is_a_label():
     lm = language_model()
     batch = {"input_ids": torch.randint(1, 300, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     batch["labels"] = torch.tensor([[-100, -100, 7, 8, -100, 9], [-100] * 6])
-    out = signals(lm.model, batch, hidden=True)
-    assert out.logits.shape[0] == 3 and len(out.hidden) == 4 and signals(lm.model, batch).hidden == []
+    out = label_outputs(lm.model, batch, hidden=True)
+    assert out.logits.shape[0] == 3 and len(out.hidden) == 4 and label_outputs(lm.model, batch).hidden == []
     with torch.no_grad():
         full = lm.model(batch["input_ids"]).logits[0, [1, 2, 4]]
     torch.testing.assert_close(out.logits, full, rtol=1e-4, atol=1e-5)
@@ -239,7 +239,7 @@ def test_a_causal_lm_that_transforms_its_logits_is_read_as_it_speaks(config):
     with torch.no_grad():
         want = model(ids, labels=ids)
         for _ in range(2):  # the first time this is found out, the second it is known
-            out = signals(model, {"input_ids": ids, "labels": ids})
+            out = label_outputs(model, {"input_ids": ids, "labels": ids})
             torch.testing.assert_close(out.logits, want.logits[:, :-1].flatten(0, 1))
             assert ce(out) == pytest.approx(want.loss.item(), rel=1e-5)
 
@@ -254,7 +254,7 @@ def test_a_row_padded_on_the_left_says_what_it_says_alone(kind):
     padded = {"input_ids": torch.cat([pad, ids], 1), "attention_mask": torch.cat([pad, torch.ones_like(ids)], 1)}
     padded["labels"] = torch.cat([pad - 100, ids], 1)
     with torch.no_grad():
-        out, alone = signals(model, padded, hidden=True), model(ids, labels=ids, output_hidden_states=True)
+        out, alone = label_outputs(model, padded, hidden=True), model(ids, labels=ids, output_hidden_states=True)
         assert ce(out) == pytest.approx(alone.loss.item(), rel=1e-5)
         torch.testing.assert_close(out.logits, alone.logits[0, :-1], rtol=1e-4, atol=1e-5)
     for state, want in zip(out.hidden, alone.hidden_states[1:], strict=True):

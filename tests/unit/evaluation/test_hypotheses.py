@@ -7,7 +7,7 @@ import pytest
 from lwa_helpers.evaluation.hypotheses import (
     LLAMA,
     h1_upper_layers,
-    h2_foretells_worth,
+    h2_predicts_worth,
     h3_growing_weights,
     h4_best_teacher,
     upper_layers,
@@ -46,7 +46,7 @@ def test_each_hypothesis_is_supported_refuted_and_left_open(step, verdict):
     assert h1.verdict == verdict and h1.n_units == 50 and h1.low < h1.effect < h1.high
     unrelated = np.array([5, 1, 2, 8, 3, 9, 4, 0, 6, 7])
     harm = np.array([3, 1, 4, 1.5, 9, 2, 6, 5, 3.5, 8])
-    h2 = h2_foretells_worth(step * harm + (step == 0) * unrelated, harm, harm, seed=0)
+    h2 = h2_predicts_worth(step * harm + (step == 0) * unrelated, harm, harm, seed=0)
     assert h2.verdict == verdict and h2.n_units == 10 and "beside 1.00 for block influence" in h2.sentence
     for seeds in (1, 4):
         values = 0.5 + noise(200, seeds)
@@ -75,7 +75,7 @@ def test_h1_is_not_judged_from_what_is_no_number():
 @pytest.mark.parametrize(("verdict", "words"), [
     (lambda: h1_upper_layers(np.ones((4, 9)), seed=0), "4 windows"),
     (lambda: h1_upper_layers(np.ones((9, 1)), seed=0), "1 layers"),
-    (lambda: h2_foretells_worth(*np.random.default_rng(0).random((3, 4)), seed=0), "4 layers are too few"),
+    (lambda: h2_predicts_worth(*np.random.default_rng(0).random((3, 4)), seed=0), "4 layers are too few"),
     (lambda: h3_growing_weights({"uniform": np.ones((9, 1)), "fisher": np.ones((9, 1))}, seed=0), "has uniform, fisher"),
     (lambda: h3_growing_weights({"linear": np.ones((9, 1))}, seed=0), "needs the arm uniform"),
 ])

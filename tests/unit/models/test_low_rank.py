@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_lm import item_lm, lessons
+from tiny_lm import distillation, item_lm
 from torch import nn
 
 from lwa_helpers.distillation.recipes import trained_rows
@@ -91,7 +91,7 @@ def test_ordinary_matrices_are_left_behind_after_an_exception():
 
 
 def test_a_student_is_trained_in_few_dimensions_at_both_ends_and_in_all_between(cache):
-    taught = lessons(rank=2, learning_rate=1e-2, head_learning_rate=1e-2)
+    taught = distillation(rank=2, learning_rate=1e-2, head_learning_rate=1e-2)
     student = taught.start(2)
     before = {name: value.clone() for name, value in student.model.state_dict().items()}
     taught.train(student, "uniform")

@@ -45,8 +45,8 @@ def items_task():
 def test_the_chosen_users_are_asked_about_their_last_film_after_what_they_saw_before(task):
     truth = task.data.test.set_index("user_id").parent_asin
     before, longest = task.data.histories("test"), CONFIG.evaluation.history_items
-    assert len(set(task.asked.user_ids)) == 12
-    for user, target, prompt in zip(task.asked.user_ids, task.asked.targets, task.prompts):
+    assert len(set(task.eval_cases.user_ids)) == 12
+    for user, target, prompt in zip(task.eval_cases.user_ids, task.eval_cases.targets, task.prompts):
         assert task.data.item_ids[target] == truth[user]
         newest = [task.data.item_ids.index(item) for item in before[user]][-longest:]
         if task.lm.items.reading == "titles":
@@ -63,13 +63,13 @@ def test_every_test_item_of_a_user_is_a_case_where_the_settings_say_so(items_tas
     more = data.test.iloc[[3]].assign(parent_asin=second, timestamp=lambda rows: rows.timestamp + 1)
     longer = replace(data, test=pd.concat([data.test, more], ignore_index=True))
     every = CONFIG.evaluation.model_copy(update={"users": None, "every_target": True})
-    asked = RankingTask(longer, lm, CONFIG.data, every, 0).asked
+    asked = RankingTask(longer, lm, CONFIG.data, every, 0).eval_cases
     rows = [row for row, name in enumerate(asked.user_ids) if name == user]
     assert len(asked.targets) == len(data.test) + 1
     assert [data.item_ids[asked.targets[row]] for row in rows] == [first, second]
     assert asked.histories[rows[1]] == [*asked.histories[rows[0]], asked.targets[rows[0]]]
     once = every.model_copy(update={"every_target": False})
-    assert len(RankingTask(longer, lm, CONFIG.data, once, 0).asked.targets) == len(data.test)
+    assert len(RankingTask(longer, lm, CONFIG.data, once, 0).eval_cases.targets) == len(data.test)
 
 
 def test_scores_are_transformers_own_logits_of_the_items_after_each_prompt(task):
@@ -83,8 +83,8 @@ def test_scores_are_transformers_own_logits_of_the_items_after_each_prompt(task)
 def test_a_rank_counts_the_unseen_items_that_score_no_less(task):
     scores = np.round(task.scores(task.lm.model), 2)  # so that there are ties
     for row, rank in enumerate(task.ranks(task.lm.model, scores)):
-        target = task.asked.targets[row]
-        unseen = [item for item in range(len(scores[row])) if item not in task.asked.histories[row]]
+        target = task.eval_cases.targets[row]
+        unseen = [item for item in range(len(scores[row])) if item not in task.eval_cases.histories[row]]
         assert rank == sum(scores[row, item] >= scores[row, target] for item in unseen)
     np.testing.assert_array_equal(task.ranks(task.lm.model), task.ranks(None, task.scores(task.lm.model)))
 
@@ -100,7 +100,7 @@ def test_a_head_that_says_popularity_ranks_as_popularity_does(items_task):
         head = lm.model.lm_head.weight
         head.zero_()
         head[lm.items.tokens, 0] = torch.from_numpy(items_task.log_popularity).float()
-    want = ranks(Popularity().fit(items_task.data), items_task.asked)
+    want = ranks(Popularity().fit(items_task.data), items_task.eval_cases)
     np.testing.assert_array_equal(items_task.ranks(lm.model), want)
 
 
@@ -115,7 +115,7 @@ def test_popularity_answers_where_there_is_nothing_to_read(tmp_path):
         cut = base.cut.model_copy(update={"reading": reading})
         lm = item_model(language_model(), data, np.eye(8), cut, base.evaluation, 0)
         task = RankingTask(data, lm, base.cut, base.evaluation, 0)
-        row = task.asked.user_ids.index("new")
+        row = task.eval_cases.user_ids.index("new")
         scores = task.scores(lm.model)
         want = np.log((1 + np.array(counts)) / (8 + sum(counts)))
         assert np.allclose(scores[row], want) == (reading == "items") and counts[2] == 0
@@ -169,9 +169,9 @@ def test_a_window_that_no_batch_would_hold_is_cut_into_two_with_the_same_targets
 def test_the_chosen_users_follow_the_seed_and_null_asks_all():
     task = task_of(movielens_model())
     again, other = (RankingTask(task.data, task.lm, task.cut, task.evaluation, task.seed + n) for n in (0, 1))
-    assert task.asked.user_ids == again.asked.user_ids != other.asked.user_ids
-    every = task_of(task.lm, evaluation=task.evaluation.model_copy(update={"users": None})).asked
+    assert task.eval_cases.user_ids == again.eval_cases.user_ids != other.eval_cases.user_ids
+    every = task_of(task.lm, evaluation=task.evaluation.model_copy(update={"users": None})).eval_cases
     assert len(every.targets) == 943
     place = {user: row for row, user in enumerate(every.user_ids)}
-    for user, history, target in zip(*task.asked):
+    for user, history, target in zip(*task.eval_cases):
         assert every.histories[place[user]] == history and every.targets[place[user]] == target

@@ -13,13 +13,13 @@ from lwa_helpers.distillation.recipes import trained_rows
 from lwa_helpers.models.layers import backbone, decoder_layers
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.item_head import sampled_nll
-from lwa_helpers.ranking.outputs import signals
+from lwa_helpers.ranking.outputs import label_outputs
 from lwa_helpers.ranking.training import (
     RankingTrainer,
     dropout_at_the_ends,
     loss_frame,
     parameter_groups,
-    train_or_go_on,
+    train_or_resume,
     training_arguments,
     window_loader,
 )
@@ -66,7 +66,7 @@ def test_only_training_draws_items_and_what_it_draws_is_the_sampled_loss():
     want = lm.model.eval()(**batch).loss
     assert trainer.compute_loss(lm.model, dict(batch)).item() == pytest.approx(want.item(), rel=1e-5)
     lm.model.train()
-    own = signals(lm.model, batch)
+    own = label_outputs(lm.model, batch)
     torch.manual_seed(3)
     drawn = sampled_nll(lm.model.lm_head, own.states, own.targets, log_q, 5)
     torch.manual_seed(3)
@@ -212,7 +212,7 @@ def test_the_best_weights_come_back_and_patience_ends_the_run(tmp_path, rank, va
         trainer = trainer_of(
             lm, epochs=4.0, folder=tmp_path / "run", evaluate_every=0.5, valid=valid, patience=patience, dropout=0.1
         )
-        train_or_go_on(trainer, tmp_path / "run")
+        train_or_resume(trainer, tmp_path / "run")
     assert len(valid.seen) == measured and all(valid.modes) and not (tmp_path / "run").exists()
     got, want = lm.model.state_dict(), valid.seen[best]
     if rank:

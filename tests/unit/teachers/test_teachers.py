@@ -639,9 +639,9 @@ def test_local_scores_are_title_log_probabilities(smollm2):
 
 def test_local_scores_of_a_batch_are_those_of_single_questions(smollm2):
     histories, rows = [HISTORY, [], ["Up"]], [CANDIDATES, CANDIDATES[::-1], ["Heat", "Up", "Heat"]]
-    alone, together = (LocalTeacher(smollm2, batch_size=n).rank(histories, rows) for n in (1, 2))
-    np.testing.assert_allclose(together.scores, alone.scores, atol=1e-3)
-    assert together.scores[2, 0] == together.scores[2, 2]
+    alone, with_co_teachers = (LocalTeacher(smollm2, batch_size=n).rank(histories, rows) for n in (1, 2))
+    np.testing.assert_allclose(with_co_teachers.scores, alone.scores, atol=1e-3)
+    assert with_co_teachers.scores[2, 0] == with_co_teachers.scores[2, 2]
 
 
 def test_a_real_model_behind_the_server_ranks_as_it_does_here(smollm2, tmp_path):
