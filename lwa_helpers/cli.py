@@ -60,12 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(command=_compare)
 
-    data = commands.add_parser("data", help="fetch datasets, convert the embedded models").add_subparsers(required=True, metavar="ACTION")
+    data = commands.add_parser("data", help="fetch datasets, convert the embedded models").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     fetch = data.add_parser("download", help="fetch a category of Amazon Reviews 2023")
     fetch.add_argument("category")
     fetch.add_argument("--root", help="default: dataset/amazon")
     fetch.set_defaults(command=_download)
-    convert = data.add_parser("convert", help="check the embedded models and convert each once, which `make setup` does")
+    convert = data.add_parser(
+        "convert", help="check the embedded models and convert each once, which `make setup` does"
+    )
     convert.set_defaults(command=_convert)
 
     export = commands.add_parser("export", help="write a model as GGUF with a Modelfile, for `ollama create`")

@@ -129,7 +129,9 @@ class CatalogueRanker:
         own = {item: place for place, item in enumerate(items) if item >= 0}
         titles = [shop.titles[item] if item >= 0 else "" for item in items]
         reading = Reading.of(titles, self.lm, prompt_for(shop.data.name))
-        prompts = [reading.prompt([own[i] for i in history if i in own], self.lm.items.history_items) for history in histories]
+        prompts = [
+            reading.prompt([own[i] for i in history if i in own], self.lm.items.history_items) for history in histories
+        ]
         known = [row for row, prompt in enumerate(prompts) if prompt]
         found = np.tile(shop.popularity[items], (len(prompts), 1))
         shown = [prompts[row] for row in known]
@@ -215,7 +217,9 @@ class BaseRecommender:
         shop, ranker, users = self.shop(category), self.ranker, list(dict.fromkeys(user_ids))
         known = [user for user in users if str(user) in shop.histories]
         ranked = ranker.top(shop, [shop.histories[str(user)] for user in known], top_k, progress)
-        self.answers = None if ranker.answers is None else ranker.answers.set_axis([known[row] for row in ranker.answers.index])
+        self.answers = (
+            None if ranker.answers is None else ranker.answers.set_axis([known[row] for row in ranker.answers.index])
+        )
         found = dict(zip(known, ranked, strict=True))
         return {user: shop.listed(*found.get(user, shop.popular(top_k)), cold=user not in found) for user in users}
 
@@ -256,8 +260,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a table of recommendations for each user. Raises LwaError."""
     parser = argparse.ArgumentParser(prog="lwa recommend", description="Recommend catalogue items to a user.")
     parser.add_argument("--user", required=True, action="append", help="user id; may be given more than once")
-    parser.add_argument("--category", default="MovieLens", help="MovieLens or an Amazon category (default: %(default)s)")
-    parser.add_argument("--model", default="smollm2-135m", help="registered name, directory or .gguf (default: %(default)s)")
+    parser.add_argument(
+        "--category", default="MovieLens", help="MovieLens or an Amazon category (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="registered name, directory or .gguf (default: %(default)s)"
+    )
     parser.add_argument("--top-k", type=int, default=10, help="items per user (default: %(default)s)")
     parser.add_argument("--root", type=Path, help="folder of the Amazon files (default: dataset/amazon)")
     parser.add_argument("--host", help="Ollama server (default: OLLAMA_HOST, else this machine)")

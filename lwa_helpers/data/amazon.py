@@ -72,7 +72,14 @@ def _review_file(root: Path, category: str) -> Path:
 
 def _key(reviews: Path, meta: Path | None, k: int, split: str, title_limit: int) -> str:
     """Hash of the input files' contents, the parameters and the code that makes the result."""
-    inputs = [reviews.suffixes, assets.cached_sha256(reviews), meta and assets.cached_sha256(meta), k, split, title_limit]
+    inputs = [
+        reviews.suffixes,
+        assets.cached_sha256(reviews),
+        meta and assets.cached_sha256(meta),
+        k,
+        split,
+        title_limit,
+    ]
     code = [files.sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
     return files.sha256_of_text(json.dumps(inputs + code))[:16]
 

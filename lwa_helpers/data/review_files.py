@@ -132,6 +132,8 @@ def _parquet_frames(path: Path, resolve, repairs: Repairs) -> Iterator[pl.DataFr
             frame = pl.DataFrame(pl.from_arrow(batch))
             odd = [f"{n} ({t})" for n, t in frame.schema.items() if not (t.is_numeric() or t in PARQUET_TYPES)]
             if odd:
-                raise LwaError(f"{path}: {', '.join(odd)} is neither text nor number nor date; convert the column first")
+                raise LwaError(
+                    f"{path}: {', '.join(odd)} is neither text nor number nor date; convert the column first"
+                )
             yield frame.rename(names).with_columns(line=pl.int_range(line, line + frame.height, dtype=pl.Int64))
             line += frame.height

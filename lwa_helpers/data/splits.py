@@ -50,7 +50,10 @@ def by_time(valid_from: int = VALID_FROM, test_from: int = TEST_FROM) -> pl.Expr
     """Name of the part of each row by two moments of time; a row at a moment itself falls in the later part."""
     time = pl.col("timestamp")
     return (
-        pl.when(time >= test_from).then(pl.lit("test")).when(time >= valid_from).then(pl.lit("valid"))
+        pl.when(time >= test_from)
+        .then(pl.lit("test"))
+        .when(time >= valid_from)
+        .then(pl.lit("valid"))
         .otherwise(pl.lit("train"))
     )
 

@@ -24,7 +24,12 @@ NOTHING = -1e4  # logit of a token that is no item: no probability in float32, a
 
 
 def recommender_outputs(
-    recommender: CrossFitted, windows: Sequence[Window], like: TeacherOutputs, directory: Path, items: slice, scale: float = 1.0
+    recommender: CrossFitted,
+    windows: Sequence[Window],
+    like: TeacherOutputs,
+    directory: Path,
+    items: slice,
+    scale: float = 1.0,
 ) -> TeacherOutputs:
     """Write what a recommender without a language model (SASRec, EASE) says on the windows of `like`, whose states it borrows.
 
@@ -33,7 +38,9 @@ def recommender_outputs(
     """
     histories = [(window.user_id, history) for window in windows for history in window.histories()]
     if len(histories) != int(like.starts[-1]):
-        raise LwaError(f"these windows have {len(histories)} targets, the outputs {like.starts[-1]}: give the same windows")
+        raise LwaError(
+            f"these windows have {len(histories)} targets, the outputs {like.starts[-1]}: give the same windows"
+        )
     if like.items is not None:
         raise LwaError("outputs that a recommender is to be beside need all logits: compute them with top_k=None")
     shape = len(histories), like.logits.shape[1]
@@ -89,7 +96,10 @@ def _copy_all_but_logits(outputs: TeacherOutputs, folder: Path) -> None:
 
 
 def ensemble_outputs(
-    teacher: TeacherOutputs, windows: Sequence[Window], systems: Mapping[str, CrossFitted], items: slice,
+    teacher: TeacherOutputs,
+    windows: Sequence[Window],
+    systems: Mapping[str, CrossFitted],
+    items: slice,
     calibration: Mapping[str, Calibration],
 ) -> TeacherOutputs:
     """Return a teacher's outputs fused with what recommenders say on the same windows.

@@ -62,7 +62,9 @@ class Distillation:
         """What the teacher says on the windows, for students of all depths of the section; kept in the cache folder."""
         section, layers = self.section, {self.n_layers}
         if section.matches_states:
-            layers |= {layer for depth in section.depths for layer in layer_map(min(depth, self.n_layers), self.n_layers)}
+            layers |= {
+                layer for depth in section.depths for layer in layer_map(min(depth, self.n_layers), self.n_layers)
+            }
         return TeacherOutputs.cached(
             self.teacher.model, self.ordered, sorted(layers), section.bf16, section.loss.top_k, section.loss.temperature
         )
@@ -78,7 +80,9 @@ class Distillation:
         student = build_student(self.teacher, n_layers, self.section.selection, scores=scores, seed=self.seed)
         if n_layers < self.n_layers:
             states = label_states(student.model, self.ordered, self.section.bf16)
-            source = torch.from_numpy(self.teacher_outputs.hidden[:, self.teacher_outputs.layers.index(self.n_layers)].astype(np.float32))
+            source = torch.from_numpy(
+                self.teacher_outputs.hidden[:, self.teacher_outputs.layers.index(self.n_layers)].astype(np.float32)
+            )
             carry_head(self.teacher.model.get_output_embeddings().weight, source, student.model, states)
         return student
 
@@ -93,9 +97,17 @@ class Distillation:
         folder = self.checkpoints(student, soft_targets, strategy) if section.save_steps else None
         with low_rank(trained_rows(student.model), section.rank):
             trainer = DistillationTrainer(
-                soft_targets, student, self.fisher, strategy, section.loss,
-                training_arguments(whole, len(loader), self.seed, checkpoints=folder), loader=loader,
-                head_learning_rate=section.head_learning_rate, dropout=section.dropout, logs=logs, strategy_seed=self.seed,
+                soft_targets,
+                student,
+                self.fisher,
+                strategy,
+                section.loss,
+                training_arguments(whole, len(loader), self.seed, checkpoints=folder),
+                loader=loader,
+                head_learning_rate=section.head_learning_rate,
+                dropout=section.dropout,
+                logs=logs,
+                strategy_seed=self.seed,
             )
             train_or_resume(trainer, folder) if folder else trainer.train()
         return trainer
@@ -103,7 +115,14 @@ class Distillation:
     def checkpoints(self, student: LanguageModel, outputs: TeacherOutputs, strategy: str) -> Path:
         """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
         scores = self.fisher and self.fisher.per_layer.tolist()
-        key = [weights_hash(student.model), str(outputs.directory), scores, strategy, self.seed, self.section.model_dump(mode="json")]
+        key = [
+            weights_hash(student.model),
+            str(outputs.directory),
+            scores,
+            strategy,
+            self.seed,
+            self.section.model_dump(mode="json"),
+        ]
         return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
 
     def student(self, n_layers: int, logs: Path | None = None) -> tuple[LanguageModel, DistillationTrainer]:
@@ -135,7 +154,9 @@ def in_steps(distillation: Distillation) -> tuple[LanguageModel, DistillationTra
     whole = section.epochs >= len(depths)
     teacher, scores = distillation.teacher, distillation.fisher
     for place, depth in enumerate(depths):
-        step = section.model_copy(update={"n_layers": depth, "epochs": section.epochs / len(depths) if whole else section.epochs})
+        step = section.model_copy(
+            update={"n_layers": depth, "epochs": section.epochs / len(depths) if whole else section.epochs}
+        )
         mine = distillation.windows if whole else distillation.windows[place :: len(depths)]
         part = replace(distillation, teacher=teacher, section=step, windows=mine)
         student = part.start(depth, scores)
@@ -161,17 +182,24 @@ def co_taught_student(
     The layers are the teacher's, and so are the states where these are matched.
     """
     calibration = calibrations(distillation.teacher.model, co_teachers, valid)
-    soft_targets = ensemble_outputs(distillation.teacher_outputs, distillation.windows, co_teachers, distillation.teacher.items.tokens, calibration)
+    soft_targets = ensemble_outputs(
+        distillation.teacher_outputs, distillation.windows, co_teachers, distillation.teacher.items.tokens, calibration
+    )
     student = distillation.start(distillation.section.n_layers)
     distillation.train(student, distillation.section.strategy, soft_targets)
     return student, calibration
 
 
-def calibrations(model: nn.Module, co_teachers: Mapping[str, CrossFitted], valid: RankingTask) -> dict[str, Calibration]:
+def calibrations(
+    model: nn.Module, co_teachers: Mapping[str, CrossFitted], valid: RankingTask
+) -> dict[str, Calibration]:
     """Return what a teacher and each of its co-teachers are worth on the validation part; the teacher's scale is 1."""
     eval_cases = valid.eval_cases
     own = Calibration(1.0, float(ndcg_at_k(valid.ranks(model), 10).mean()))
-    others = {name: calibrated(system.scores(eval_cases.histories, eval_cases.user_ids), eval_cases) for name, system in co_teachers.items()}
+    others = {
+        name: calibrated(system.scores(eval_cases.histories, eval_cases.user_ids), eval_cases)
+        for name, system in co_teachers.items()
+    }
     return {"teacher": own} | others
 
 
@@ -182,11 +210,18 @@ def run_arm(strategy: str, distillation: Distillation, start: LanguageModel, tas
     """
     student = replace(start, model=copy.deepcopy(start.model))
     trainer = distillation.train(student, strategy)
-    return pd.DataFrame({
-        "strategy": strategy, "seed": distillation.seed, "case": range(len(task.eval_cases.targets)), "user_id": task.eval_cases.user_ids,
-        "target": task.eval_cases.targets, "rank": task.ranks(student.model), "steps": trainer.state.global_step,
-        "targets": int(distillation.teacher_outputs.starts[-1]),
-    })
+    return pd.DataFrame(
+        {
+            "strategy": strategy,
+            "seed": distillation.seed,
+            "case": range(len(task.eval_cases.targets)),
+            "user_id": task.eval_cases.user_ids,
+            "target": task.eval_cases.targets,
+            "rank": task.ranks(student.model),
+            "steps": trainer.state.global_step,
+            "targets": int(distillation.teacher_outputs.starts[-1]),
+        }
+    )
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray, seen: Sequence[Sequence[int]], k: int = 10) -> pd.DataFrame:
@@ -195,7 +230,9 @@ def agreement(student: np.ndarray, teacher: np.ndarray, seen: Sequence[Sequence[
     student, teacher: scores (B, N); seen: items left out of each user's top k.
     """
     pairs = zip(top_k(student, k, seen), top_k(teacher, k, seen), strict=True)
-    return pd.DataFrame({
-        "overlap": [len(set(a) & set(b)) / k for a, b in pairs],
-        "tau": [kendalltau(a, b).statistic for a, b in zip(student, teacher, strict=True)],
-    })
+    return pd.DataFrame(
+        {
+            "overlap": [len(set(a) & set(b)) / k for a, b in pairs],
+            "tau": [kendalltau(a, b).statistic for a, b in zip(student, teacher, strict=True)],
+        }
+    )

@@ -27,7 +27,10 @@ SELECTIONS = ("first", "last", "first_last", "uniform", "drop_block", "random", 
 
 
 def select_layers(
-    teacher_layers: int, n_layers: int, selection: str | Sequence[int], scores: FisherResult | Sequence[float] | None = None,
+    teacher_layers: int,
+    n_layers: int,
+    selection: str | Sequence[int],
+    scores: FisherResult | Sequence[float] | None = None,
     seed: int = 0,
 ) -> list[int]:
     """Return the indices, rising, of the teacher layers that the student keeps.
@@ -37,12 +40,16 @@ def select_layers(
     of `scores` (L,), of equal ones the lower layer; or the indices themselves. Raises LwaError for anything else.
     """
     if not isinstance(n_layers, (int, np.integer)) or not 1 <= n_layers <= teacher_layers:
-        raise LwaError(f"n_layers = {n_layers!r}: the teacher has {teacher_layers} layers, choose 1 to {teacher_layers}")
+        raise LwaError(
+            f"n_layers = {n_layers!r}: the teacher has {teacher_layers} layers, choose 1 to {teacher_layers}"
+        )
     everything = list(range(teacher_layers))
     if not isinstance(selection, str):
         kept = sorted({int(index) for index in selection})
         if not len(selection) == len(kept) == n_layers or not set(kept) <= set(everything):
-            raise LwaError(f"selection {list(selection)} must name {n_layers} different layers of 0 to {teacher_layers - 1}")
+            raise LwaError(
+                f"selection {list(selection)} must name {n_layers} different layers of 0 to {teacher_layers - 1}"
+            )
         return kept
     match selection:
         case "first":
@@ -70,11 +77,15 @@ def _layer_scores(selection: str, scores: FisherResult | Sequence[float] | None,
         raise LwaError(f"selection {selection!r} needs scores, one per teacher layer: pass scores={SCORED[selection]}")
     values = np.asarray(scores.per_layer if fisher else scores, dtype=np.float64)
     if values.shape != (n_layers,) or not np.isfinite(values).all():
-        raise LwaError(f"selection {selection!r}: scores of shape {values.shape} given, {n_layers} finite ones are needed")
+        raise LwaError(
+            f"selection {selection!r}: scores of shape {values.shape} given, {n_layers} finite ones are needed"
+        )
     return values
 
 
-def greedy_scores(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll, n_layers: int = 1) -> np.ndarray:
+def greedy_scores(
+    model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll, n_layers: int = 1
+) -> np.ndarray:
     """Return each layer's place, 0, 1, …, in the order of dropping whichever layer raises the mean loss least, (L,).
 
     After each drop all remaining layers are measured again (SLEB, Song et al. 2024, arXiv:2402.09025). The last `n_layers`
@@ -91,8 +102,12 @@ def greedy_scores(model: nn.Module, batches: Iterable[dict], loss: Loss = next_t
 
 
 def build_student(
-    teacher: LanguageModel, n_layers: int = 8, selection: str | Sequence[int] = "uniform", texts: Iterable[str] | None = None,
-    scores: FisherResult | Sequence[float] | None = None, seed: int = 0,
+    teacher: LanguageModel,
+    n_layers: int = 8,
+    selection: str | Sequence[int] = "uniform",
+    texts: Iterable[str] | None = None,
+    scores: FisherResult | Sequence[float] | None = None,
+    seed: int = 0,
 ) -> LanguageModel:
     """Return a student of `n_layers` of the teacher's own layers; the teacher is left as it is.
 

@@ -88,7 +88,12 @@ class TeacherOutputs:
 
     @classmethod
     def cached(
-        cls, teacher: nn.Module, batches: Batches, layers: list[int], bf16: Bf16, top_k: int | None = None,
+        cls,
+        teacher: nn.Module,
+        batches: Batches,
+        layers: list[int],
+        bf16: Bf16,
+        top_k: int | None = None,
         temperature: float = 1.0,
     ) -> TeacherOutputs:
         """Return the outputs from the cache folder, where `compute` puts them if they are not there yet.
@@ -99,7 +104,15 @@ class TeacherOutputs:
         device = next(teacher.parameters()).device
         bf16 = computes_in_bf16(bf16, device)
         key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches, READ)]
-        key += [layers, bf16, top_k, temperature if top_k else None, device.type, torch.__version__, transformers.__version__]
+        key += [
+            layers,
+            bf16,
+            top_k,
+            temperature if top_k else None,
+            device.type,
+            torch.__version__,
+            transformers.__version__,
+        ]
         directory = paths.CACHE / "teacher_outputs" / files.sha256_of_text(json.dumps(key))[:32]
         if not directory.is_dir():
             cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
@@ -111,8 +124,14 @@ class TeacherOutputs:
     @classmethod
     @torch.no_grad()
     def compute(
-        cls, teacher: nn.Module, batches: Batches, layers: list[int], directory: Path, bf16: Bf16,
-        top_k: int | None = None, temperature: float = 1.0,
+        cls,
+        teacher: nn.Module,
+        batches: Batches,
+        layers: list[int],
+        directory: Path,
+        bf16: Bf16,
+        top_k: int | None = None,
+        temperature: float = 1.0,
     ) -> TeacherOutputs:
         """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its outputs in `directory`.
 
@@ -140,9 +159,13 @@ class TeacherOutputs:
                         if top:
                             arrays["items"][rows] = top.items.cpu().numpy()
                 rows = slice(at, at := at + len(out.states))
-                arrays["hidden"][rows] = in_half(torch.stack([out.hidden[layer - 1] for layer in layers], 1)).cpu().numpy()
+                arrays["hidden"][rows] = (
+                    in_half(torch.stack([out.hidden[layer - 1] for layer in layers], 1)).cpu().numpy()
+                )
             if at != positions:
-                raise LwaError(f"teacher outputs: {positions} positions at first, then {at}: a generator can be read only once")
+                raise LwaError(
+                    f"teacher outputs: {positions} positions at first, then {at}: a generator can be read only once"
+                )
             np.save(folder / "starts.npy", starts)
             meta = {"n_layers": len(decoder_layers(teacher)), "layers": layers, "top_k": k, "temperature": temperature}
             (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -175,7 +198,9 @@ def _starts(batches: Batches) -> np.ndarray:
             raise LwaError("teacher outputs need the windows in order: make the loader with shuffle=False")
         counts += counted(batch).sum(1).tolist()
     if not counts:
-        raise LwaError("teacher outputs need at least one window: the loader gave no batch (a generator can be read only once)")
+        raise LwaError(
+            "teacher outputs need at least one window: the loader gave no batch (a generator can be read only once)"
+        )
     return np.concatenate([[0], np.cumsum(counts)])
 
 

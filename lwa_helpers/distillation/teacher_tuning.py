@@ -41,7 +41,12 @@ RIDGE = 1e-2
 
 
 def item_model(
-    full: LanguageModel, data: Interactions, vectors: np.ndarray, cut: DataConfig, evaluation: EvaluationConfig, seed: int
+    full: LanguageModel,
+    data: Interactions,
+    vectors: np.ndarray,
+    cut: DataConfig,
+    evaluation: EvaluationConfig,
+    seed: int,
 ) -> LanguageModel:
     """Return a copy of a language model with a token for each item, untuned.
 
@@ -62,7 +67,9 @@ def item_model(
     text_items = cut.text_items if cut.reading == "hybrid" else 0
     items = ItemTokens(data.item_ids, 0, cut.reading, text_items, evaluation.history_items)
     prompt = prompt_for(data.name)
-    texts = [] if cut.reading == "items" else [prompt.header, *data.titles, *(t + prompt.separator for t in data.titles)]
+    texts = (
+        [] if cut.reading == "items" else [prompt.header, *data.titles, *(t + prompt.separator for t in data.titles)]
+    )
     return with_item_tokens(full, data.titles, inputs, outputs, items, texts)
 
 
@@ -74,8 +81,13 @@ def reinitialised(full: LanguageModel, seed: int) -> LanguageModel:
 
 
 def tune(
-    task: RankingTask, section: TeacherConfig, seed: int, valid: Callable[[PreTrainedModel], float] | None = None,
-    logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (), co_teachers: Mapping[str, CrossFitted] | None = None,
+    task: RankingTask,
+    section: TeacherConfig,
+    seed: int,
+    valid: Callable[[PreTrainedModel], float] | None = None,
+    logs: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    co_teachers: Mapping[str, CrossFitted] | None = None,
     validation: RankingTask | None = None,
 ) -> RankingTrainer:
     """Tune the task's model in place and return the trainer of all its layers: on labels alone, or taught by baselines as well.
@@ -98,7 +110,9 @@ def tune(
         start_from_shallow(task, shallow, section, seed)
     if co_teachers:
         if teacher is None:
-            raise LwaError("teacher.co_teachers teach beside the first layers: set teacher.first_layers, below the number of all")
+            raise LwaError(
+                "teacher.co_teachers teach beside the first layers: set teacher.first_layers, below the number of all"
+            )
         teacher = with_co_teachers(task, shallow, section, co_teachers, validation)
     trainer = train(task, task.lm, section, seed, teacher, valid, logs, callbacks)
     write_cold_rows(task.lm, task.data)
@@ -108,23 +122,33 @@ def tune(
 def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> LanguageModel:
     """Return the task's model without all but its first layers, trained on labels."""
     shallow = build_student(task.lm, section.first_layers, "first")
-    short = section.model_copy(update={
-        "epochs": section.first_epochs, "learning_rate": section.first_learning_rate, "dropout": section.first_dropout,
-        "evaluate_every": None, "save_steps": None,
-    })
+    short = section.model_copy(
+        update={
+            "epochs": section.first_epochs,
+            "learning_rate": section.first_learning_rate,
+            "dropout": section.first_dropout,
+            "evaluate_every": None,
+            "save_steps": None,
+        }
+    )
     train(task, shallow, short, seed)
     return shallow
 
 
 def with_co_teachers(
-    task: RankingTask, shallow: LanguageModel, section: TeacherConfig, co_teachers: Mapping[str, CrossFitted],
+    task: RankingTask,
+    shallow: LanguageModel,
+    section: TeacherConfig,
+    co_teachers: Mapping[str, CrossFitted],
     validation: RankingTask,
 ) -> TeacherOutputs:
     """Return what the shallow model and the co-teachers say on all training windows, averaged."""
     windows = task.train_windows(section)
     ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, 0, shuffle=False)
     own = TeacherOutputs.cached(shallow.model, ordered, [section.first_layers], section.bf16)
-    return ensemble_outputs(own, windows, co_teachers, task.lm.items.tokens, calibrations(shallow.model, co_teachers, validation))
+    return ensemble_outputs(
+        own, windows, co_teachers, task.lm.items.tokens, calibrations(shallow.model, co_teachers, validation)
+    )
 
 
 def start_from_shallow(task: RankingTask, shallow: LanguageModel, section: TeacherConfig, seed: int) -> None:
@@ -142,8 +166,14 @@ def start_from_shallow(task: RankingTask, shallow: LanguageModel, section: Teach
 
 
 def train(
-    task: RankingTask, lm: LanguageModel, section: TeacherConfig, seed: int, teacher: LanguageModel | TeacherOutputs | None = None,
-    valid: Callable[[PreTrainedModel], float] | None = None, logs: Path | None = None, callbacks: Sequence[TrainerCallback] = (),
+    task: RankingTask,
+    lm: LanguageModel,
+    section: TeacherConfig,
+    seed: int,
+    teacher: LanguageModel | TeacherOutputs | None = None,
+    valid: Callable[[PreTrainedModel], float] | None = None,
+    logs: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> RankingTrainer:
     """Train a model of the task's tokens on labels, in place; a shallow model, or what several have said, teaches beside them
     with weight first_alpha.
@@ -156,7 +186,9 @@ def train(
     for module in trained_rows(lm.model):
         module.requires_grad_(True)
     folder = checkpoints([lm, teacher], loader, section, seed) if section.save_steps or section.evaluate_every else None
-    arguments = training_arguments(section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every)
+    arguments = training_arguments(
+        section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every
+    )
     options = {"head_learning_rate": section.head_learning_rate, "dropout": section.dropout, "valid": valid}
     options |= {"loader": loader, "patience": section.patience, "logs": logs, "callbacks": callbacks}
     sampled = proposal(task, section)

@@ -32,9 +32,15 @@ class DistillationTrainer(RankingTrainer):
     """
 
     def __init__(
-        self, teacher_model: nn.Module | LanguageModel | TeacherOutputs, student_model: nn.Module | LanguageModel,
-        fisher_weights: FisherResult | np.ndarray | None = None, strategy: str | LayerwiseDistillation = "fisher",
-        loss: LossConfig | None = None, args: TrainingArguments | None = None, strategy_seed: int = 0, **trainer,
+        self,
+        teacher_model: nn.Module | LanguageModel | TeacherOutputs,
+        student_model: nn.Module | LanguageModel,
+        fisher_weights: FisherResult | np.ndarray | None = None,
+        strategy: str | LayerwiseDistillation = "fisher",
+        loss: LossConfig | None = None,
+        args: TrainingArguments | None = None,
+        strategy_seed: int = 0,
+        **trainer,
     ):
         """fisher_weights: scores of the teacher for the strategy, or the (n_layers,) weights themselves. strategy_seed: of a
         strategy that draws its weights.
@@ -168,6 +174,12 @@ def loader_of(batches: Iterable[dict[str, Tensor]]) -> DataLoader:
 def default_arguments() -> TrainingArguments:
     """Settings for a bare DistillationTrainer(...).train(loader)."""
     return TrainingArguments(
-        output_dir=str(TRAINER_OUTPUT), learning_rate=1e-4, save_strategy="no", report_to="none", remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), logging_steps=10, accelerator_config=UNEVEN,
+        output_dir=str(TRAINER_OUTPUT),
+        learning_rate=1e-4,
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=10,
+        accelerator_config=UNEVEN,
     )

@@ -194,8 +194,13 @@ def matched_layers(n_layers: int, match: str) -> np.ndarray:
     depth = (np.arange(n_layers) + 0.5) / n_layers
     places = np.arange(n_layers, 0, -1)  # 1 for the last layer
     chosen = {
-        "all": places > 0, "no_last": places > 1, "no_last_two": places > 2, "last": places == 1,
-        "lower": depth < 0.5, "upper": depth >= 0.5, "middle": abs(depth - 0.5) <= 0.25,
+        "all": places > 0,
+        "no_last": places > 1,
+        "no_last_two": places > 2,
+        "last": places == 1,
+        "lower": depth < 0.5,
+        "upper": depth >= 0.5,
+        "middle": abs(depth - 0.5) <= 0.25,
     }
     if match not in chosen:
         raise LwaError(f"match {match!r}: choose one of {', '.join(chosen)}")
@@ -205,7 +210,10 @@ def matched_layers(n_layers: int, match: str) -> np.ndarray:
 
 
 def layer_weights(
-    fisher: FisherResult | np.ndarray | None, strategy: str | LayerwiseDistillation, n_layers: int, match: str = "all",
+    fisher: FisherResult | np.ndarray | None,
+    strategy: str | LayerwiseDistillation,
+    n_layers: int,
+    match: str = "all",
     seed: int = 0,
 ) -> np.ndarray | None:
     """Return the (n_layers,) weights with mean 1, 0 on layers that are not matched, or None for "none" and "labels".

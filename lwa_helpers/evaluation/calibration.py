@@ -47,7 +47,9 @@ def ensemble(scores: dict[str, np.ndarray], calibration: dict[str, Calibration])
     """Return the weighted mean of the probabilities that several recommenders give each item, (B, N)."""
     total = sum(calibration[name].weight for name in scores)
     parts = [
-        calibration[name].weight / total * np.exp(log_softmax(calibration[name].scale * values.astype(np.float64), axis=1))
+        calibration[name].weight
+        / total
+        * np.exp(log_softmax(calibration[name].scale * values.astype(np.float64), axis=1))
         for name, values in scores.items()
     ]
     return sum(parts)

@@ -35,7 +35,11 @@ class CrossFitted:
         """
         which = np.array([self.fold.get(user, 0) for user in users])
         parts = {place: np.flatnonzero(which == place) for place in range(len(self.models))}
-        found = {place: self.models[place].scores([histories[row] for row in rows]) for place, rows in parts.items() if len(rows)}
+        found = {
+            place: self.models[place].scores([histories[row] for row in rows])
+            for place, rows in parts.items()
+            if len(rows)
+        }
         out = np.empty((len(histories), next(iter(found.values())).shape[1]))
         for place, values in found.items():
             out[parts[place]] = values

@@ -54,7 +54,10 @@ def h1_upper_layers(per_example: np.ndarray, seed: int) -> Verdict:
     ratio = ratio_of_means(per_example[:, upper].mean(1), per_example[:, ~upper].mean(1), seed=seed)
     low, high = ratio.low, ratio.high
     return Verdict(
-        verdict_of(low, high, null=1.0), *ratio, "bootstrap over windows", n,
+        verdict_of(low, high, null=1.0),
+        *ratio,
+        "bootstrap over windows",
+        n,
         f"An upper layer has {ratio.estimate:.2f} [{low:.2f}, {high:.2f}] times the Fisher trace of a lower one.",
     )
 
@@ -70,7 +73,10 @@ def h2_predicts_worth(trace: np.ndarray, harm: np.ndarray, block_influence: np.n
     own = spearman(trace, harm, seed=seed)
     rival, depth = (spearman(x, harm, seed=seed).estimate for x in (block_influence, np.arange(len(harm))))
     return Verdict(
-        verdict_of(own.low, own.high), *own[:3], "bootstrap over layers", len(harm),
+        verdict_of(own.low, own.high),
+        *own[:3],
+        "bootstrap over layers",
+        len(harm),
         f"Its rank correlation with the leave-one-out loss is {own.estimate:.2f} [{own.low:.2f}, {own.high:.2f}], "
         f"beside {rival:.2f} for block influence and {depth:.2f} for depth alone.",
     )
@@ -83,13 +89,17 @@ def h3_growing_weights(ndcg: Mapping[str, np.ndarray], seed: int) -> Verdict:
     """
     grown = [ndcg[name] for name in GROWING if name in ndcg]
     if not grown or "uniform" not in ndcg:
-        return unmeasured(f"The ablation needs the arm uniform and one of {', '.join(GROWING)}; it has {', '.join(ndcg)}.")
+        return unmeasured(
+            f"The ablation needs the arm uniform and one of {', '.join(GROWING)}; it has {', '.join(ndcg)}."
+        )
     growing = np.mean(grown, axis=0)
     pooled = difference_of_arms(growing, ndcg["uniform"], seed=seed)
     users, seeds = growing.shape
     return Verdict(
-        verdict_of(pooled.low, pooled.high), *pooled[:3],
-        "t interval over users and seeds" if seeds > 1 else "paired bootstrap over users", users,
+        verdict_of(pooled.low, pooled.high),
+        *pooled[:3],
+        "t interval over users and seeds" if seeds > 1 else "paired bootstrap over users",
+        users,
         f"Weights that grow with depth differ from uniform ones by {pooled.estimate:+.4f} "
         f"[{pooled.low:+.4f}, {pooled.high:+.4f}] NDCG@10.",
     )
@@ -104,12 +114,17 @@ def h4_best_teacher(ndcg: Mapping[str, np.ndarray], untuned: Sequence[str], seed
     if LLAMA not in untuned or not rivals:
         sentence = "llama3 could not be reached from the machine of this run, so nothing was measured for it."
         if LLAMA in untuned:
-            sentence = "llama3 was the only untuned teacher that could be reached, so there is nothing to compare it with."
+            sentence = (
+                "llama3 was the only untuned teacher that could be reached, so there is nothing to compare it with."
+            )
         return unmeasured(sentence)
     rival = max(rivals, key=lambda name: ndcg[name].mean())
     lead = paired_difference(ndcg[LLAMA], ndcg[rival], seed=seed)
     return Verdict(
-        verdict_of(lead.low, lead.high), *lead, "paired bootstrap over users", len(ndcg[LLAMA]),
+        verdict_of(lead.low, lead.high),
+        *lead,
+        "paired bootstrap over users",
+        len(ndcg[LLAMA]),
         f"llama3 differs from the best other teacher, {rival}, by {lead.estimate:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}].",
     )
 

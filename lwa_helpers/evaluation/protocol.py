@@ -59,11 +59,15 @@ def ranks(baseline: Baseline, eval_cases: Cases, exclude_seen: bool = True, batc
     for start in range(0, len(eval_cases.targets), batch_size):
         part = slice(start, start + batch_size)
         seen = eval_cases.histories[part] if exclude_seen else None
-        parts.append(rank_of_target(baseline.scores(eval_cases.histories[part]), eval_cases.targets[part], exclude=seen))
+        parts.append(
+            rank_of_target(baseline.scores(eval_cases.histories[part]), eval_cases.targets[part], exclude=seen)
+        )
     return np.concatenate(parts)
 
 
-def recommended(baseline: Baseline, eval_cases: Cases, k: int, exclude_seen: bool = True, batch_size: int = 256) -> np.ndarray:
+def recommended(
+    baseline: Baseline, eval_cases: Cases, k: int, exclude_seen: bool = True, batch_size: int = 256
+) -> np.ndarray:
     """Items (B, k) that a baseline puts first for each case, best first; the history's own left out as in `ranks`."""
     parts = []
     for start in range(0, len(eval_cases.targets), batch_size):

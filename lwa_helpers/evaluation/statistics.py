@@ -213,7 +213,9 @@ def difference_over_seeds(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) 
     estimate, error = float(difference.mean()), float(np.sqrt(square))
     half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
     p = float(2 * stats.t.sf(abs(estimate) / error, degrees))
-    return SeedDifference(estimate, estimate - half, estimate + half, p, float(np.sqrt(by_users)), float(np.sqrt(by_seeds)))
+    return SeedDifference(
+        estimate, estimate - half, estimate + half, p, float(np.sqrt(by_users)), float(np.sqrt(by_seeds))
+    )
 
 
 def difference_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int) -> SeedDifference | Interval:

@@ -25,8 +25,11 @@ def tuned_baselines(
     Raises LwaError for an unknown name.
     """
     sasrec = {
-        "max_epochs": [evaluation.sasrec_epochs], "seed": [seed], "dropout": evaluation.sasrec_dropouts,
-        "learning_rate": evaluation.sasrec_learning_rates, "dim": evaluation.sasrec_dims,
+        "max_epochs": [evaluation.sasrec_epochs],
+        "seed": [seed],
+        "dropout": evaluation.sasrec_dropouts,
+        "learning_rate": evaluation.sasrec_learning_rates,
+        "dim": evaluation.sasrec_dims,
     }
     grids = {
         "popularity": (Popularity, {}),

@@ -31,7 +31,9 @@ def squared_batch_gradient(model: nn.Module, dataset: Iterable[dict], loss=None)
         for batch in dataset:
             model.zero_grad(set_to_none=True)
             loss(model, {name: value.to(device) for name, value in batch.items()}).mean().backward()
-            norms = [[p.grad.double().square().sum().item() for p in group if p.grad is not None] for group in parameters]
+            norms = [
+                [p.grad.double().square().sum().item() for p in group if p.grad is not None] for group in parameters
+            ]
             batches.append([sum(group) for group in norms])
     if not batches:
         raise LwaError("the dataset gave no batch: a generator can be read only once")

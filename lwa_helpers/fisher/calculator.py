@@ -84,7 +84,9 @@ class FisherInformationCalculator:
         Raises LwaError for an unsupported module, a loss of another shape or not finite, and an empty dataset.
         """
         if not isinstance(model, nn.Module):
-            raise LwaError(f"calculate() needs a torch module, not {type(model).__name__}; of a loaded teacher pass .model")
+            raise LwaError(
+                f"calculate() needs a torch module, not {type(model).__name__}; of a loaded teacher pass .model"
+            )
         loss = loss or next_token_nll
         if self.estimator == "sampled" and not hasattr(loss, "sample"):
             raise LwaError('estimator "sampled" needs loss.sample(model, batch, generator) -> batch with labels drawn')
@@ -108,7 +110,9 @@ class FisherInformationCalculator:
         next_check = _check_after(seen)
         while turn := list(islice(batches, size)):
             index, batch = turn[min(rank, len(turn) - 1)]
-            idle = rank >= len(turn)  # nothing is left for this process, but a sharded model needs all of them in every pass
+            idle = rank >= len(
+                turn
+            )  # nothing is left for this process, but a sharded model needs all of them in every pass
             traces = one_batch(batch, index, idle)
             found |= {} if idle else {index: traces}
             seen += sum(_rows(batch, index) for index, batch in turn)
@@ -141,9 +145,13 @@ class FisherInformationCalculator:
             with self._precision(device):
                 losses = loss(model, batch)
             if losses.shape != (rows,):
-                raise LwaError(f"the loss gave shape {tuple(losses.shape)} for batch {index}; it must be ({rows},), one per row")
+                raise LwaError(
+                    f"the loss gave shape {tuple(losses.shape)} for batch {index}; it must be ({rows},), one per row"
+                )
             if not losses.isfinite().all():
-                raise LwaError(f"the loss of batch {index} is not finite in row {int((~losses.isfinite()).nonzero()[0])}")
+                raise LwaError(
+                    f"the loss of batch {index} is not finite in row {int((~losses.isfinite()).nonzero()[0])}"
+                )
             taps.backward(losses.sum() * (not idle))
         return collector.finish().cpu().numpy()
 
@@ -155,8 +163,15 @@ class FisherInformationCalculator:
         passed = deque(islice(batches, len(found)), maxlen=1)
         again = one_batch(passed[0][1], passed[0][0], idle=False) if passed else None
         kept = found[len(found) - 1]
-        if again is None or passed[0][0] != len(found) - 1 or again.shape != kept.shape or not np.allclose(again, kept, rtol=0.01):
-            raise LwaError(f"{self.checkpoint} holds the traces of another model, loss or dataset: delete it, or name another file")
+        if (
+            again is None
+            or passed[0][0] != len(found) - 1
+            or again.shape != kept.shape
+            or not np.allclose(again, kept, rtol=0.01)
+        ):
+            raise LwaError(
+                f"{self.checkpoint} holds the traces of another model, loss or dataset: delete it, or name another file"
+            )
         for name, total in collector.sums.items():
             total.copy_(sums[name] if ranks()[0] == 0 else torch.zeros_like(total))
         return found
@@ -167,7 +182,12 @@ class FisherInformationCalculator:
             save_progress(self.checkpoint, self._fingerprint(collector), found, collector.sums)
 
     def _fingerprint(self, collector: TraceCollector) -> dict:
-        settings = {"estimator": self.estimator, "granularity": self.granularity, "seed": self.seed, "autocast": str(self.autocast)}
+        settings = {
+            "estimator": self.estimator,
+            "granularity": self.granularity,
+            "seed": self.seed,
+            "autocast": str(self.autocast),
+        }
         return settings | {"columns": [asdict(column) for column in collector.columns]}
 
     def _converged(self, collector: TraceCollector, traces: np.ndarray) -> bool:
@@ -188,7 +208,9 @@ class FisherInformationCalculator:
     def _attention(self, model: nn.Module, device: torch.device) -> AbstractContextManager:
         """Float32Attention where something is in bfloat16; elsewhere its look at every call of torch would take 1 % of a pass."""
         cast = self.autocast is not None or torch.is_autocast_enabled(device.type)
-        return Float32Attention() if cast or any(p.dtype == torch.bfloat16 for p in model.parameters()) else nullcontext()
+        return (
+            Float32Attention() if cast or any(p.dtype == torch.bfloat16 for p in model.parameters()) else nullcontext()
+        )
 
     def _precision(self, device: torch.device):
         """Autocast as asked for; without it, whatever surrounds the call."""

@@ -98,7 +98,10 @@ class TraceCollector:
 
     def _linear(self, site: Site, place: Place, a: Tensor, b: Tensor) -> Tensor:
         """Traces (B, n_parts) of a weight matrix from a (B, T, d_in), b (B, T, d_out)."""
-        sums, on_gpu = self.sums.get(site.path("weight")), by_triton(b)  # on a GPU each Gram is half computed, none is shared
+        sums, on_gpu = (
+            self.sums.get(site.path("weight")),
+            by_triton(b),
+        )  # on a GPU each Gram is half computed, none is shared
         known = self._input_gram is not None and _same(self._input_gram[0], a)
         if place.side or (sums is None and gram_is_cheaper(a.shape[1], *linear_size(site), known or on_gpu)):
             return self._ghost(place, a, b, on_gpu)
@@ -129,4 +132,9 @@ class TraceCollector:
 
 def _same(kept: Tensor, a: Tensor) -> bool:
     """Whether two live tensors are the same memory read the same way."""
-    return kept.data_ptr() == a.data_ptr() and kept.shape == a.shape and kept.stride() == a.stride() and kept.dtype == a.dtype
+    return (
+        kept.data_ptr() == a.data_ptr()
+        and kept.shape == a.shape
+        and kept.stride() == a.stride()
+        and kept.dtype == a.dtype
+    )

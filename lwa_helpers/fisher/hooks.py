@@ -121,7 +121,9 @@ class Taps:
 
     def _arrive(self, site: Site, x: Tensor, gradient: Tensor) -> None:
         if x.ndim < 3 or len(x) != self._batch_size:
-            raise LwaError(f"{site.label} got an input of shape {tuple(x.shape)}; its first axis must be the {self._batch_size} rows")
+            raise LwaError(
+                f"{site.label} got an input of shape {tuple(x.shape)}; its first axis must be the {self._batch_size} rows"
+            )
         self._arrived[site].append((x, gradient))
         if len(self._arrived[site]) == self._calls[site]:
             self._deliver(site)
@@ -133,7 +135,9 @@ class Taps:
                 self._receive(site, *calls[0])
             else:
                 rows = self._batch_size
-                self._receive(site, *(torch.cat([t.reshape(rows, -1, t.shape[-1]) for t in side], 1) for side in zip(*calls)))
+                self._receive(
+                    site, *(torch.cat([t.reshape(rows, -1, t.shape[-1]) for t in side], 1) for side in zip(*calls))
+                )
 
 
 def _start_gradients(_layer: nn.Module, args: tuple, kwargs: dict):

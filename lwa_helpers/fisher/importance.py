@@ -43,7 +43,9 @@ def angular_distance(model: nn.Module, batches: Iterable[dict], loss: Loss = nex
 
 def weight_magnitude(model: nn.Module, batches: Iterable[dict] = (), loss: Loss = next_token_nll) -> np.ndarray:
     """sum |w| over a layer's parameters, (L,); batches and loss are not read."""
-    return np.array([sum(p.detach().double().abs().sum().item() for p in layer.parameters()) for layer in decoder_layers(model)])
+    return np.array(
+        [sum(p.detach().double().abs().sum().item() for p in layer.parameters()) for layer in decoder_layers(model)]
+    )
 
 
 def taylor(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll) -> np.ndarray:
@@ -58,7 +60,10 @@ def taylor(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nl
             losses = loss(model, batch)
             losses.sum().backward()
             n += len(losses)
-        scores = [sum((p.detach() * p.grad).double().abs().sum().item() for p in layer if p.grad is not None) for layer in layers]
+        scores = [
+            sum((p.detach() * p.grad).double().abs().sum().item() for p in layer if p.grad is not None)
+            for layer in layers
+        ]
     return np.array(scores) / n
 
 

@@ -17,9 +17,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}  # one gradient block: half a MiB stays in a core's cache; 256 MiB on a GPU
+BLOCK_ELEMENTS = {
+    "cpu": 1 << 17,
+    "cuda": 1 << 26,
+}  # one gradient block: half a MiB stays in a core's cache; 256 MiB on a GPU
 BAND = 32  # tokens whose products with all tokens up to them are taken at once, where half of a Gram is enough
-SQUARING_COST = 16  # squaring one gradient entry costs about as much as this many multiplications inside a matrix product
+SQUARING_COST = (
+    16  # squaring one gradient entry costs about as much as this many multiplications inside a matrix product
+)
 
 
 def by_triton(x: Tensor) -> bool:

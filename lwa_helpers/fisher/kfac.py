@@ -16,7 +16,9 @@ from lwa_helpers.fisher.sites import Site, find_sites
 from lwa_helpers.models.layers import decoder_layers
 
 
-def kfac_effective_ranks(model: nn.Module, dataset: Iterable[dict], loss=None, layers: Iterable[int] | None = None) -> pd.DataFrame:
+def kfac_effective_ranks(
+    model: nn.Module, dataset: Iterable[dict], loss=None, layers: Iterable[int] | None = None
+) -> pd.DataFrame:
     """Effective rank tr(M)^2 / tr(M^2) of A = sum_t a_t a_t^T and S = sum_t b_t b_t^T of every linear module.
 
     a: inputs, b: gradients of the summed NLL at the outputs (Martens & Grosse 2015), over tokens whose gradient is not zero.

@@ -73,7 +73,9 @@ def counted(batch: dict[str, Tensor]) -> Tensor:
     """Where labels[:, 1:] count: bool (B, T-1)."""
     missing = {"input_ids", "labels"} - set(batch)
     if missing:
-        raise LwaError(f"a batch for the default loss needs {' and '.join(sorted(missing))}; it has {', '.join(sorted(batch))}")
+        raise LwaError(
+            f"a batch for the default loss needs {' and '.join(sorted(missing))}; it has {', '.join(sorted(batch))}"
+        )
     if batch["labels"].shape != batch["input_ids"].shape:
         raise LwaError(f"labels have shape {tuple(batch['labels'].shape)}, input_ids {tuple(batch['input_ids'].shape)}")
     kept = batch["labels"][:, 1:] != IGNORED
@@ -94,6 +96,7 @@ def read_at(
 
     The head sees only those positions, whatever the model does with its output.
     """
+
     def pack(_head: nn.Module, args: tuple) -> tuple:
         return (args[0][:, :-1][kept][None],)
 
@@ -109,7 +112,9 @@ def read_at(
         handle.remove()
 
 
-def states_at(model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options: bool) -> tuple[Tensor, Callable, Any]:
+def states_at(
+    model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options: bool
+) -> tuple[Tensor, Callable, Any]:
     """States (P, d) that the head reads at the P kept positions, the head, and all else that the model's forward returns.
 
     So that logits need not exist all at once. Of a model without a head of its own, or that transforms what its head says

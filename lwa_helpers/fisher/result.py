@@ -97,10 +97,17 @@ class FisherResult:
         frames = []
         for group, rows in pd.Series(range(self.n_examples)).groupby(pd.Series(list(groups))):
             chosen = self.per_example[rows.to_numpy()]
-            frames.append(pd.DataFrame({
-                "group": group, "layer": range(self.n_layers), "n_examples": len(rows),
-                "trace": chosen.mean(0), "standard_error": _standard_error(chosen),
-            }))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "group": group,
+                        "layer": range(self.n_layers),
+                        "n_examples": len(rows),
+                        "trace": chosen.mean(0),
+                        "standard_error": _standard_error(chosen),
+                    }
+                )
+            )
         return pd.concat(frames, ignore_index=True)
 
     def convergence(self, n_splits: int = 20, seed: int = 0) -> pd.DataFrame:
@@ -121,8 +128,11 @@ class FisherResult:
         with atomic_write(path) as temporary:
             save_file(tensors, temporary)
         description = {
-            "estimator": self.estimator, "granularity": self.granularity, "n_examples": self.n_examples,
-            "per_layer": self.per_layer.tolist(), "sha256": sha256_of(path),
+            "estimator": self.estimator,
+            "granularity": self.granularity,
+            "n_examples": self.n_examples,
+            "per_layer": self.per_layer.tolist(),
+            "sha256": sha256_of(path),
             "columns": [asdict(column) for column in self.columns],
         }
         with atomic_write(description) as temporary:
@@ -140,9 +150,13 @@ class FisherResult:
             columns = [Column(**column) for column in description["columns"]]
             estimator, granularity, sha256 = (description[key] for key in ("estimator", "granularity", "sha256"))
         except (ValueError, KeyError, TypeError) as error:
-            raise LwaError(f"{description} is not the description of a FisherResult ({error!r}): compute it again") from error
+            raise LwaError(
+                f"{description} is not the description of a FisherResult ({error!r}): compute it again"
+            ) from error
         if sha256 != sha256_of(path):
-            raise LwaError(f"{path} is not the file that {description.name} describes: compute the Fisher information again")
+            raise LwaError(
+                f"{path} is not the file that {description.name} describes: compute the Fisher information again"
+            )
         tensors = load_file(path)
         weighted = tensors.pop("weighted", None)
         traces = tensors.pop("traces").numpy()

@@ -134,7 +134,9 @@ def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
     for site in sites:
         for parameter in site.module.parameters(recurse=False):
             if id(parameter) in owner:
-                raise LwaError(f"{site.label} shares a parameter with {owner[id(parameter)]}: a layer's own Fisher is undefined")
+                raise LwaError(
+                    f"{site.label} shares a parameter with {owner[id(parameter)]}: a layer's own Fisher is undefined"
+                )
             owner[id(parameter)] = site.label
     modules = {id(site.module) for site in sites}
     for name, module in model.named_modules():
@@ -169,4 +171,7 @@ def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: where its first parameter lies, or where accelerate brings it when it is offloaded."""
     device = next(module.parameters()).device
     hooks = (getattr(part, "_hf_hook", None) for part in module.modules()) if device.type == "meta" else ()
-    return next((torch.device(hook.execution_device) for hook in hooks if getattr(hook, "execution_device", None) is not None), device)
+    return next(
+        (torch.device(hook.execution_device) for hook in hooks if getattr(hook, "execution_device", None) is not None),
+        device,
+    )

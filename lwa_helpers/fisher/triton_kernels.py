@@ -23,7 +23,9 @@ def _readable(x: Tensor) -> Tensor:
 def _tile(base, row, n_rows, column, n_columns, row_stride, column_stride):
     """Load rows x columns of a matrix, zero outside of it."""
     inside = (row[:, None] < n_rows) & (column[None, :] < n_columns)
-    return tl.load(base + row[:, None].to(tl.int64) * row_stride + column[None, :] * column_stride, mask=inside, other=0.0)
+    return tl.load(
+        base + row[:, None].to(tl.int64) * row_stride + column[None, :] * column_stride, mask=inside, other=0.0
+    )
 
 
 @triton.jit
@@ -39,7 +41,9 @@ def _gram(base, t, u, tokens, width, token_stride, column_stride, TILE: tl.const
 
 
 @triton.jit
-def _ghost(a, b, out, tokens, p, q, a_row, a_token, a_column, b_row, b_token, b_column, n_tiles, n_parts, TILE: tl.constexpr):
+def _ghost(
+    a, b, out, tokens, p, q, a_row, a_token, a_column, b_row, b_token, b_column, n_tiles, n_parts, TILE: tl.constexpr
+):
     """One pair of token tiles (s, r <= s) of one row and part; a pair off the diagonal stands for two."""
     row, part, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     s, r = pair // n_tiles, pair % n_tiles
@@ -66,7 +70,21 @@ def ghost_traces(a: Tensor, b: Tensor, n_parts: int = 1) -> Tensor:
 
 @triton.jit
 def _squares(
-    b, a, sums, traces, rows, tokens, q, p, b_row, b_token, b_column, a_row, a_token, a_column, n_tiles,
+    b,
+    a,
+    sums,
+    traces,
+    rows,
+    tokens,
+    q,
+    p,
+    b_row,
+    b_token,
+    b_column,
+    a_row,
+    a_token,
+    a_column,
+    n_tiles,
     TILE: tl.constexpr,
 ):
     """One tile of the weight's gradient: for each row in turn sum_t b_t a_t^T, squared and added up."""
@@ -82,7 +100,10 @@ def _squares(
             gradient += tl.dot(tl.trans(left), right, input_precision="ieee")
         square = gradient * gradient
         squares += square
-        tl.store(traces + row * n_tiles + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(square.to(tl.float64)))
+        tl.store(
+            traces + row * n_tiles + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1),
+            tl.sum(square.to(tl.float64)),
+        )
         a, b = a + a_row, b + b_row
     inside = (i[:, None] < q) & (j[None, :] < p)
     at = sums + i[:, None].to(tl.int64) * p + j[None, :]

@@ -17,7 +17,9 @@ from lwa_helpers.files import atomic_write
 from lwa_helpers.models.language_model import LanguageModel
 
 GGUF_FILE = "model.gguf"
-MODELFILE = f"FROM ./{GGUF_FILE}\nTEMPLATE \"{{{{ .Prompt }}}}\"\nPARAMETER temperature 0\n"  # prompts are sent as they are
+MODELFILE = (
+    f'FROM ./{GGUF_FILE}\nTEMPLATE "{{{{ .Prompt }}}}"\nPARAMETER temperature 0\n'  # prompts are sent as they are
+)
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
 
 
@@ -32,7 +34,9 @@ def export_gguf(lm: LanguageModel, directory: str | Path, dtype: Literal["f32", 
         raise LwaError(f"dtype {dtype!r}: choose one of {', '.join(FILE_TYPES)}")
     config = lm.model.config
     if config.model_type != "llama":
-        raise LwaError(f"model {lm.name!r} is a {config.model_type}: GGUF export knows llama, the architecture of SmolLM2")
+        raise LwaError(
+            f"model {lm.name!r} is a {config.model_type}: GGUF export knows llama, the architecture of SmolLM2"
+        )
     path = Path(directory) / GGUF_FILE
     with atomic_write(path) as temporary:
         writer = GGUFWriter(temporary, "llama")
@@ -57,7 +61,9 @@ def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
     if config.attention_bias or config.mlp_bias:
         raise LwaError(f"model {lm.name!r} is a llama with biases, which GGUF readers leave out")
     if rope["rope_type"] != "default":
-        raise LwaError(f"model {lm.name!r} scales its positions ({rope['rope_type']}): GGUF export knows plain rotary ones")
+        raise LwaError(
+            f"model {lm.name!r} scales its positions ({rope['rope_type']}): GGUF export knows plain rotary ones"
+        )
     head = config.head_dim or config.hidden_size // config.num_attention_heads
     writer.add_name(lm.name)
     writer.add_file_type(FILE_TYPES[dtype])

@@ -23,7 +23,12 @@ from lwa_helpers.models.vocabulary import trim_vocabulary
 
 
 def with_item_tokens(
-    lm: LanguageModel, titles: Sequence[str], inputs: Tensor, outputs: Tensor, items: ItemTokens, texts: Iterable[str] = ()
+    lm: LanguageModel,
+    titles: Sequence[str],
+    inputs: Tensor,
+    outputs: Tensor,
+    items: ItemTokens,
+    texts: Iterable[str] = (),
 ) -> LanguageModel:
     """Return a copy of a model whose vocabulary is what `texts` need, then one token for each title.
 

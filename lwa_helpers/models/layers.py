@@ -21,11 +21,15 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     stacks = [
         module
         for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(layer) for layer in module}) == 1
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 0
+        and len({type(layer) for layer in module}) == 1
         and any(True for _ in module.parameters())
     ]
     if not stacks:
-        raise LwaError(f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList of modules of one type)")
+        raise LwaError(
+            f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList of modules of one type)"
+        )
     return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
 
 

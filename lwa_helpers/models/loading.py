@@ -33,7 +33,9 @@ def load_teacher(name: str | Path) -> LanguageModel:
 
 def _find_and_load(spec: ModelSpec) -> LanguageModel:
     if spec.backend == "ollama":
-        raise LwaError(f"model {spec.name!r} is served by Ollama and has no weights to load: use it through BaseRecommender")
+        raise LwaError(
+            f"model {spec.name!r} is served by Ollama and has no weights to load: use it through BaseRecommender"
+        )
     if spec.backend == "huggingface":
         return _load_hub(spec)
     path = embedded_file(spec.id) if spec.backend == "embedded" else Path(spec.id)

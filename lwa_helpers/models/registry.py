@@ -40,7 +40,9 @@ def _entry(name: str, fields: Any) -> ModelSpec:
     try:
         spec = ModelSpec(name=name, **fields)
     except (ValidationError, TypeError) as error:
-        problems = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": "is not a list of fields"}]
+        problems = (
+            error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": "is not a list of fields"}]
+        )
         wrong = "; ".join(f"{'.'.join(map(str, problem['loc']))} {problem['msg']}".strip() for problem in problems)
         raise LwaError(f"model_config.yaml: entry {name!r}: {wrong}") from None
     if spec.backend == "huggingface" and not (_HUB_ID.fullmatch(spec.id) and _COMMIT.fullmatch(spec.revision or "")):
@@ -62,4 +64,6 @@ def model_spec(name: str) -> ModelSpec:
     path = Path(name)
     if path.suffix == ".gguf" or path.is_dir():
         return ModelSpec(name=path.stem, backend="path", id=str(path))
-    raise LwaError(f"unknown model {name!r}: neither a registered name ({', '.join(known)}) nor a directory or .gguf file")
+    raise LwaError(
+        f"unknown model {name!r}: neither a registered name ({', '.join(known)}) nor a directory or .gguf file"
+    )

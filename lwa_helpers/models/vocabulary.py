@@ -31,15 +31,21 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
     texts = list(texts)
     spec = json.loads(lm.tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE":
-        raise LwaError(f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}")
+        raise LwaError(
+            f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}"
+        )
     rows = len(lm.model.get_input_embeddings().weight)
-    kept = {index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows}  # Gemma 3 names one more than it has
+    kept = {
+        index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows
+    }  # Gemma 3 names one more than it has
     items = lm.items
     old_ids = sorted(kept | set(range(items.first, items.first + len(items.ids))) if items else kept)
     tokenizer = _renumbered(lm.tokenizer, spec, old_ids)
     tokenizer.init_kwargs[WORDS] = sorted({word for text in texts for word in words(lm.tokenizer, text)})
     items = replace(items, first=old_ids.index(items.first)) if items else None
-    return replace(lm, name=f"{lm.name}-{len(old_ids)}V", model=_with_rows(lm.model, old_ids), tokenizer=tokenizer, items=items)
+    return replace(
+        lm, name=f"{lm.name}-{len(old_ids)}V", model=_with_rows(lm.model, old_ids), tokenizer=tokenizer, items=items
+    )
 
 
 def words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
@@ -104,14 +110,19 @@ def _renumbered(tokenizer: PreTrainedTokenizerBase, spec: dict, old_ids: list[in
     model = spec["model"]
     model["vocab"] = {token: new_id[old] for token, old in model["vocab"].items() if old in new_id}
     model["merges"] = [list(p) for p in map(_pair, model["merges"]) if {*p, "".join(p)} <= model["vocab"].keys()]
-    spec["added_tokens"] = [token | {"id": new_id[token["id"]]} for token in spec["added_tokens"] if token["id"] in new_id]
+    spec["added_tokens"] = [
+        token | {"id": new_id[token["id"]]} for token in spec["added_tokens"] if token["id"] in new_id
+    ]
     post = spec.get("post_processor") or {}
     for part in (post, *post.get("processors", ())):
         for token in (part.get("special_tokens") or {}).values():
             token["ids"] = [new_id[old] for old in token["ids"]]
     rebuilt = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side, truncation_side=tokenizer.truncation_side, **tokenizer.special_tokens_map,
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)),
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        **tokenizer.special_tokens_map,
     )
     rebuilt.chat_template = getattr(tokenizer, "chat_template", None)
     return rebuilt

@@ -13,13 +13,16 @@ from lwa_helpers.errors import LwaError
 
 START, END = "<!-- claims: written by `lwa publish` -->", "<!-- end of claims -->"
 
+
 def claims_table(manifest: dict[str, Any]) -> str:
     """Return a Markdown table of the claims in paper/claims.yaml: claim, notebook, figure, command, minutes, measured value.
 
     manifest: a run's manifest.json. Raises LwaError when a claim names a number that the run did not measure.
     """
     claims = yaml.safe_load((paths.PAPER / "claims.yaml").read_text(encoding="utf-8"))
-    values = {name: str(number["text"]).replace("$-$", "−").replace("\\", "") for name, number in manifest["numbers"].items()}
+    values = {
+        name: str(number["text"]).replace("$-$", "−").replace("\\", "") for name, number in manifest["numbers"].items()
+    }
     values |= {name: verdict["outcome"] for name, verdict in manifest["verdicts"].items()}
     profile = manifest["profile"]
     dirty = " with uncommitted changes" if manifest["dirty"] else ""

@@ -53,7 +53,12 @@ def reproduce(
 
 
 def _bring_up_to_date(
-    stage: Stage, config: ExperimentConfig, overrides: dict[str, Any], results: Path, force: bool, start: float,
+    stage: Stage,
+    config: ExperimentConfig,
+    overrides: dict[str, Any],
+    results: Path,
+    force: bool,
+    start: float,
     expected: dict[str, float],
 ) -> None:
     """Run one stage if it is stale, or skip it; one line says which and why. expected: seconds of each stage, as far as known."""

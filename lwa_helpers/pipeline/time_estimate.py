@@ -26,7 +26,10 @@ def machine_speed() -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows, inner, outer = SHAPE
     dtype = torch.bfloat16 if has_bf16(device) else torch.float32
-    left, right = torch.ones(rows, inner, dtype=dtype, device=device), torch.ones(inner, outer, dtype=dtype, device=device)
+    left, right = (
+        torch.ones(rows, inner, dtype=dtype, device=device),
+        torch.ones(inner, outer, dtype=dtype, device=device),
+    )
     (left @ right).sum().item()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:

@@ -28,7 +28,9 @@ def with_cold_rows(rows: np.ndarray, counts: np.ndarray, titles: np.ndarray) -> 
     features, values = (features - centre) / spread, rows[known].astype(np.float64)
     mean = values.mean(0)
     left, scale, right = np.linalg.svd(features[known], full_matrices=False)
-    weights = min((_shrunk(left, scale, values - mean, penalty) for penalty in PENALTIES), key=lambda found: found[0])[1]
+    weights = min((_shrunk(left, scale, values - mean, penalty) for penalty in PENALTIES), key=lambda found: found[0])[
+        1
+    ]
     filled = rows.copy()
     filled[~known] = mean + features[~known] @ right.T @ weights
     return filled

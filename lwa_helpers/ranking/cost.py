@@ -20,7 +20,9 @@ def n_parameters(model: nn.Module) -> int:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes that parameters and buffers hold, a tied one counted once."""
-    held = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()]}
+    held = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()]
+    }
     return sum(held.values())
 
 
@@ -48,7 +50,9 @@ def peak_memory(folder: str | Path, prompts: Sequence[Sequence[int]], batch_size
     Linux: VmHWM of /proc, since ru_maxrss would also count the parent that started it. The interpreter and torch are part of it.
     Raises subprocess.CalledProcessError where the process fails.
     """
-    eval_cases = json.dumps({"folder": str(folder), "prompts": [list(map(int, prompt)) for prompt in prompts], "batch_size": batch_size})
+    eval_cases = json.dumps(
+        {"folder": str(folder), "prompts": [list(map(int, prompt)) for prompt in prompts], "batch_size": batch_size}
+    )
     done = subprocess.run([sys.executable, "-c", PEAK], input=eval_cases, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 

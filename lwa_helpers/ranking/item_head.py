@@ -59,7 +59,11 @@ def end_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor
 
 @torch.no_grad()
 def rank_catalogue(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], items: slice, batch_size: int, bf16: Bf16 = False,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    items: slice,
+    batch_size: int,
+    bf16: Bf16 = False,
     progress: bool = True,
 ) -> np.ndarray:
     """Return the logits of all item tokens after each prompt, (B, N) float32, in the prompts' order.
@@ -93,7 +97,12 @@ class ItemRanker:
     """The item head for histories of item indices, as TitleRanker and the baselines are asked."""
 
     def __init__(
-        self, lm: LanguageModel, reading: Reading, batch_size: int = 32, bf16: Bf16 = False, max_items: int | None = None
+        self,
+        lm: LanguageModel,
+        reading: Reading,
+        batch_size: int = 32,
+        bf16: Bf16 = False,
+        max_items: int | None = None,
     ):
         """batch_size: histories read together, of like length; max_items: the newest, that are read (None: all)."""
         self.lm, self.reading, self.batch_size, self.bf16, self.max_items = lm, reading, batch_size, bf16, max_items

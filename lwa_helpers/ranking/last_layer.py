@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from lwa_helpers.models.layers import decoder_layers
 
-OWN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")  # parts of a layer whose result at a position no other position reads
+OWN = (
+    "mlp",
+    "self_attn.q_proj",
+    "self_attn.o_proj",
+)  # parts of a layer whose result at a position no other position reads
 
 
 @contextmanager
@@ -23,7 +27,9 @@ def last_layer_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[N
     def only(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def there(states: Tensor, *more: Tensor) -> Tensor:
             found = None if more else forward(states[rows, columns][None])
-            if not isinstance(found, Tensor):  # Bloom's MLP takes a residual too; a mixture of experts also says whom it chose
+            if not isinstance(
+                found, Tensor
+            ):  # Bloom's MLP takes a residual too; a mixture of experts also says whom it chose
                 return forward(states, *more)
             out = found.new_zeros(*states.shape[:2], found.shape[-1])
             out[rows, columns] = found[0]

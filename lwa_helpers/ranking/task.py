@@ -37,7 +37,9 @@ class RankingTask:
 
     def __post_init__(self):
         if self.lm.items and list(self.lm.items.ids) != self.data.item_ids:
-            raise LwaError(f"model {self.lm.name!r} was made for other items than {self.data.name} holds: tune it on these")
+            raise LwaError(
+                f"model {self.lm.name!r} was made for other items than {self.data.name} holds: tune it on these"
+            )
 
     @cached_property
     def prompt(self) -> Prompt:
@@ -57,8 +59,13 @@ class RankingTask:
         """Training windows (or pairs, as data.examples says) of a section of the settings, none longer than its batches."""
         budget = min(self.cut.max_tokens or section.tokens_per_batch, section.tokens_per_batch)
         return user_windows(
-            self.data, self.reading, self.cut.max_items, self.cut.context_items, section.windows_per_user,
-            max_tokens=budget, pairs=self.cut.examples == "pairs",
+            self.data,
+            self.reading,
+            self.cut.max_items,
+            self.cut.context_items,
+            section.windows_per_user,
+            max_tokens=budget,
+            pairs=self.cut.examples == "pairs",
         )
 
     def train_loader(self, section: TuningConfig, seed: int) -> DataLoader:
@@ -86,7 +93,9 @@ class RankingTask:
         known = [row for row, prompt in enumerate(self.prompts) if prompt]
         scores = np.tile(self.log_popularity.astype(np.float32), (len(self.prompts), 1))
         shown = [self.prompts[row] for row in known]
-        scores[known] = rank_catalogue(model, shown, self.lm.items.tokens, self.evaluation.batch_size, self.evaluation.bf16)
+        scores[known] = rank_catalogue(
+            model, shown, self.lm.items.tokens, self.evaluation.batch_size, self.evaluation.bf16
+        )
         return scores
 
     def ranks(self, model: PreTrainedModel, scores: np.ndarray | None = None) -> np.ndarray:

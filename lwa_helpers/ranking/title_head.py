@@ -63,8 +63,11 @@ class TreeReader:
     def _inputs(self, tokens: np.ndarray, at: np.ndarray, visible: np.ndarray) -> dict:
         to = self.model.device
         return {
-            "input_ids": torch.from_numpy(tokens).to(to), "position_ids": torch.from_numpy(at.clip(0)).to(to),
-            "attention_mask": self._masks(at, visible), "past_key_values": self.cache, "use_cache": True,
+            "input_ids": torch.from_numpy(tokens).to(to),
+            "position_ids": torch.from_numpy(at.clip(0)).to(to),
+            "attention_mask": self._masks(at, visible),
+            "past_key_values": self.cache,
+            "use_cache": True,
         }
 
     def _masks(self, at: np.ndarray, visible: np.ndarray) -> Tensor | dict[str, Tensor]:
@@ -105,8 +108,13 @@ class TitleRanker:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: str, titles: Sequence[str],
-        batch_size: int = 4, tokens_per_batch: int = 512,
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        header: str,
+        titles: Sequence[str],
+        batch_size: int = 4,
+        tokens_per_batch: int = 512,
     ):
         """batch_size: histories read together, of like length; tokens_per_batch: of their tries, read at a time."""
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -150,7 +158,9 @@ class TitleRanker:
             limit = self.tokens_per_batch // len(users)
             parts = [pieces([self.tokens[item] for item in candidates[user]], limit) for user in users]
             for with_co_teachers in zip_longest(*parts, fillvalue=NO_TITLES):
-                for user, (columns, trie), total in zip(users, with_co_teachers, read_tries(reader, [trie for _, trie in with_co_teachers])):
+                for user, (columns, trie), total in zip(
+                    users, with_co_teachers, read_tries(reader, [trie for _, trie in with_co_teachers])
+                ):
                     out[user, columns] = total[trie.ends]
         return out
 
@@ -170,7 +180,9 @@ class TitleRanker:
             raise ValueError(f"need {len(histories)} rows of items left out, got {len(exclude)}")
         left = len(self.tokens) - max((len(set(items)) for items in exclude), default=0)
         if not 1 <= k <= min(beam, left):
-            raise ValueError(f"k = {k} must be at least 1, at most the beam ({beam}) and the items that are left ({left})")
+            raise ValueError(
+                f"k = {k} must be at least 1, at most the beam ({beam}) and the items that are left ({left})"
+            )
         shape = len(histories), k
         found = Found(np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(len(histories), dtype=bool))
         for users, reader in self._readers(histories):
@@ -197,7 +209,11 @@ def read_tries(reader: TreeReader, tries: Sequence[TitleTrie]) -> list[np.ndarra
     visible = np.broadcast_to(np.eye(shape[1], dtype=bool), (*shape, shape[1])).copy()
     for row, (trie, nodes) in enumerate(zip(tries, inner)):
         n = len(nodes)
-        tokens[row, :n], depths[row, :n], visible[row, :n, :n] = trie.tokens[nodes], trie.depths[nodes], trie.ancestry(nodes)
+        tokens[row, :n], depths[row, :n], visible[row, :n, :n] = (
+            trie.tokens[nodes],
+            trie.depths[nodes],
+            trie.ancestry(nodes),
+        )
     logits = reader.read(tokens, depths, visible)
     reader.forget()
     steps = []
@@ -243,7 +259,9 @@ class Beam:
 
     def advance(self, logits: Tensor, read: int) -> None:
         """Take the next step: logits (n, V) behind the live nodes, which were read as the tokens R … R + read - 1."""
-        kids = [[kid for kid in self.trie.children(node) if self.trie.below[kid] > self.gone[kid]] for node in self.live]
+        kids = [
+            [kid for kid in self.trie.children(node) if self.trie.below[kid] > self.gone[kid]] for node in self.live
+        ]
         owner = np.repeat(np.arange(len(kids)), [len(some) for some in kids])
         kids = np.array([kid for some in kids for kid in some], dtype=np.int64)
         scores = self.scores[owner] + log_probabilities(logits, owner, self.trie.tokens[kids])

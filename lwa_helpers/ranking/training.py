@@ -43,7 +43,9 @@ class IndexedWindows(torch.utils.data.Dataset):
         return index, self.windows[index]
 
 
-def window_loader(windows: Sequence[Window], tokens_per_batch: int, pad_id: int, seed: int, shuffle: bool = True) -> DataLoader:
+def window_loader(
+    windows: Sequence[Window], tokens_per_batch: int, pad_id: int, seed: int, shuffle: bool = True
+) -> DataLoader:
     """Return batches of at most `tokens_per_batch` padded tokens, of windows of like length; batch["window"] (B,) is
     each row's index in `windows`. Without `shuffle` the rows come in the order given."""
 
@@ -59,7 +61,11 @@ def window_loader(windows: Sequence[Window], tokens_per_batch: int, pad_id: int,
 
 
 def training_arguments(
-    config: TuningConfig, steps_per_epoch: int, seed: int, logging_steps: int = 5, checkpoints: Path | None = None,
+    config: TuningConfig,
+    steps_per_epoch: int,
+    seed: int,
+    logging_steps: int = 5,
+    checkpoints: Path | None = None,
     evaluate_every: float | None = None,
 ) -> TrainingArguments:
     """Translate a section of the settings; the learning rate falls as a cosine after a linear warm-up.
@@ -80,11 +86,23 @@ def training_arguments(
         saving["save_steps"] = every
     bf16 = computes_in_bf16(config.bf16, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainingArguments(
-        **saving, max_steps=steps, learning_rate=config.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup_ratio * steps), weight_decay=config.weight_decay, bf16=bf16, seed=seed,
-        max_grad_norm=1.0, logging_steps=min(logging_steps, max(1, steps // 4)), report_to="none", remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True,
-        gradient_checkpointing=config.gradient_checkpointing or None, accelerator_config=UNEVEN,
+        **saving,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        bf16=bf16,
+        seed=seed,
+        max_grad_norm=1.0,
+        logging_steps=min(logging_steps, max(1, steps // 4)),
+        report_to="none",
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        gradient_checkpointing=config.gradient_checkpointing or None,
+        accelerator_config=UNEVEN,
     )
 
 
@@ -96,22 +114,36 @@ class RankingTrainer(Trainer):
     """
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, loader: DataLoader | None = None,
-        head_learning_rate: float | None = None, dropout: float = 0.0, sampled: tuple[Tensor, int] | None = None,
-        valid: Callable[[PreTrainedModel], float] | None = None, patience: int = 2,
-        logs: str | Path | None = None, callbacks: Sequence[TrainerCallback] = (),
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        loader: DataLoader | None = None,
+        head_learning_rate: float | None = None,
+        dropout: float = 0.0,
+        sampled: tuple[Tensor, int] | None = None,
+        valid: Callable[[PreTrainedModel], float] | None = None,
+        patience: int = 2,
+        logs: str | Path | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ):
         """dropout: share of the entries of input embeddings and final states that are dropped in training; sampled: log q and
         n of sampled_nll, for a catalogue too large for its whole softmax; valid: what `args.eval_steps` measures, of which more
         is better, with `patience` measurements without a rise allowed; logs: folder for TensorBoard."""
         self.loader, self.dropout, self.sampled, self.valid = loader, dropout, sampled, valid
         groups = parameter_groups(model, args.learning_rate, head_learning_rate or args.learning_rate)
-        optimizer = (torch.optim.AdamW, {"params": groups, "lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True})
+        optimizer = (
+            torch.optim.AdamW,
+            {"params": groups, "lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True},
+        )
         more = [TensorBoardCallback(SummaryWriter(str(logs)))] if logs else []
         more += [EarlyStoppingCallback(patience)] if args.load_best_model_at_end else []
         dataset = loader.dataset if loader else None
         super().__init__(
-            model=model, args=args, train_dataset=dataset, eval_dataset=dataset, optimizer_cls_and_kwargs=optimizer,
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=dataset,
+            optimizer_cls_and_kwargs=optimizer,
             callbacks=[*callbacks, *more],
         )
         self.model_accepts_loss_kwargs = False
@@ -141,7 +173,9 @@ class RankingTrainer(Trainer):
         return found
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self.accelerator.autocast():  # accelerate's own is around the model's forward alone, which the loss goes round
+        with (
+            self.accelerator.autocast()
+        ):  # accelerate's own is around the model's forward alone, which the loss goes round
             total = through(model, self.accelerator.unwrap_model(model), self.total, inputs)
         return (total, {}) if return_outputs else total
 
@@ -153,7 +187,9 @@ class RankingTrainer(Trainer):
         if self.sampled and model.training:
             log_q, n = self.sampled
             return sampled_nll(model.get_output_embeddings(), own.states, own.targets, log_q.to(own.states.device), n)
-        return in_parts(lambda rows: F.cross_entropy(own.head(own.states[rows]).float(), own.targets[rows])[None], own)[0]
+        return in_parts(lambda rows: F.cross_entropy(own.head(own.states[rows]).float(), own.targets[rows])[None], own)[
+            0
+        ]
 
 
 def through(wrapped: nn.Module, model: nn.Module, function: Callable, *args):
@@ -238,7 +274,11 @@ def train_or_resume(trainer: Trainer, checkpoints: Path) -> None:
 
 def last_checkpoint(folder: Path) -> str | None:
     """Return the newest checkpoint in `folder` that was written to its end: trainer_state.json is the last of its files."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.read_text().rstrip().endswith("}")]
+    whole = [
+        path.parent
+        for path in folder.glob("checkpoint-*/trainer_state.json")
+        if path.read_text().rstrip().endswith("}")
+    ]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 

@@ -57,9 +57,14 @@ def popularity_drift(frame: pd.DataFrame) -> Figure:
     frame = frame.sort_values("period")
     fig, ax = _axes(height=1.55)
     labels = []
-    for column, name, color, line in (("own", "of the period itself", GREY, "--"), ("before", "of the one before", BLUE, "-")):
+    for column, name, color, line in (
+        ("own", "of the period itself", GREY, "--"),
+        ("before", "of the one before", BLUE, "-"),
+    ):
         ax.plot(frame["period"], 100 * frame[column], color=color, linestyle=line)
-        places = [(*point, dx, dy) for point in zip(frame["period"], 100 * frame[column]) for dy in (7, -7) for dx in (1, -1)]
+        places = [
+            (*point, dx, dy) for point in zip(frame["period"], 100 * frame[column]) for dy in (7, -7) for dx in (1, -1)
+        ]
         labels.append((name, color, places))
     ax.set(xlabel="Period (equal numbers of events)", ylabel="Share of top tenth (%)", ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -254,7 +259,9 @@ def ranking_cost(frame: pd.DataFrame) -> Figure:
     for ax, (x, fixed, label) in zip(axes, panels):
         for name, part in frame[frame[fixed] == frame[fixed].iloc[0]].sort_values(x).groupby("system", sort=False):
             style = look(name)
-            ax.plot(part[x], part["seconds"], style.marker, color=style.color, linestyle=style.linestyle, label=style.label)
+            ax.plot(
+                part[x], part["seconds"], style.marker, color=style.color, linestyle=style.linestyle, label=style.label
+            )
         ax.set(xscale="log", yscale="log", xlabel=label)
         ax.grid(True, axis="y")
         plain_ticks(ax.xaxis)

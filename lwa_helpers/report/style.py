@@ -138,7 +138,7 @@ def figure(width: str = "column", height: float = 2.0) -> Figure:
     It stands outside pyplot: nothing to close, shown once in a notebook. Raises LwaError for another width.
     """
     if width not in WIDTHS:
-        raise LwaError(f'figure width {width!r} is unknown: use one of {", ".join(WIDTHS)}')
+        raise LwaError(f"figure width {width!r} is unknown: use one of {', '.join(WIDTHS)}")
     use_style()
     return Figure(figsize=(WIDTHS[width], height), layout="constrained")
 

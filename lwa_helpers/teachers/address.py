@@ -17,7 +17,9 @@ def server_url(host: str | None = None) -> str:
     """
     host = host or os.environ.get("OLLAMA_HOST") or read_yaml("ollama.yaml")["host"] or "127.0.0.1"
     usual = {"http": 80, "https": 443} if "://" in host else {"http": 11434}
-    problem = LwaError(f"Ollama host {host!r}: give host, host:port or an http(s):// address, in OLLAMA_HOST or ollama.yaml")
+    problem = LwaError(
+        f"Ollama host {host!r}: give host, host:port or an http(s):// address, in OLLAMA_HOST or ollama.yaml"
+    )
     try:
         url = urlsplit(host if "://" in host else f"http://{host}")
         port = url.port or usual.get(url.scheme)

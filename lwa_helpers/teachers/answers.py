@@ -60,7 +60,12 @@ def ranking_schema(n: int) -> dict[str, Any]:
         "maxItems": n,
         "uniqueItems": True,
     }
-    return {"type": "object", "properties": {"ranking": numbers}, "required": ["ranking"], "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": {"ranking": numbers},
+        "required": ["ranking"],
+        "additionalProperties": False,
+    }
 
 
 def parse_ranking(text: str, n: int) -> tuple[list[int], dict[str, int]]:
@@ -149,7 +154,9 @@ class TeacherAnswers:
         read = [not reply.counts["unreadable"] for reply in self.replies]
         earlier, later = np.triu_indices(self.scores.shape[1], k=1)
         places = np.argsort(self.order[read], axis=1)
-        return float(np.sign(places[:, later] - places[:, earlier]).mean()) if len(earlier) and any(read) else float("nan")
+        return (
+            float(np.sign(places[:, later] - places[:, earlier]).mean()) if len(earlier) and any(read) else float("nan")
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per question: teacher, mode, latency_s, first_token_s, tokens, tokens_per_s, cached, counts by kind."""
@@ -171,4 +178,6 @@ def check_question(histories: Sequence[Sequence[str]], candidates: Sequence[Sequ
         raise ValueError(f"{len(histories)} histories for {len(candidates)} candidate lists: give one list per history")
     lengths = {len(row) for row in candidates}
     if len(lengths) > 1 or 0 in lengths:
-        raise ValueError(f"candidate lists of lengths {sorted(lengths)}: give every history the same number, at least 1")
+        raise ValueError(
+            f"candidate lists of lengths {sorted(lengths)}: give every history the same number, at least 1"
+        )

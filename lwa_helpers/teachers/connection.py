@@ -65,7 +65,9 @@ class Connection:
     4xx never. What is left of it is an LwaError that names the server and the model.
     """
 
-    def __init__(self, host: str | None = None, timeout_s: float = 300.0, retries: int = 2, backoff_s: float = 1.0) -> None:
+    def __init__(
+        self, host: str | None = None, timeout_s: float = 300.0, retries: int = 2, backoff_s: float = 1.0
+    ) -> None:
         self.url, self.timeout_s, self.retries, self.backoff_s = server_url(host), timeout_s, retries, backoff_s
         self._http = {
             "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),

@@ -106,8 +106,13 @@ class LocalTeacher:
         clock = _FirstToken()
         ids = torch.tensor([prompt], device=self._lm.model.device)
         out = self._lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
-            pad_token_id=self._lm.pad_id, streamer=clock,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            use_cache=True,
+            pad_token_id=self._lm.pad_id,
+            streamer=clock,
             stopping_criteria=[StopStringCriteria(self._lm.tokenizer, "]")],
         )[0, len(prompt) :]
         return self._lm.tokenizer.decode(out, skip_special_tokens=True), clock.seconds, len(out)

@@ -117,7 +117,9 @@ class OllamaTeacher:
         n, requests = len(candidates), []
         offered = self.served.logprobs and n <= len(LABELS)
         if self.mode == "labels" and not offered:
-            problem = f"{n} candidates, there are {len(LABELS)} labels" if self.served.logprobs else "the server is too old"
+            problem = (
+                f"{n} candidates, there are {len(LABELS)} labels" if self.served.logprobs else "the server is too old"
+            )
             raise LwaError(f"model {self.name!r}: no label-scored ranking ({problem}): choose mode written or auto")
         if offered and (self.mode == "labels" or (self.mode == "auto" and not self._thinking())):
             request = self._request(label_messages(history, candidates), label_schema(n), LABEL_TOKENS)
@@ -134,7 +136,9 @@ class OllamaTeacher:
                 return self.connection.retry(self.name, lambda _: self._ask_labels(requests[0], n))
             except UnreadableAnswer as error:
                 if len(requests) == 1:
-                    raise LwaError(f"model {self.name!r}: no label-scored ranking ({error}): choose mode written") from error
+                    raise LwaError(
+                        f"model {self.name!r}: no label-scored ranking ({error}): choose mode written"
+                    ) from error
         spent = time.perf_counter() - start
         reply = self.connection.retry(self.name, lambda attempt: self._ask(requests[-1], n, attempt))
         return replace(reply, latency_s=spent + reply.latency_s, first_token_s=spent + reply.first_token_s)

@@ -168,7 +168,12 @@ def summary(results: list[dict]) -> int:
     failed |= any(result["again"] > CACHED_LIMIT for result in results)
     if len(results) > 1:
         print(f"{WHOLE:,} reviews, extrapolated:", end="")
-        for key, unit in (("seconds", "s"), ("memory", "GB of memory"), ("disk", "GB of scratch disk"), ("file", "GB of CSV")):
+        for key, unit in (
+            ("seconds", "s"),
+            ("memory", "GB of memory"),
+            ("disk", "GB of scratch disk"),
+            ("file", "GB of CSV"),
+        ):
             rate = (largest[key] - smallest[key]) / (largest["n"] - smallest["n"])
             print(f" {largest[key] + rate * (WHOLE - largest['n']):,.0f} {unit}", end="," if key != "file" else "\n")
         slope = np.log(largest["seconds"] / smallest["seconds"]) / np.log(largest["n"] / smallest["n"])

@@ -31,7 +31,9 @@ from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.paths import results_dir
 from lwa_helpers.ranking.task import RankingTask
 
-TEACHERS = [{"epochs": 0.4, "learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)] + [{"epochs": 0.8, "learning_rate": 2e-4}]
+TEACHERS = [{"epochs": 0.4, "learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)] + [
+    {"epochs": 0.8, "learning_rate": 2e-4}
+]
 STUDENTS = [{"alpha": alpha} for alpha in (0.9, 0.5)]
 HISTORIES = (8, 12, 24)
 

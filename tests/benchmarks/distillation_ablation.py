@@ -59,8 +59,18 @@ from lwa_helpers.ranking.training import window_loader
 
 FOLDER = paths.RESULTS / "benchmarks" / "distillation_ablation"
 STRATEGIES = (
-    NO_HIDDEN, LABELS, "uniform", "linear", "exponential", "schedule", "fisher", "fisher_x_depth", "softmax_fisher",
-    "fisher_ahead", "inverse_fisher", "shuffled_fisher",
+    NO_HIDDEN,
+    LABELS,
+    "uniform",
+    "linear",
+    "exponential",
+    "schedule",
+    "fisher",
+    "fisher_x_depth",
+    "softmax_fisher",
+    "fisher_ahead",
+    "inverse_fisher",
+    "shuffled_fisher",
 )
 SELECTED = ("first", "last", "first_last", "drop_block", "uniform", "top_fisher", "block_influence", "greedy")
 MATCHED = ("all", "no_last", "no_last_two", "last", "lower", "middle", "upper")
@@ -98,7 +108,9 @@ def arms(experiment: str, section: DistillationConfig, n_teacher: int) -> list[A
             steps = [round((n_teacher * section.n_layers) ** 0.5), section.n_layers]
             two = Arm(experiment, f"by way of {steps[0]} layers", {"steps": steps})
             return [Arm(experiment, "one step"), two]
-    raise LwaError(f"unknown experiment {experiment!r}: choose arms, selection, match, frontier, steps, fusion or languages")
+    raise LwaError(
+        f"unknown experiment {experiment!r}: choose arms, selection, match, frontier, steps, fusion or languages"
+    )
 
 
 class Rows:
@@ -147,7 +159,9 @@ class Ablation:
         self.fisher = FisherResult.load(paths.results_dir(config.profile) / "fisher" / "teacher.safetensors")
         self.n_teacher = len(decoder_layers(self.lm.model))
         depths = [depth for depth in DEPTHS if depth <= self.n_teacher]
-        changes = {"frontier": depths} | ({"epochs": epochs} if epochs else {})  # the teacher is asked once for all depths
+        changes = {"frontier": depths} | (
+            {"epochs": epochs} if epochs else {}
+        )  # the teacher is asked once for all depths
         self.section = config.distillation.model_copy(update=changes)
         self.task = RankingTask(load_data(config.data), self.lm, config.data, config.evaluation, config.seed, part)
         self.windows = budget(self.task.train_windows(self.section), self.section, config.seed)
@@ -214,16 +228,33 @@ class Ablation:
             trainer = distillation.train(student, section.strategy, outputs)
         seconds, scores = time.perf_counter() - began, self.task.scores(student.model)
         ranks = self.task.ranks(student.model, scores)
-        ndcg, alike = ndcg_at_k(ranks, 10), agreement(scores, self.teacher_scores, self.task.eval_cases.histories).mean()
+        ndcg, alike = (
+            ndcg_at_k(ranks, 10),
+            agreement(scores, self.teacher_scores, self.task.eval_cases.histories).mean(),
+        )
         kept = ratio_of_means(ndcg, self.teacher_ndcg, seed=self.config.seed)
-        self.rows.add({
-            **named, "profile": self.config.profile, "layers": len(decoder_layers(student.model)),
-            "parameters": n_parameters(student.model),
-            "ndcg_teacher": self.teacher_ndcg.mean(), "ndcg_before": ndcg_at_k(before, 10).mean() if len(before) else np.nan,
-            "ndcg": ndcg.mean(), "kept": kept.estimate, "kept_low": kept.low, "kept_high": kept.high, "overlap": alike.overlap,
-            "tau": alike.tau, "epochs": self.section.epochs, "steps": trainer.state.global_step, "windows": len(self.windows),
-            "tokens": sum(len(window.input_ids) for window in self.windows), "seconds": seconds,
-        }, ranks)
+        self.rows.add(
+            {
+                **named,
+                "profile": self.config.profile,
+                "layers": len(decoder_layers(student.model)),
+                "parameters": n_parameters(student.model),
+                "ndcg_teacher": self.teacher_ndcg.mean(),
+                "ndcg_before": ndcg_at_k(before, 10).mean() if len(before) else np.nan,
+                "ndcg": ndcg.mean(),
+                "kept": kept.estimate,
+                "kept_low": kept.low,
+                "kept_high": kept.high,
+                "overlap": alike.overlap,
+                "tau": alike.tau,
+                "epochs": self.section.epochs,
+                "steps": trainer.state.global_step,
+                "windows": len(self.windows),
+                "tokens": sum(len(window.input_ids) for window in self.windows),
+                "seconds": seconds,
+            },
+            ranks,
+        )
 
     def recommenders(self) -> Iterator[tuple[str, CrossFitted]]:
         """SASRec and EASE, tuned on the validation part."""
@@ -257,10 +288,14 @@ class Ablation:
         heard, said = calibrations(self.lm.model, systems, valid), {"teacher": first}
         with tempfile.TemporaryDirectory() as folder:
             for name, system in systems.items():
-                said[name] = recommender_outputs(system, self.windows, first, Path(folder) / name, items, heard[name].scale)
+                said[name] = recommender_outputs(
+                    system, self.windows, first, Path(folder) / name, items, heard[name].scale
+                )
             print("scale, and NDCG@10, on the validation part:", heard, flush=True)
             weights = tuple((name, found.weight) for name, found in heard.items())
-            fused = fuse(list(said.values()), [weight for _, weight in weights], Path(folder) / "fused", [items] * len(said))
+            fused = fuse(
+                list(said.values()), [weight for _, weight in weights], Path(folder) / "fused", [items] * len(said)
+            )
             students = {"fused": (fused, weights)}
             for name, outputs in said.items():
                 students[f"{name} alone"] = (outputs, ((name, 1.0),) if name != "teacher" else ())
@@ -288,7 +323,9 @@ def measured(rows: Rows, experiment: str) -> tuple[pd.DataFrame, dict[str, np.nd
 
 def against(tables: dict[str, np.ndarray], first: str, seed: int) -> pd.DataFrame:
     """Every other arm minus `first`, paired by user and by seed, with its interval: columns difference, low, high, says."""
-    found = {name: difference_of_arms(table, tables[first], seed=seed)[:3] for name, table in tables.items() if name != first}
+    found = {
+        name: difference_of_arms(table, tables[first], seed=seed)[:3] for name, table in tables.items() if name != first
+    }
     frame = pd.DataFrame.from_dict(found, orient="index", columns=["difference", "low", "high"])
     frame["says"] = np.select([frame.low > 0, frame.high < 0], ["better", "worse"], "no difference shown")
     return frame
@@ -307,15 +344,21 @@ def named(text: str) -> tuple[str, Path]:
     """NAME=DIRECTORY; the name becomes part of a file's name."""
     name, _, directory = text.partition("=")
     if not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name in ("teacher", *RECOMMENDERS) or not directory:
-        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=DIRECTORY, a name that begins with a letter, not of another teacher")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give NAME=DIRECTORY, a name that begins with a letter, not of another teacher"
+        )
     return name, Path(directory)
 
 
 def main() -> None:
     parser = tuned_run.parser(__doc__)
-    parser.add_argument("--only", default="arms,selection,match,frontier,steps,fusion", help="experiments, in this order")
+    parser.add_argument(
+        "--only", default="arms,selection,match,frontier,steps,fusion", help="experiments, in this order"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--epochs", type=float, help="recovery budget in passes over the windows (default: the profile's)")
+    parser.add_argument(
+        "--epochs", type=float, help="recovery budget in passes over the windows (default: the profile's)"
+    )
     parser.add_argument("--part", choices=("valid", "test"), default="test")
     parser.add_argument("--with", dest="others", type=named, nargs="+", default=[], metavar="NAME=DIRECTORY")
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")

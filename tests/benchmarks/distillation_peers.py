@@ -53,7 +53,9 @@ def trl(teacher, student) -> Loss:
     arguments = GKDConfig(**where, lmbda=0.0, beta=0.0, report_to="none", bf16=False, gradient_checkpointing=False)
     tokenizer = copy.deepcopy(teacher.tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
-    unread = Dataset.from_dict({"messages": [[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]]})
+    unread = Dataset.from_dict(
+        {"messages": [[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]]}
+    )
     trainer = GKDTrainer(student.model, teacher.model, arguments, train_dataset=unread, processing_class=tokenizer)
     return lambda batch: trainer.compute_loss(student.model, batch)
 
@@ -101,7 +103,9 @@ def peak_of(step: Callable[[], object]) -> float:
 def main(options: argparse.Namespace) -> None:
     base = load_teacher("smollm2-135m")
     base.model.to(DEVICE).requires_grad_(False)
-    ids = torch.randint(1, 40_000, (options.rows, options.tokens), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids = torch.randint(1, 40_000, (options.rows, options.tokens), generator=torch.Generator().manual_seed(0)).to(
+        DEVICE
+    )
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     steps, first = {}, {}
     for way in options.ways:
@@ -122,11 +126,21 @@ def main(options: argparse.Namespace) -> None:
         first[way] = step()
         steps[way] = step
     print("losses:", first, flush=True)
-    torch.testing.assert_close(torch.tensor(list(first.values())), torch.full((len(first),), first[options.ways[0]]), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(list(first.values())), torch.full((len(first),), first[options.ways[0]]), rtol=0.02, atol=0
+    )
     times = time_side_by_side(steps, options.rounds).groupby("name").seconds.median()
-    rows = pd.DataFrame([
-        {"way": way, "seconds": times[way], "tokens_per_second": ids.numel() / times[way], "peak_mib": peak_of(steps[way])} for way in steps
-    ]).assign(device=DEVICE.type, dtype="bf16" if options.bf16 else "f32", rows=options.rows, tokens=options.tokens)
+    rows = pd.DataFrame(
+        [
+            {
+                "way": way,
+                "seconds": times[way],
+                "tokens_per_second": ids.numel() / times[way],
+                "peak_mib": peak_of(steps[way]),
+            }
+            for way in steps
+        ]
+    ).assign(device=DEVICE.type, dtype="bf16" if options.bf16 else "f32", rows=options.rows, tokens=options.tokens)
     RowFile(paths.RESULTS / "benchmarks" / "distillation_peers.csv").add(rows)
     print(rows.round(2).to_string(index=False))
 

@@ -61,7 +61,9 @@ def main(options: argparse.Namespace) -> None:
     for name, source in {"cached outputs": outputs, "live teacher": lm}.items():
         student = build_student(lm, section.n_layers, section.selection)
         arguments = training_arguments(section.model_copy(update={"epochs": 1.0}), STEPS, 0)
-        ways[name] = DistillationTrainer(source, student, None, section.strategy, section.loss, arguments, loader=loader).train
+        ways[name] = DistillationTrainer(
+            source, student, None, section.strategy, section.loss, arguments, loader=loader
+        ).train
     training = time_side_by_side(ways, options.rounds)
     eval_cases, size, items = task.prompts[: section.timing_users], config.evaluation.batch_size, lm.items.tokens
     models = {"teacher": lm.model, "student": build_student(lm, section.n_layers, section.selection).model}
@@ -73,11 +75,13 @@ def main(options: argparse.Namespace) -> None:
         "teacher, title head": lambda: head.scores(few),
         "student, item head": lambda: rank_catalogue(models["student"], eval_cases[:TITLE_HEAD_USERS], items, size),
     }, options.rounds)  # fmt: skip
-    frame = pd.concat([
-        training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
-        inference.assign(what="inference", rate=len(eval_cases) / inference.seconds, unit="users/s"),
-        heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
-    ]).assign(profile=config.profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
+    frame = pd.concat(
+        [
+            training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
+            inference.assign(what="inference", rate=len(eval_cases) / inference.seconds, unit="users/s"),
+            heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
+        ]
+    ).assign(profile=config.profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
     with files.atomic_write(FILE) as path:
         frame.to_csv(path, index=False)
     keep_record(FILE, vars(options), began, config, data_hash=task.data.sha256, model_hash=lm.sha256)
@@ -86,7 +90,9 @@ def main(options: argparse.Namespace) -> None:
         ratio = speed_ratio(frame[frame.what == what], slow, fast)
         print(f"{what}: {fast} {ratio.median():.2f} times as fast as {slow} ({ratio.min():.2f} to {ratio.max():.2f})")
     held = {name: weight_bytes(model) for name, model in models.items()}
-    print(f"memory of weights: {100 * (1 - held['student'] / held['teacher']):.0f} % less ({held['student'] / 2**20:.0f} MiB)")
+    print(
+        f"memory of weights: {100 * (1 - held['student'] / held['teacher']):.0f} % less ({held['student'] / 2**20:.0f} MiB)"
+    )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,11 @@ QUESTIONS = {  # of the README: what is asked, what is held against what, and th
 TAUGHT = {"fusion": "Fused", "languages": "Languages"}  # in macros' names
 SEEDED = (*SHOWN, "steps")
 NAMES = {"fused": "All", "first_last": "First and last", "top_fisher": "Top Fisher", "teacher alone": "Teacher"}
-BESIDE = (("kept", 100, "{:.0f}", "Kept (%)"), ("overlap", 100, "{:.0f}", "Overlap (%)"), ("tau", 1, "{:.2f}", "Kendall"))
+BESIDE = (
+    ("kept", 100, "{:.0f}", "Kept (%)"),
+    ("overlap", 100, "{:.0f}", "Overlap (%)"),
+    ("tau", 1, "{:.2f}", "Kendall"),
+)
 CONTRASTS = {  # macros of the experiment arms: which arm minus which
     "HiddenMinusNone": ("uniform", NO_HIDDEN), "TeacherMinusLabels": (NO_HIDDEN, LABELS),
     "FisherMinusUniform": ("fisher", "uniform"), "FisherMinusShuffled": ("fisher", "shuffled_fisher"),
@@ -100,7 +104,9 @@ def table(rows: Rows, experiment: str) -> str:
 def arm_numbers(tables: dict[str, np.ndarray]) -> dict[str, str]:
     """Macros of the experiment arms: the hypothesis on growing weights, what each part of the loss is worth, who wins."""
     verdict, by_seed = h3_growing_weights(tables, seed=0), tables[WEIGHTED_BY].mean(axis=0)
-    found = {"RecoveryHThreeVerdict": escape(verdict.verdict)} | interval_macros("RecoveryDepthMinusUniform", verdict[1:4])
+    found = {"RecoveryHThreeVerdict": escape(verdict.verdict)} | interval_macros(
+        "RecoveryDepthMinusUniform", verdict[1:4]
+    )
     for name, (one, other) in CONTRASTS.items():
         found |= interval_macros(f"Recovery{name}", difference_of_arms(tables[one], tables[other], seed=0))
     weightings = {name: values for name, values in tables.items() if name not in (NO_HIDDEN, LABELS)}
@@ -119,9 +125,16 @@ def selection_numbers(mean: pd.DataFrame, tables: dict[str, np.ndarray]) -> dict
     """Macros of the experiment selection: the first layers, others, and whether quality before recovery tells."""
     worst, verdicts = mean.ndcg.idxmin(), against(tables, "first", 0)
     told = spearman(mean.ndcg_before.to_numpy(), mean.ndcg.to_numpy(), seed=0)
-    found = {"RecoverySelectionWorst": label(worst), "RecoverySelectionWorstNdcg": format_number(mean.ndcg[worst], "{:.3f}")}
+    found = {
+        "RecoverySelectionWorst": label(worst),
+        "RecoverySelectionWorstNdcg": format_number(mean.ndcg[worst], "{:.3f}"),
+    }
     random = [name for name in mean.index if name.startswith("random")]
-    others = {"Last": tables["last"], "TopFisher": tables["top_fisher"], "Random": np.mean([tables[name] for name in random], axis=0)}
+    others = {
+        "Last": tables["last"],
+        "TopFisher": tables["top_fisher"],
+        "Random": np.mean([tables[name] for name in random], axis=0),
+    }
     for name, values in others.items():
         found |= interval_macros(f"RecoveryFirstMinus{name}", difference_of_arms(tables["first"], values, seed=0))
     found["RecoveryFirstNdcg"] = format_number(mean.ndcg["first"], "{:.3f}")
@@ -148,7 +161,9 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
             found |= selection_numbers(mean, tables)
         if experiment == "match":
             verdicts = against(tables, "all", 0)
-            found |= {f"RecoveryMatch{word.title()}": str((verdicts.says == word).sum()) for word in ("better", "worse")}
+            found |= {
+                f"RecoveryMatch{word.title()}": str((verdicts.says == word).sum()) for word in ("better", "worse")
+            }
             found["RecoveryMatches"] = str(len(verdicts))
         if experiment in TAUGHT:
             for name in (name for name in tables if name != "fused"):
@@ -164,7 +179,9 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
             found |= interval_macros("RecoveryFewKeptOfWhole", kept, "{:.0f}")
         if experiment == "steps":
             one, two = tables.values()
-            found["RecoveryTwoStepsTimes"] = format_number(taken[experiment].iloc[1] / taken[experiment].iloc[0], "{:.1f}")
+            found["RecoveryTwoStepsTimes"] = format_number(
+                taken[experiment].iloc[1] / taken[experiment].iloc[0], "{:.1f}"
+            )
             found |= interval_macros("RecoveryTwoStepsMinusOne", difference_of_arms(two, one, seed=0))
     return found
 

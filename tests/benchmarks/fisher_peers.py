@@ -40,7 +40,11 @@ Batches = list[Tensor]
 def row_nll(model: nn.Module, ids: Tensor) -> Tensor:
     """Summed next-token NLL of each row: (B,)."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").unflatten(0, (len(ids), -1)).sum(1)
+    return (
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        .unflatten(0, (len(ids), -1))
+        .sum(1)
+    )
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -153,7 +157,9 @@ def curvlinops_hutchinson(model, batches):
         data = [(ids, function(ids) - 0.5) for ids in batches]
     traces = []
     for layer in layers_of(model):
-        operator = EFLinearOperator(function, nn.MSELoss(reduction="sum"), list(layer.parameters()), data, check_deterministic=False)
+        operator = EFLinearOperator(
+            function, nn.MSELoss(reduction="sum"), list(layer.parameters()), data, check_deterministic=False
+        )
         traces.append(float(hutchinson_trace(operator, PROBES)))
     return np.array(traces) / len(torch.cat(batches))
 
@@ -176,7 +182,11 @@ def backpack_norms(model, batches):
 def asdl_diagonal(model, batches):
     from asdl import FISHER_EMP, SHAPE_DIAG, FisherConfig, get_fisher_maker
 
-    others = [module for module in model.modules() if module not in {m for layer in layers_of(model) for m in linears_of(layer)}]
+    others = [
+        module
+        for module in model.modules()
+        if module not in {m for layer in layers_of(model) for m in linears_of(layer)}
+    ]
     count = len(torch.cat(batches))
     maker = get_fisher_maker(model, FisherConfig(FISHER_EMP, [SHAPE_DIAG], data_size=count, ignore_modules=others))
     for number, ids in enumerate(batches):
@@ -228,7 +238,9 @@ def kronfluence_lambda(model, batches):
     with tempfile.TemporaryDirectory() as folder:
         analyzer = Analyzer("peers", prepare_model(model, task), task, cpu=True, disable_tqdm=True, output_dir=folder)
         settings = FactorArguments(strategy="diagonal", use_empirical_fisher=True)
-        analyzer.fit_lambda_matrices("all", torch.cat(batches), per_device_batch_size=len(batches[0]), factor_args=settings)
+        analyzer.fit_lambda_matrices(
+            "all", torch.cat(batches), per_device_batch_size=len(batches[0]), factor_args=settings
+        )
         sums = analyzer.load_lambda_matrices("all")["lambda_matrix"]
     total = np.zeros(len(layers_of(model)))
     for name, value in sums.items():
@@ -267,7 +279,10 @@ PEERS = {  # name: (function, package on PyPI, remark)
 
 
 PUBLISHED = [
-    {"peer": "FlashDP", "remark": "as published, on GPUs: exact per-example norms at 90 % of plain training's throughput"},
+    {
+        "peer": "FlashDP",
+        "remark": "as published, on GPUs: exact per-example norms at 90 % of plain training's throughput",
+    },
     {"peer": "bergson", "remark": "as published, on one GH200: about 28k tokens/s for 1B parameters, 13k for 6.9B"},
 ]
 
@@ -307,7 +322,9 @@ def one_row(name: str, truth: np.ndarray, options: argparse.Namespace) -> dict:
         row["version"] = version(package)
     except PackageNotFoundError:
         return row | {"remark": f"not installed: pip install {package}"}
-    arguments = [f"--{key}={getattr(options, key.replace('-', '_'))}" for key in ("layers", "examples", "batch-size", "tokens")]
+    arguments = [
+        f"--{key}={getattr(options, key.replace('-', '_'))}" for key in ("layers", "examples", "batch-size", "tokens")
+    ]
     command = [sys.executable, __file__, "--measure", name, *arguments]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=options.limit)
@@ -329,7 +346,9 @@ def compare(options: argparse.Namespace) -> None:
     for name in ["training step", *[name for name in options.peers if name != "training step"]]:
         rows.append(one_row(name, truth, options))
         print(rows[-1], flush=True)
-    frame = pd.DataFrame(rows + PUBLISHED).reindex(columns=["peer", "package", "version", "seconds", "peak_mib", "error", "remark"])
+    frame = pd.DataFrame(rows + PUBLISHED).reindex(
+        columns=["peer", "package", "version", "seconds", "peak_mib", "error", "remark"]
+    )
     frame.insert(4, "time_ratio", frame["seconds"] / frame["seconds"][0])
     frame.insert(6, "memory_ratio", frame["peak_mib"] / frame["peak_mib"][0])
     target = RESULTS / "benchmarks" / "fisher_peers.csv"

@@ -38,13 +38,20 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 
 def make_task(reading: str, examples: int, batch_size: int) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
     """An untuned model with item tokens, and batches of windows of like length."""
-    config, rng = load_config("quick", {"data.reading": reading, "teacher.model": "smollm2-135m"}), np.random.default_rng(0)
+    config, rng = (
+        load_config("quick", {"data.reading": reading, "teacher.model": "smollm2-135m"}),
+        np.random.default_rng(0),
+    )
     data = load_data(config.data)
     vectors = rng.standard_normal((len(data.items), 8))  # speed does not depend on them
     lm = item_model(load_teacher(config.teacher.model), data, vectors, config.data, config.evaluation, 0)
     windows = RankingTask(data, lm, config.data, config.evaluation, 0).train_windows(config.teacher)
-    drawn = sorted((windows[i] for i in rng.permutation(len(windows))[:examples]), key=lambda window: len(window.input_ids))
-    return lm.model, [collate(drawn[start : start + batch_size], lm.pad_id) for start in range(0, len(drawn), batch_size)]
+    drawn = sorted(
+        (windows[i] for i in rng.permutation(len(windows))[:examples]), key=lambda window: len(window.input_ids)
+    )
+    return lm.model, [
+        collate(drawn[start : start + batch_size], lm.pad_id) for start in range(0, len(drawn), batch_size)
+    ]
 
 
 def run_pass(name: str, model, batches, autocast) -> float:
@@ -63,8 +70,20 @@ def run_pass(name: str, model, batches, autocast) -> float:
 
 def peak_memory(name: str, reading: str, dtype: str, options: argparse.Namespace) -> float:
     """MiB above the loaded model, in a fresh process."""
-    command = [sys.executable, __file__, "--measure", name, "--reading", reading, "--dtypes", dtype,
-               "--examples", str(options.examples), "--batch-size", str(options.batch_size)]
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        name,
+        "--reading",
+        reading,
+        "--dtypes",
+        dtype,
+        "--examples",
+        str(options.examples),
+        "--batch-size",
+        str(options.batch_size),
+    ]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["mib"]
 
 
@@ -87,7 +106,9 @@ def compare(reading: str, options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for name in options.passes:
                 times[name].append(run_pass(name, model, batches, AUTOCAST[dtype]))
-        memory = {} if options.no_memory else {name: peak_memory(name, reading, dtype, options) for name in options.passes}
+        memory = (
+            {} if options.no_memory else {name: peak_memory(name, reading, dtype, options) for name in options.passes}
+        )
         for name in options.passes:
             ratio = statistics.median(a / b for a, b in zip(times[name], times["step"]))
             line = f"{reading} {dtype} {name:10s} {statistics.median(times[name]):7.2f} s  time ratio {ratio:.3f}"

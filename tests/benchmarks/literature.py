@@ -68,7 +68,10 @@ BOTH = {
     "data.title_limit": 40, "teacher.tokens_per_batch": 1024, "distillation.tokens_per_batch": 1024,
     "distillation.valid_users": 600, "teacher.epochs": 1,
 }  # fmt: skip
-RUNS = {"office2014": BOTH | {"distillation.epochs": 2}, "office2018": BOTH | {"distillation.epochs": 4, "teacher.epochs": 2}}
+RUNS = {
+    "office2014": BOTH | {"distillation.epochs": 2},
+    "office2018": BOTH | {"distillation.epochs": 4, "teacher.epochs": 2},
+}
 BASELINES = {
     "popularity": (Popularity, {}),
     "recent_popularity": (RecentPopularity, {"half_life": [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]}),
@@ -91,8 +94,16 @@ class Table:
     def add(self, system: str, rank: np.ndarray, rank_all: np.ndarray, **facts) -> None:
         mean = mean_interval(ndcg_at_k(rank, 10), seed=0)
         row = {
-            "system": system, "part": "test", "cases": len(rank), "ndcg": mean.estimate, "low": mean.low, "high": mean.high,
-            "hr": hit_rate_at_k(rank, 10).mean(), "ndcg_all": ndcg_at_k(rank_all, 10).mean(), "commit": self.commit, **facts,
+            "system": system,
+            "part": "test",
+            "cases": len(rank),
+            "ndcg": mean.estimate,
+            "low": mean.low,
+            "high": mean.high,
+            "hr": hit_rate_at_k(rank, 10).mean(),
+            "ndcg_all": ndcg_at_k(rank_all, 10).mean(),
+            "commit": self.commit,
+            **facts,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self.folder / f"{system}.npy", rank)
@@ -106,7 +117,12 @@ def both_ranks(system, eval_cases: Cases, batch_size: int = 256) -> np.ndarray:
     for start in range(0, len(eval_cases.targets), batch_size):
         part = slice(start, start + batch_size)
         scores = system.scores(eval_cases.histories[part])
-        parts.append([rank_of_target(scores, eval_cases.targets[part], exclude) for exclude in (eval_cases.histories[part], None)])
+        parts.append(
+            [
+                rank_of_target(scores, eval_cases.targets[part], exclude)
+                for exclude in (eval_cases.histories[part], None)
+            ]
+        )
     return np.concatenate(parts, axis=1)
 
 
@@ -131,13 +147,19 @@ class Study:
         folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
         eval_cases = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
         commit = keep_manifest(
-            folder.with_suffix(".json"), self.config, eval_cases, "give this run another --name",
+            folder.with_suffix(".json"),
+            self.config,
+            eval_cases,
+            "give this run another --name",
             lambda: {"model_hash": load_teacher(self.config.teacher.model).sha256},
         )
         self.table = Table(folder, commit)
         self.fitted = lru_cache(lambda name: self.as_tuned(name)(self.data))
         self.cross_fitted = lru_cache(lambda name: CrossFitted.of(self.as_tuned(name), self.data, self.seed))
-        print(f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.eval_cases.targets)} test cases", flush=True)
+        print(
+            f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.eval_cases.targets)} test cases",
+            flush=True,
+        )
 
     def baseline(self, name: str) -> None:
         """Tune on valid, rank test; every setting tried goes to <name>_tried.csv."""
@@ -186,12 +208,24 @@ class Study:
         own, teachers = STUDENTS[name]
         teacher = self.trained(own)
         task, section = self.task(teacher), self.whole(teacher) if name == "fused_teacher" else self.config.distillation
-        distillation = Distillation(teacher, None, section, budget(task.train_windows(section), section, self.seed), self.seed)
+        distillation = Distillation(
+            teacher, None, section, budget(task.train_windows(section), section, self.seed), self.seed
+        )
         others = {other: self.cross_fitted(other) for other in teachers if other in BASELINES}
         if own in teachers:
-            return co_taught_student(distillation, others, task)[0] if others else distillation.student(section.n_layers)[0]
-        eval_cases, heard = task.eval_cases, {"teacher": Calibration(1.0, 0.0)}  # whose layers it has, and who says nothing
-        heard |= {other: calibrated(s.scores(eval_cases.histories, eval_cases.user_ids), eval_cases) for other, s in others.items()}
+            return (
+                co_taught_student(distillation, others, task)[0]
+                if others
+                else distillation.student(section.n_layers)[0]
+            )
+        eval_cases, heard = (
+            task.eval_cases,
+            {"teacher": Calibration(1.0, 0.0)},
+        )  # whose layers it has, and who says nothing
+        heard |= {
+            other: calibrated(s.scores(eval_cases.histories, eval_cases.user_ids), eval_cases)
+            for other, s in others.items()
+        }
         said = ensemble_outputs(distillation.teacher_outputs, distillation.windows, others, teacher.items.tokens, heard)
         student = distillation.start(section.n_layers)
         distillation.train(student, section.strategy, said)
@@ -200,11 +234,15 @@ class Study:
     def whole(self, teacher: LanguageModel) -> DistillationConfig:
         """The settings of a student of all layers: the teacher's rates, and no labels, from which it has learned already."""
         own, section = self.config.teacher, self.config.distillation
-        return section.model_copy(update={
-            "n_layers": len(decoder_layers(teacher.model)), "strategy": NO_HIDDEN,
-            "loss": section.loss.model_copy(update={"alpha": 1.0}),
-            "learning_rate": own.learning_rate, "head_learning_rate": own.head_learning_rate,
-        })
+        return section.model_copy(
+            update={
+                "n_layers": len(decoder_layers(teacher.model)),
+                "strategy": NO_HIDDEN,
+                "loss": section.loss.model_copy(update={"alpha": 1.0}),
+                "learning_rate": own.learning_rate,
+                "head_learning_rate": own.head_learning_rate,
+            }
+        )
 
     def ensemble(self, name: str) -> None:
         """Rank test by the weighted mean of the item probabilities of those that teach the fused students."""
@@ -231,7 +269,9 @@ class Study:
             alone = smallest_detectable_difference(math.sqrt(2) * values.std(ddof=1), len(values))
             line = f"{name:18s} NDCG@10 {values.mean():.4f}, unpaired rows closer than {alone:.4f} cannot be told apart"
             if "sasrec" in found and name != "sasrec":
-                line += "; minus SASRec {:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(values, found["sasrec"], seed=0))
+                line += "; minus SASRec {:+.4f} [{:+.4f}, {:+.4f}]".format(
+                    *paired_difference(values, found["sasrec"], seed=0)
+                )
             print(line)
 
 
@@ -251,8 +291,12 @@ if __name__ == "__main__":
     parser.add_argument("--systems", nargs="+", default=everything, choices=everything)
     parser.add_argument("--run", choices=RUNS, help="a table of the paper: its settings and its name")
     parser.add_argument("--history", type=int, default=10, help="newest items read")
-    parser.add_argument("--every-target", action="store_true", help="ask for each test row of a user, not the first alone")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. teacher.epochs=1")
+    parser.add_argument(
+        "--every-target", action="store_true", help="ask for each test row of a user, not the first alone"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. teacher.epochs=1"
+    )
     parser.add_argument("--name", help="of the table; by default that of FOLDER")
     options = parser.parse_args()
     if options.run:

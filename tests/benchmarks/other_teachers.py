@@ -52,7 +52,9 @@ def row(made: dict) -> dict:
     """A run as a row of the table."""
     numbers, settings = made["numbers"], made["settings"]
     found = {"commit": commit_of(made), "Teacher": look(settings["teacher"]["model"]).label}
-    found["settings"] = " ".join(f"{key}={value}" for key, value in made["records"]["overrides"].items()) or "as they are"
+    found["settings"] = (
+        " ".join(f"{key}={value}" for key, value in made["records"]["overrides"].items()) or "as they are"
+    )
     found["Data"] = DATA.get(name := settings["data"]["name"], name.replace("_", " "))
     for column, shown in COLUMNS.items():
         if not shown:
@@ -92,7 +94,10 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
     found = {"OtherTeachers": str(len(frame))}
     for column, word in RANGES.items():
         form = COLUMNS[column][1]
-        found |= {f"Other{word}Least": format_number(frame[column].min(), form), f"Other{word}Most": format_number(frame[column].max(), form)}
+        found |= {
+            f"Other{word}Least": format_number(frame[column].min(), form),
+            f"Other{word}Most": format_number(frame[column].max(), form),
+        }
     for column, word in WORDS.items():
         found |= {f"Other{word}{outcome.title()}": str((frame[column] == outcome).sum()) for outcome in OUTCOMES}
     return found

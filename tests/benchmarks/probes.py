@@ -64,8 +64,12 @@ def memorised(lm: LanguageModel, titles: list[str], header: str, seed: int) -> l
     dated = [match.groups() for title in titles if (match := re.fullmatch(r"(.+ )(\(\d{4}\))", title))]
     rates = {"second half of a title": completed(lm, starts, ends), "of another title": completed(lm, starts, mixed)}
     if dated:
-        rates["year of a title"] = completed(lm, [header + name + "(" for name, _ in dated], [year[1:] for _, year in dated])
-    return [row("memorised: " + name, *mean_interval(hit.astype(float), seed=seed), len(hit)) for name, hit in rates.items()]
+        rates["year of a title"] = completed(
+            lm, [header + name + "(" for name, _ in dated], [year[1:] for _, year in dated]
+        )
+    return [
+        row("memorised: " + name, *mean_interval(hit.astype(float), seed=seed), len(hit)) for name, hit in rates.items()
+    ]
 
 
 def histories_probed(histories: list[list[int]], seed: int) -> dict[str, list[list[int]]]:
@@ -74,7 +78,9 @@ def histories_probed(histories: list[list[int]], seed: int) -> dict[str, list[li
     return {
         "as they are": histories,
         "shuffled": [rng.permutation(history).tolist() for history in histories],
-        "shuffled, newest in place": [[*rng.permutation(history[:-1]).tolist(), *history[-1:]] for history in histories],
+        "shuffled, newest in place": [
+            [*rng.permutation(history[:-1]).tolist(), *history[-1:]] for history in histories
+        ],
     }
 
 

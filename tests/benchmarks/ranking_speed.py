@@ -40,7 +40,11 @@ from lwa_helpers.report import figures
 FILE = RESULTS / "benchmarks" / "ranking_speed.csv"
 TITLE_TOKENS, NAIVE_TITLES, CHECKED, TOP, TOLERANCE = 10, 100, 40, 10, 1e-4
 PROMPT = Prompt("Films this person watched, in order:\n")
-TARGETS = [("naive", "title", 0, 8.0), ("title", "item", 0, 8.0), ("title", "item", -1, 100.0)]  # slow, fast, catalogue, ratio
+TARGETS = [
+    ("naive", "title", 0, 8.0),
+    ("title", "item", 0, 8.0),
+    ("title", "item", -1, 100.0),
+]  # slow, fast, catalogue, ratio
 
 
 def made_titles(lm: LanguageModel, n: int, seed: int) -> list[str]:
@@ -84,7 +88,9 @@ class Bench:
     def __init__(self, sizes: list[int], rounds: int, seed: int):
         self.lm, self.rounds, self.rows = load_teacher("smollm2-135m"), rounds, []
         self.titles = made_titles(self.lm, max(sizes), seed)
-        self.vectors = torch.randn(max(sizes), self.lm.model.config.hidden_size, generator=torch.Generator().manual_seed(seed))
+        self.vectors = torch.randn(
+            max(sizes), self.lm.model.config.hidden_size, generator=torch.Generator().manual_seed(seed)
+        )
         self.exact = copy.deepcopy(self.lm.model).double()
 
     def measure(self, tokens: int, n: int) -> None:
@@ -95,8 +101,12 @@ class Bench:
         lm = with_item_tokens(self.lm, titles, rows, rows, ItemTokens(titles))
         item = ItemRanker(lm, Reading.of(titles, lm, PROMPT))
         some = range(min(n, NAIVE_TITLES))
-        calls = {"naive": lambda: naive(title, history, some), "title": lambda: title.scores([history])[0],
-                 "search": lambda: title.search([history], TOP), "item": lambda: item.scores([history])[0]}
+        calls = {
+            "naive": lambda: naive(title, history, some),
+            "title": lambda: title.scores([history])[0],
+            "search": lambda: title.search([history], TOP),
+            "item": lambda: item.scores([history])[0],
+        }
         title.score([history], [range(20)])
         item.scores([history])
         seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -108,19 +118,36 @@ class Bench:
         exact = naive(title, history, range(CHECKED), self.exact)
         error = {name: np.abs(results[name][:CHECKED] - exact).max() for name in ("naive", "title")}
         found, best = results["search"], np.argsort(-results["title"], kind="stable")[:TOP]
-        print(f"search sure of its {TOP} best: {found.exact[0]}; the same as by scoring all: {(found.items[0] == best).all()}")
+        print(
+            f"search sure of its {TOP} best: {found.exact[0]}; the same as by scoring all: {(found.items[0] == best).all()}"
+        )
         self.add(title, history, n, {name: statistics.median(values) for name, values in seconds.items()}, error)
 
-    def add(self, title: TitleRanker, history: list[int], n: int, seconds: dict[str, float], error: dict[str, float]) -> None:
+    def add(
+        self, title: TitleRanker, history: list[int], n: int, seconds: dict[str, float], error: dict[str, float]
+    ) -> None:
         """A row for each system."""
         prompt, rows = len(title.prompt(history)), title.tokens[:n]
         tries = sum(len(trie.inner()) for _, trie in pieces(rows, title.tokens_per_batch))
-        read = {"naive": sum(prompt + len(row) for row in rows), "title": prompt - 1 + tries, "search": np.nan, "item": len(history)}
+        read = {
+            "naive": sum(prompt + len(row) for row in rows),
+            "title": prompt - 1 + tries,
+            "search": np.nan,
+            "item": len(history),
+        }
         for name, took in seconds.items():
-            self.rows.append({
-                "system": name, "history_tokens": prompt, "items": n, "tokens_read": read[name], "seconds": took,
-                "ratio_to_naive": seconds["naive"] / took, "token_ratio": read["naive"] / read[name], "max_error": error.get(name, np.nan),
-            })
+            self.rows.append(
+                {
+                    "system": name,
+                    "history_tokens": prompt,
+                    "items": n,
+                    "tokens_read": read[name],
+                    "seconds": took,
+                    "ratio_to_naive": seconds["naive"] / took,
+                    "token_ratio": read["naive"] / read[name],
+                    "max_error": error.get(name, np.nan),
+                }
+            )
         with atomic_write(FILE) as path:
             pd.DataFrame(self.rows).assign(threads=torch.get_num_threads()).to_csv(path, index=False)
         print(pd.DataFrame(self.rows[-4:]).round(5).to_string(index=False, header=len(self.rows) == 4), flush=True)
@@ -135,7 +162,9 @@ def check(frame: pd.DataFrame, sizes: list[int]) -> bool:
     for slow, fast, size, target in TARGETS:
         ratio = first[slow, sizes[size]] / first[fast, sizes[size]]
         held &= ratio >= target
-        print(f"{sizes[size]} items: {fast} is {ratio:.1f} times as fast as {slow}, target {target:.0f}: {ratio >= target}")
+        print(
+            f"{sizes[size]} items: {fast} is {ratio:.1f} times as fast as {slow}, target {target:.0f}: {ratio >= target}"
+        )
     return held
 
 

@@ -38,7 +38,11 @@ def interval_macros(name: str, interval: Iterable[float], spec: str = "{:+.4f}")
 def made_by(options: dict, config: ExperimentConfig | None = None) -> dict:
     """What makes a benchmark's numbers: commit, device, packages and options, and the settings of a profile where it has one."""
     made = manifest.provenance(torch.device(DEVICE), config or load_config("quick"))
-    kept = made if config else {name: made[name] for name in ("commit", "dirty", "device", "has_bf16", "python", "packages")}
+    kept = (
+        made
+        if config
+        else {name: made[name] for name in ("commit", "dirty", "device", "has_bf16", "python", "packages")}
+    )
     return json.loads(json.dumps(kept | {"options": options}, default=manifest.plain))
 
 
@@ -47,13 +51,17 @@ def keep_record(file: Path, options: dict, began: float, config: ExperimentConfi
     write_json(file.with_suffix(".json"), made_by(options, config) | hashes | {"seconds": time.perf_counter() - began})
 
 
-def keep_manifest(path: Path, config: ExperimentConfig, eval_cases: dict, fix: str, hashes: Callable[[], dict] = dict) -> str:
+def keep_manifest(
+    path: Path, config: ExperimentConfig, eval_cases: dict, fix: str, hashes: Callable[[], dict] = dict
+) -> str:
     """Write what makes a table's rows, the first run's manifest, to which every later one must be alike in settings and in `asked`.
 
     fix: what to do where it is not. hashes: further facts, asked for by the first run alone. Returns the commit of this run,
     marked where files have been changed since. Raises LwaError where something differs.
     """
-    summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | eval_cases, default=manifest.plain))
+    summary = json.loads(
+        json.dumps(manifest.provenance(torch.device(DEVICE), config) | eval_cases, default=manifest.plain)
+    )
     commit = commit_of(summary)
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +86,9 @@ def short_commits(commits: Iterable[str]) -> str:
 def refuse_dirty(rows: pd.DataFrame, name: str, path: Path) -> None:
     """Raise LwaError, naming them by the column `name`, for rows that no commit made."""
     if (dirty := rows["commit"].str.endswith("-dirty")).any():
-        raise LwaError(f"{path}: rows of uncommitted changes ({', '.join(map(str, rows[name][dirty]))}): run them again")
+        raise LwaError(
+            f"{path}: rows of uncommitted changes ({', '.join(map(str, rows[name][dirty]))}): run them again"
+        )
 
 
 class RowFile:

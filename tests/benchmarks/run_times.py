@@ -55,7 +55,9 @@ def markdown(frame: pd.DataFrame) -> str:
         cells = [one.profile, "bfloat16" if one.bf16 else "float32", one.instructions, *minutes, f"{one.speed:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     devices, commits = "; ".join(sorted(set(frame.device))), short_commits(frame.commit)
-    measured = "Minutes of each notebook, the start of its Python included, nothing beside it, on a machine that is set up"
+    measured = (
+        "Minutes of each notebook, the start of its Python included, nothing beside it, on a machine that is set up"
+    )
     lines += ["", f"{measured}; {devices}; commits {commits}."]
     return "\n".join(lines)
 

@@ -37,8 +37,16 @@ class CornacSASRec:
 
         self.seed = seed
         self.model = Theirs(
-            embedding_dim=64, num_blocks=2, num_heads=1, max_len=LENGTH, n_epochs=n_epochs, batch_size=256, n_sample=1024,
-            learning_rate=1e-3, dropout=0.3, seed=seed,
+            embedding_dim=64,
+            num_blocks=2,
+            num_heads=1,
+            max_len=LENGTH,
+            n_epochs=n_epochs,
+            batch_size=256,
+            n_sample=1024,
+            learning_rate=1e-3,
+            dropout=0.3,
+            seed=seed,
         )
 
     def fit(self, interactions: Interactions) -> Self:

@@ -21,7 +21,9 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     """The options that name a run; text: of --help."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--profile", default="quick")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.reading=items")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.reading=items"
+    )
     return made
 
 
@@ -36,6 +38,8 @@ def tuned_teacher(config: ExperimentConfig) -> LanguageModel:
     lm = load_teacher(folder) if folder.is_dir() else None
     if lm is None or lm.items is None or lm.items.reading != reading:
         command = f"lwa reproduce --profile {config.profile} --only 02 --set data.reading={reading}"
-        raise LwaError(f"{folder} holds no teacher that reads {reading}: run `{command}` first, or name its reading with --set")
+        raise LwaError(
+            f"{folder} holds no teacher that reads {reading}: run `{command}` first, or name its reading with --set"
+        )
     lm.model.to(DEVICE)
     return lm

@@ -20,16 +20,32 @@ from transformers import (
 
 VOCABULARY = 50
 COMMON = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig, COMMON | {"attention_bias": True}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, COMMON),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, COMMON | {"head_dim": 12}),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, COMMON | {"head_dim": 12, "sliding_window": 4, "sliding_window_pattern": 2}),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        COMMON | {"head_dim": 12, "sliding_window": 4, "sliding_window_pattern": 2},
+    ),
     "phi3": (Phi3ForCausalLM, Phi3Config, COMMON),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config,
+        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128},
+    ),
 }
 
 

@@ -45,8 +45,19 @@ Messages = list[dict[str, str]]
 Answer = Callable[[Messages, dict[str, Any]], Any]
 
 FAULTS = (
-    "slow", "trickle", "drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "error_400", "prose",
-    "wrong_schema", "vanish", "no_logprobs",
+    "slow",
+    "trickle",
+    "drop",
+    "cut",
+    "stream_error",
+    "invalid_json",
+    "not_an_object",
+    "error_500",
+    "error_400",
+    "prose",
+    "wrong_schema",
+    "vanish",
+    "no_logprobs",
 )
 
 
@@ -224,31 +235,61 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tag(self, name: str, model: Served) -> dict[str, Any]:
         return {
-            "name": name, "model": name, "modified_at": "2025-10-01T12:00:00.123456789Z", "size": 4661224676,
-            "digest": model.digest(name), "details": self._details(model),
+            "name": name,
+            "model": name,
+            "modified_at": "2025-10-01T12:00:00.123456789Z",
+            "size": 4661224676,
+            "digest": model.digest(name),
+            "details": self._details(model),
         }
 
     def _ps(self, _: dict[str, Any]) -> None:
         models = [(name, self.ollama.models[name]) for name in sorted(self.ollama.loaded & self.ollama.models.keys())]
-        self._json({"models": [
-            {"name": name, "model": name, "size": 5137025024, "size_vram": 0, "digest": model.digest(name),
-             "details": self._details(model), "expires_at": "2025-10-01T12:10:00.123456789Z", "context_length": 4096}
-            for name, model in models
-        ]})
+        self._json(
+            {
+                "models": [
+                    {
+                        "name": name,
+                        "model": name,
+                        "size": 5137025024,
+                        "size_vram": 0,
+                        "digest": model.digest(name),
+                        "details": self._details(model),
+                        "expires_at": "2025-10-01T12:10:00.123456789Z",
+                        "context_length": 4096,
+                    }
+                    for name, model in models
+                ]
+            }
+        )
 
     def _details(self, model: Served) -> dict[str, Any]:
         return {
-            "parent_model": "", "format": "gguf", "family": model.architecture, "families": [model.architecture],
-            "parameter_size": "8.0B", "quantization_level": "Q4_0",
+            "parent_model": "",
+            "format": "gguf",
+            "family": model.architecture,
+            "families": [model.architecture],
+            "parameter_size": "8.0B",
+            "quantization_level": "Q4_0",
         }
 
     def _show(self, body: dict[str, Any]) -> None:
         _, model = self._model(body)
-        info = {"general.architecture": model.architecture, f"{model.architecture}.context_length": model.context_length}
-        self._json({
-            "modelfile": "", "parameters": "", "template": "{{ .Prompt }}", "details": self._details(model), "model_info": info,
-            "capabilities": ["completion"] + ["thinking"] * model.thinks, "modified_at": "2025-10-01T12:00:00.123456789Z",
-        })
+        info = {
+            "general.architecture": model.architecture,
+            f"{model.architecture}.context_length": model.context_length,
+        }
+        self._json(
+            {
+                "modelfile": "",
+                "parameters": "",
+                "template": "{{ .Prompt }}",
+                "details": self._details(model),
+                "model_info": info,
+                "capabilities": ["completion"] + ["thinking"] * model.thinks,
+                "modified_at": "2025-10-01T12:00:00.123456789Z",
+            }
+        )
 
     def _model(self, body: dict[str, Any]) -> tuple[str, Served]:
         if not body.get("model"):
@@ -278,7 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not any(message.get("content") for message in messages):  # documented: this loads the model, or unloads it
             if body.get("keep_alive") == 0:
                 self.ollama.loaded.discard(name)
-            return self._json(self._part(body, say(""), True, done_reason="unload" if body.get("keep_alive") == 0 else "load"))
+            return self._json(
+                self._part(body, say(""), True, done_reason="unload" if body.get("keep_alive") == 0 else "load")
+            )
         if fault in ("error_500", "error_400"):
             raise _HttpError(int(fault[-3:]), "the model failed to generate a response")
         if fault == "slow":
@@ -337,17 +380,23 @@ class _Handler(BaseHTTPRequestHandler):
             return {"token": text, "logprob": log_p, "bytes": list(text.encode())}
 
         n = body.get("top_logprobs", 0)
-        return {"logprobs": [
-            entry(token.text, token.log_p) | ({"top_logprobs": [entry(*other) for other in token.top[:n]]} if n else {})
-            for token in tokens
-        ]}
+        return {
+            "logprobs": [
+                entry(token.text, token.log_p)
+                | ({"top_logprobs": [entry(*other) for other in token.top[:n]]} if n else {})
+                for token in tokens
+            ]
+        }
 
     def _usage(self, body: dict[str, Any], messages: Messages, tokens: list[Token]) -> dict[str, Any]:
         return {
             "done_reason": "length" if len(tokens) == body.get("options", {}).get("num_predict") else "stop",
-            "total_duration": 174_560_334, "load_duration": 1_397_084,
-            "prompt_eval_count": sum(len(m["content"].split()) for m in messages), "prompt_eval_duration": 13_074_791,
-            "eval_count": len(tokens), "eval_duration": 20_000_000 * len(tokens),
+            "total_duration": 174_560_334,
+            "load_duration": 1_397_084,
+            "prompt_eval_count": sum(len(m["content"].split()) for m in messages),
+            "prompt_eval_duration": 13_074_791,
+            "eval_count": len(tokens),
+            "eval_duration": 20_000_000 * len(tokens),
         }
 
     def _stream(self, parts: list[dict[str, Any]], fault: str | None) -> None:
@@ -367,7 +416,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def _lines(self, parts: list[dict[str, Any]], fault: str | None) -> Iterator[bytes]:
-        half = parts[: len(parts) // 2] if fault in ("drop", "cut", "stream_error", "invalid_json", "not_an_object") else parts
+        half = (
+            parts[: len(parts) // 2]
+            if fault in ("drop", "cut", "stream_error", "invalid_json", "not_an_object")
+            else parts
+        )
         yield from (json.dumps(part).encode() + b"\n" for part in half)
         broken = {
             "stream_error": b'{"error": "an error was encountered while running the model"}\n',

@@ -21,7 +21,16 @@ from lwa_helpers.models.item_tokens import with_item_tokens
 from lwa_helpers.models.language_model import ItemTokens, LanguageModel
 from lwa_helpers.ranking.task import RankingTask
 
-TITLES = ["Toy Story", "GoldenEye", "Toy Soldiers", "Été à Paris", "Story of Us & Them", "Heat", "Seven (1995)", "日本 Story"]
+TITLES = [
+    "Toy Story",
+    "GoldenEye",
+    "Toy Soldiers",
+    "Été à Paris",
+    "Story of Us & Them",
+    "Heat",
+    "Seven (1995)",
+    "日本 Story",
+]
 PROMPT = Prompt("Seen:\n")
 READINGS = ("items", "hybrid", "titles")
 CUT = [("u", [0, 1, 2, 3, 4], 3), ("v", [4, 5], 1), ("w", [7, 6, 1], 1)]  # users, their items, where targets begin
@@ -34,7 +43,10 @@ def tokenizer(vocabulary=340):
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator([f"{title}\n" for title in TITLES] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
@@ -45,8 +57,16 @@ def language_model(layers=4, hidden=32, seed=0, config=None, vocabulary=340, **o
     torch.manual_seed(seed)
     tok = tokenizer(vocabulary)
     config = config or LlamaConfig(
-        vocab_size=len(tok), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, eos_token_id=0, pad_token_id=0, **options,
+        vocab_size=len(tok),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=0,
+        pad_token_id=0,
+        **options,
     )
     return LanguageModel("tiny", AutoModelForCausalLM.from_config(config).eval(), tok, "0" * 64)
 
@@ -98,10 +118,12 @@ def office(folder: Path, titles: list[str] = TITLES) -> Path:
     rows = [(f"u{user:02d}", f"i{(user + step) % len(titles)}", step) for user in range(USERS) for step in range(6)]
     part = {4: "valid", 5: "test"}
     folder.mkdir()
-    pd.DataFrame([
-        {"user_id": user, "parent_asin": item, "rating": None, "timestamp": step, "split": part.get(step, "train")}
-        for user, item, step in rows
-    ]).to_parquet(folder / "Office_Products.parquet")
+    pd.DataFrame(
+        [
+            {"user_id": user, "parent_asin": item, "rating": None, "timestamp": step, "split": part.get(step, "train")}
+            for user, item, step in rows
+        ]
+    ).to_parquet(folder / "Office_Products.parquet")
     items = pd.DataFrame({"parent_asin": [f"i{n}" for n in range(len(titles))], "title": titles})
     items.to_parquet(folder / "meta_Office_Products.parquet")
     return folder
@@ -126,7 +148,9 @@ def begin_with_a_token(lm):
     raw.add_special_tokens(["<begin>"])
     first = processors.TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", raw.token_to_id("<begin>"))])
     raw.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), first])
-    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<begin>", eos_token="<end>", pad_token="<end>")
+    lm.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<begin>", eos_token="<end>", pad_token="<end>"
+    )
     lm.model.resize_token_embeddings(len(lm.tokenizer))
     return lm
 

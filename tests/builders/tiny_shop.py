@@ -15,7 +15,11 @@ CATEGORY = "All_Beauty"
 TITLES = ["Soap", "Red Lipstick", "Comb", "Hair Dryer 2000", "Cream & Oil", "Nail File", "Very Long Brush Set", "Towel"]
 ITEMS = [f"B{i:03}" for i in range(len(TITLES))]
 CHOICES = {
-    "ann": [0, 1, 2], "bob": [1, 0, 3, 2], "cid": [4, 5, 1], "dan": [1, 2, 6], "eve": [0, 1, 5, 4, 3],
+    "ann": [0, 1, 2],
+    "bob": [1, 0, 3, 2],
+    "cid": [4, 5, 1],
+    "dan": [1, 2, 6],
+    "eve": [0, 1, 5, 4, 3],
     "all": list(range(8)),
 }
 USERS = ["bob", "nobody", "ann", "all", "dan", "cid", "bob"]
@@ -25,7 +29,8 @@ def write_shop(folder: Path, titles: list[str] = TITLES) -> Path:
     """Lay the category out in a folder."""
     reviews = [
         {"user_id": user, "parent_asin": ITEMS[item], "rating": 5.0, "timestamp": 1_600_000_000_000 + when}
-        for user, items in CHOICES.items() for when, item in enumerate(items)
+        for user, items in CHOICES.items()
+        for when, item in enumerate(items)
     ]
     metadata = [{"parent_asin": item, "title": title} for item, title in zip(ITEMS, titles)]
     for name, rows in ((CATEGORY, reviews), (f"meta_{CATEGORY}", metadata)):

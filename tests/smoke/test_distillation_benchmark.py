@@ -44,7 +44,9 @@ def tuned_teacher(root: Path) -> dict[str, object]:
     for lm, folder in ((first, run / "models" / "teacher"), (second, root / "second")):
         item_model(lm, data, vectors, config.data, config.evaluation, config.seed).save(folder)
     teacher = load_teacher(run / "models" / "teacher")
-    loader = RankingTask(data, teacher, config.data, config.evaluation, config.seed).train_loader(config.teacher, seed=0)
+    loader = RankingTask(data, teacher, config.data, config.evaluation, config.seed).train_loader(
+        config.teacher, seed=0
+    )
     FisherInformationCalculator().calculate(teacher.model, loader).save(run / "fisher" / "teacher.safetensors")
     return settings
 
@@ -58,7 +60,19 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
         return subprocess.run(list(map(str, words)), check=False, env=environment, capture_output=True, text=True)
 
     def run(experiments, second, *more):
-        words = ("--profile", "smoke", "--only", experiments, "--seeds", 0, 1, "--epochs", 1, "--with", f"other-lm={second}")
+        words = (
+            "--profile",
+            "smoke",
+            "--only",
+            experiments,
+            "--seeds",
+            0,
+            1,
+            "--epochs",
+            1,
+            "--with",
+            f"other-lm={second}",
+        )
         return python("distillation_ablation.py", *words, *flags, *more)
 
     done = run(EXPERIMENTS, tmp_path / "second")
@@ -86,7 +100,9 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
 
     paper, readme = tmp_path / "paper", tmp_path / "README.md"
     paper.mkdir()
-    readme.write_text("<!-- ablation: written by tests/benchmarks/distillation_table.py -->\n<!-- end of ablation -->\n")
+    readme.write_text(
+        "<!-- ablation: written by tests/benchmarks/distillation_table.py -->\n<!-- end of ablation -->\n"
+    )
     shown = python("distillation_table.py", folder)
     assert not shown.returncode, shown.stderr[-3000:]
     assert sorted(path.name for path in paper.glob("*.tex")) == [
@@ -101,7 +117,10 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     both = difference_over_seeds(ndcg("languages", "fused"), ndcg("languages", "other-lm alone"))
     assert macros["RecoveryLanguagesMinusOther"] == f"{both.estimate:+.4f}".replace("-", "$-$")
     heard = json.loads(rows.heard["languages", "fused", 0])
-    assert macros["RecoveryHeardOther"] == f"{heard['other-lm']:.3f}" and macros["RecoveryHeardTeacher"] == f"{heard['teacher']:.3f}"
+    assert (
+        macros["RecoveryHeardOther"] == f"{heard['other-lm']:.3f}"
+        and macros["RecoveryHeardTeacher"] == f"{heard['teacher']:.3f}"
+    )
     assert f"| Fisher − uniform | {gain.estimate:+.4f} [".replace("-", "−") in readme.read_text()
     made = json.loads((paper / "distillation.json").read_text())
     assert len(made["rows"]) == len(rows) and made["settings"]["distillation"]["epochs"] == 1.0

@@ -18,7 +18,17 @@ from lwa_helpers.evaluation.metrics import ndcg_at_k
 
 pytestmark = pytest.mark.smoke
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SYSTEMS = ["sasrec", "ease", "teacher", "student", "student_of_sasrec", "fused", "fused_teacher", "student_of_fused", "ensemble"]
+SYSTEMS = [
+    "sasrec",
+    "ease",
+    "teacher",
+    "student",
+    "student_of_sasrec",
+    "fused",
+    "fused_teacher",
+    "student_of_fused",
+    "ensemble",
+]
 
 
 def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_path):
@@ -27,12 +37,21 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
     environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
     def python(*command):
-        return subprocess.run([sys.executable, *map(str, command)], check=False, env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, *map(str, command)], check=False, env=environment, capture_output=True, text=True
+        )
 
     def run(*more, systems=SYSTEMS):
-        settings = [f"teacher.model={tmp_path / 'tiny'}", "teacher.first_layers=2", "distillation.epochs=1", "distillation.n_layers=2"]
+        settings = [
+            f"teacher.model={tmp_path / 'tiny'}",
+            "teacher.first_layers=2",
+            "distillation.epochs=1",
+            "distillation.n_layers=2",
+        ]
         flags = [word for setting in [*settings, *more] for word in ("--set", setting)]
-        return python(BENCHMARKS / "literature.py", "--root", data, "--run", "office2014", "--systems", *systems, *flags)
+        return python(
+            BENCHMARKS / "literature.py", "--root", data, "--run", "office2014", "--systems", *systems, *flags
+        )
 
     early = run(systems=["teacher", "fused"])
     assert early.returncode and "the tuned sasrec is needed" in early.stderr
@@ -44,10 +63,21 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
     for name in SYSTEMS:
         ranks = np.load(table / f"{name}.npy")
         assert ranks.shape == (USERS,) and tested.ndcg[name] == pytest.approx(ndcg_at_k(ranks, 10).mean())
-    layers = {name: json.loads((table / name / "config.json").read_text())["num_hidden_layers"] for name in SYSTEMS[2:8]}
-    assert layers == {"teacher": 4, "student": 2, "student_of_sasrec": 2, "fused": 2, "fused_teacher": 4, "student_of_fused": 2}
+    layers = {
+        name: json.loads((table / name / "config.json").read_text())["num_hidden_layers"] for name in SYSTEMS[2:8]
+    }
+    assert layers == {
+        "teacher": 4,
+        "student": 2,
+        "student_of_sasrec": 2,
+        "fused": 2,
+        "fused_teacher": 4,
+        "student_of_fused": 2,
+    }
     assert json.loads((table / "teacher" / "items.json").read_text())["reading"] == "titles"
-    assert len({(table / name / "model.safetensors").read_bytes() for name in layers}) == len(layers), "two were taught the same"
+    assert len({(table / name / "model.safetensors").read_bytes() for name in layers}) == len(layers), (
+        "two were taught the same"
+    )
     mixed = json.loads(tested.settings["ensemble"])
     assert list(mixed) == ["teacher", "sasrec", "ease"] and all(scale > 0 for scale, _ in mixed.values())
 
@@ -58,7 +88,9 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
 
     readme, paper = tmp_path / "README.md", tmp_path / "paper"
     paper.mkdir()
-    readme.write_text("Before.\n<!-- literature: written by tests/benchmarks/literature_table.py -->\n<!-- end of literature -->\nAfter.\n")
+    readme.write_text(
+        "Before.\n<!-- literature: written by tests/benchmarks/literature_table.py -->\n<!-- end of literature -->\nAfter.\n"
+    )
     shown = python(BENCHMARKS / "literature_table.py", "office2014")
     assert not shown.returncode, shown.stderr[-3000:]
     mean, low, high = tested.loc["fused", ["ndcg", "low", "high"]]

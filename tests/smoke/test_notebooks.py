@@ -111,12 +111,17 @@ def test_every_macro_of_the_paper_is_measured(printed):
     measured = {name: number["text"] for record in manifests() for name, number in record["numbers"].items()}
     assert all(defined[name] == text for name, text in measured.items())
     elsewhere = {"LwaProfile", "RunMinutes", "QuickMinutes"}
-    assert {name for name in defined if not re.fullmatch("H(One|Two|Three|Four)(Verdict|Sentence)", name)} == measured.keys() | elsewhere
+    assert {
+        name for name in defined if not re.fullmatch("H(One|Two|Three|Four)(Verdict|Sentence)", name)
+    } == measured.keys() | elsewhere
 
 
 def test_a_second_run_does_nothing(printed):
     done = subprocess.run(
-        [sys.executable, "-m", "lwa_helpers.cli", "reproduce", "--profile", "smoke"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "lwa_helpers.cli", "reproduce", "--profile", "smoke"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.count("is current") == 5 and " runs: " not in done.stdout
 
@@ -140,10 +145,16 @@ def test_a_server_fills_its_teachers_rows_and_a_missing_one_stays_marked(printed
             (tmp_path / "cache" / folder.name).symlink_to(folder)
     model = by_score(lambda history, title: zlib.crc32(title.encode()) / 2**32)
     with OllamaServer({"llama3:latest": model}, version="0.12.11") as server:
-        environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OLLAMA_HOST": server.url}
+        environment = os.environ | {
+            "LWA_ROOT": str(tmp_path),
+            "LWA_CACHE": str(tmp_path / "cache"),
+            "OLLAMA_HOST": server.url,
+        }
         command = [sys.executable, "-m", "lwa_helpers.cli", "reproduce", "--profile", "smoke", "--only", "05"]
         teachers = 'comparison.teachers=[smollm2-135m, "llama3:latest", qwen3]'
-        done = subprocess.run([*command, "--set", teachers], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "--set", teachers], env=environment, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     settings = load_config("smoke").comparison
     data = tmp_path / "results/smoke/data"
@@ -153,7 +164,10 @@ def test_a_server_fills_its_teachers_rows_and_a_missing_one_stays_marked(printed
     assert row["memory"] == pytest.approx(5137.025024) and row["speed"] == pytest.approx(50.0)
     assert 0 < row["first"] and 0 < row["median"] <= row["p95"] and row["price"] > 0
     answers = pd.read_parquet(data / "teacher_answers.parquet").query("teacher == 'llama3:latest'")
-    assert answers["mode"].value_counts().to_dict() == {"labels": settings.n_users, "written": 2 * settings.written_users}
+    assert answers["mode"].value_counts().to_dict() == {
+        "labels": settings.n_users,
+        "written": 2 * settings.written_users,
+    }
     table = (tmp_path / "results/smoke/tables/teachers.tex").read_text()
     lines = {line.split(" & ")[0]: line.split(" & ")[1:] for line in table.splitlines() if " & " in line}
     assert lines["qwen3"][0] == "not reachable" and {cell.strip(" \\") for cell in lines["qwen3"][1:]} == {"--"}

@@ -12,8 +12,21 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.smoke
 SCRIPT, SHARDED = (Path(__file__).with_name(name) for name in ("train_tiny.py", "train_sharded.py"))
-TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-       "--dynamo_backend", "no", "--main_process_port", "0"]  # without a GPU the two processes talk through gloo
+TWO = [
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+]  # without a GPU the two processes talk through gloo
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -21,7 +34,9 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalon
 
 def run(*arguments, launcher=(), script=SCRIPT):
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), *sys.path]),
         "TMPDIR": str(arguments[0].parent),  # where torchrun leaves its logs
     }
     command = [sys.executable, *launcher, str(script), *map(str, arguments)]

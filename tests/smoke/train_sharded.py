@@ -26,7 +26,9 @@ from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.low_rank import LowRankUpdate, main_directions
 
 
-def gradients(kind: str, teacher: torch.nn.Module, student: torch.nn.Module, batches: list[dict]) -> dict[str, torch.Tensor]:
+def gradients(
+    kind: str, teacher: torch.nn.Module, student: torch.nn.Module, batches: list[dict]
+) -> dict[str, torch.Tensor]:
     """Mean loss and mean gradients over the batches of all processes."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     if world > 1:
@@ -43,7 +45,11 @@ def gradients(kind: str, teacher: torch.nn.Module, student: torch.nn.Module, bat
     if world > 1:
         dist.all_reduce(total)
         total /= world
-    found = {name: p.grad.full_tensor() if world > 1 else p.grad for name, p in student.named_parameters() if p.grad is not None}
+    found = {
+        name: p.grad.full_tensor() if world > 1 else p.grad
+        for name, p in student.named_parameters()
+        if p.grad is not None
+    }
     return {f"{kind} {name}": value.clone() for name, value in found.items()} | {f"{kind} loss": total}
 
 
@@ -59,7 +65,9 @@ if __name__ == "__main__":
             teacher_cache.LOGITS_AT_ONCE = at_once
             student = made(layers=2, seed=1).model
             for module in trained_rows(student) if name == "items" else ():
-                register_parametrization(module, "weight", LowRankUpdate(module.weight, main_directions(module.weight, 4)))
+                register_parametrization(
+                    module, "weight", LowRankUpdate(module.weight, main_directions(module.weight, 4))
+                )
             out |= gradients(name + parts, lm.model, student, batches)
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(out, sys.argv[1])

@@ -43,8 +43,14 @@ def train(out: Path, folder: Path | None = None, kill: int = -1, accumulate: int
     arguments.max_steps, arguments.gradient_accumulation_steps = steps, accumulate
     with low_rank(trained_rows(student.model), own.rank):
         trainer = DistillationTrainer(
-            teacher, student, strategy="linear", loss=LossConfig(alpha=0.5, temperature=1.0, beta=1.0), args=arguments,
-            loader=loader, head_learning_rate=own.head_learning_rate, callbacks=[Kill(kill)],
+            teacher,
+            student,
+            strategy="linear",
+            loss=LossConfig(alpha=0.5, temperature=1.0, beta=1.0),
+            args=arguments,
+            loader=loader,
+            head_learning_rate=own.head_learning_rate,
+            callbacks=[Kill(kill)],
         )
         train_or_resume(trainer, folder) if folder else trainer.train()
     if trainer.is_world_process_zero():

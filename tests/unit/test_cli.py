@@ -105,8 +105,22 @@ def test_an_unknown_command_is_refused(capsys) -> None:
 
 
 HEAVY = {
-    "torch", "pandas", "polars", "numpy", "scipy", "transformers", "matplotlib", "nbformat", "nbclient", "papermill", "IPython",
-    "ollama", "httpx", "lwa_helpers.data", "lwa_helpers.models.loading", "lwa_helpers.pipeline.run",
+    "torch",
+    "pandas",
+    "polars",
+    "numpy",
+    "scipy",
+    "transformers",
+    "matplotlib",
+    "nbformat",
+    "nbclient",
+    "papermill",
+    "IPython",
+    "ollama",
+    "httpx",
+    "lwa_helpers.data",
+    "lwa_helpers.models.loading",
+    "lwa_helpers.pipeline.run",
 }
 
 
@@ -115,7 +129,10 @@ def test_status_loads_nothing_heavy_where_results_are_compared(tmp_path: Path) -
     root = make_project(tmp_path / "project")
     write_notebook(root / "notebooks/03_other.ipynb", "from lwa_helpers.pipeline.run import Run")
     for profile in PROFILES:
-        for folder, record in (("state", {"seconds": 1.0, "components": {}}), ("manifests", {"outputs": {}, "inputs": {}})):
+        for folder, record in (
+            ("state", {"seconds": 1.0, "components": {}}),
+            ("manifests", {"outputs": {}, "inputs": {}}),
+        ):
             path = root / "results" / profile / folder / "01_first.json"
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(record | {"started": 1.0}))
@@ -144,7 +161,9 @@ def test_status_of_a_profile_that_was_not_run_says_how(tmp_path: Path, monkeypat
 
 def test_data_convert_loads_each_embedded_model_once(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     asked = []
-    monkeypatch.setattr(loading, "load_teacher", lambda name: asked.append(name) or SimpleNamespace(sha256=f"hash of {name}"))
+    monkeypatch.setattr(
+        loading, "load_teacher", lambda name: asked.append(name) or SimpleNamespace(sha256=f"hash of {name}")
+    )
     assert cli.main(["data", "convert"]) == 0
     assert asked == ["smollm2-135m", "gemma3-270m"]
     assert capsys.readouterr().out.splitlines() == [f"{name}: hash of {name}" for name in asked]

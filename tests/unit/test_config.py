@@ -16,9 +16,13 @@ def test_profiles_resolve(profile):
 ARMS = {"none", "uniform", "linear", "fisher", "shuffled_fisher"}
 
 
-@pytest.mark.parametrize(("profile", "arms"), [
-    ("quick", ARMS), ("paper", ARMS | {"exponential", "schedule", "inverse_fisher"}),
-])
+@pytest.mark.parametrize(
+    ("profile", "arms"),
+    [
+        ("quick", ARMS),
+        ("paper", ARMS | {"exponential", "schedule", "inverse_fisher"}),
+    ],
+)
 def test_the_ablation_has_its_arms_and_seeds(profile, arms):
     config = load_config(profile)
     assert len(config.ablation.seeds) >= 2 and arms <= set(config.ablation.strategies)
@@ -29,11 +33,16 @@ def test_depths_are_those_of_the_student_and_the_frontier_once_each_deepest_firs
     assert changed.distillation.depths == [15, 8, 2] and changed.ablation.depths == [5]
 
 
-@pytest.mark.parametrize(("overrides", "distillation", "ablation"), [
-    ({}, False, True), ({"distillation.strategy": "fisher"}, True, True), ({"ablation.loss.beta": 0.0}, False, False),
-    ({"distillation.strategy": "uniform", "distillation.loss.beta": 0.0}, False, True),
-    ({"distillation.strategy": "labels", "ablation.strategies": ["none", "labels"]}, False, False),
-])
+@pytest.mark.parametrize(
+    ("overrides", "distillation", "ablation"),
+    [
+        ({}, False, True),
+        ({"distillation.strategy": "fisher"}, True, True),
+        ({"ablation.loss.beta": 0.0}, False, False),
+        ({"distillation.strategy": "uniform", "distillation.loss.beta": 0.0}, False, True),
+        ({"distillation.strategy": "labels", "ablation.strategies": ["none", "labels"]}, False, False),
+    ],
+)
 def test_states_are_matched_where_an_arm_weighs_them(overrides, distillation, ablation):
     config = load_config("smoke", overrides)
     assert (config.distillation.matches_states, config.ablation.matches_states) == (distillation, ablation)
@@ -45,26 +54,29 @@ def test_overrides_reach_nested_fields_and_leave_the_profile_alone():
     assert load_config("quick").data.name == "movielens"
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"teacher.learning_rat": 1e-4}, "teacher.learning_rat: no such setting"),
-    ({"teacher.learning_rate": "1e-4"}, "teacher.learning_rate = '1e-4'"),
-    ({"teacher.epochs": -1}, "teacher.epochs = -1"),
-    ({"data.k_core": 2.5}, "data.k_core"),
-    ({"nowhere.x": 1}, "no section 'nowhere'"),
-    ({"ablation.strategies": ["uniform"]}, "ablation.strategies"),
-    ({"distillation.steps": [15, 6]}, "end with n_layers = 8"),
-    ({"distillation.steps": [15, 15, 8]}, "steps must fall"),
-    ({"ablation.loss.match": "some"}, "ablation.loss.match"),
-    ({"data.reading": "words"}, "data.reading = 'words'"),
-    ({"data.max_items": 1}, "data.max_items = 1"),
-    ({"data.max_titles": 9}, "data.max_titles: no such setting"),
-    ({"teacher.dropout": 1.0}, "teacher.dropout = 1.0"),
-    ({"teacher.rank": 0}, "teacher.rank = 0"),
-    ({"teacher.first_layers": -1}, "teacher.first_layers = -1"),
-    ({"teacher.evaluate_every": 0.0}, "teacher.evaluate_every = 0.0"),
-    ({"distillation.frontier": [0]}, "distillation.frontier.0 = 0"),
-    ({"evaluation.sasrec_dims": []}, "evaluation.sasrec_dims"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"teacher.learning_rat": 1e-4}, "teacher.learning_rat: no such setting"),
+        ({"teacher.learning_rate": "1e-4"}, "teacher.learning_rate = '1e-4'"),
+        ({"teacher.epochs": -1}, "teacher.epochs = -1"),
+        ({"data.k_core": 2.5}, "data.k_core"),
+        ({"nowhere.x": 1}, "no section 'nowhere'"),
+        ({"ablation.strategies": ["uniform"]}, "ablation.strategies"),
+        ({"distillation.steps": [15, 6]}, "end with n_layers = 8"),
+        ({"distillation.steps": [15, 15, 8]}, "steps must fall"),
+        ({"ablation.loss.match": "some"}, "ablation.loss.match"),
+        ({"data.reading": "words"}, "data.reading = 'words'"),
+        ({"data.max_items": 1}, "data.max_items = 1"),
+        ({"data.max_titles": 9}, "data.max_titles: no such setting"),
+        ({"teacher.dropout": 1.0}, "teacher.dropout = 1.0"),
+        ({"teacher.rank": 0}, "teacher.rank = 0"),
+        ({"teacher.first_layers": -1}, "teacher.first_layers = -1"),
+        ({"teacher.evaluate_every": 0.0}, "teacher.evaluate_every = 0.0"),
+        ({"distillation.frontier": [0]}, "distillation.frontier.0 = 0"),
+        ({"evaluation.sasrec_dims": []}, "evaluation.sasrec_dims"),
+    ],
+)
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(LwaError, match=message):
         load_config("smoke", overrides)

@@ -59,7 +59,9 @@ def test_conda_installs_the_same_versions(direct, constraints) -> None:
 
 
 def test_the_installed_versions_are_the_pinned_ones(direct, constraints) -> None:
-    for name in (name for name, requirement in direct.items() if not requirement.marker or requirement.marker.evaluate()):
+    for name in (
+        name for name, requirement in direct.items() if not requirement.marker or requirement.marker.evaluate()
+    ):
         assert version(name).split("+")[0] == str(constraints[name].specifier).removeprefix("==")
 
 

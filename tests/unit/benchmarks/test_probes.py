@@ -21,7 +21,9 @@ def probes(monkeypatch):
 @pytest.mark.parametrize("n", [2, 3, 40])
 def test_no_title_gets_its_own_second_half_back(probes, monkeypatch, n):
     asked = []
-    monkeypatch.setattr(probes, "completed", lambda lm, starts, ends: asked.append((starts, ends)) or np.zeros(len(starts)))
+    monkeypatch.setattr(
+        probes, "completed", lambda lm, starts, ends: asked.append((starts, ends)) or np.zeros(len(starts))
+    )
     for seed in range(20):
         asked.clear()
         probes.memorised(None, [f"a{i} b{i}" for i in range(n)], "Seen:\n", seed)

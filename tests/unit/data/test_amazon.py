@@ -177,9 +177,11 @@ LAYOUTS = {
         (*COLUMNS, "images", "asin", "text"),
     ),
     "parquet": lambda root: pl.DataFrame(FEW, COLUMNS, orient="row").write_parquet(root / "Toys.parquet"),
-    "parquet, odd types": lambda root: pl.DataFrame(FEW, COLUMNS, orient="row")
-    .cast({"user_id": pl.Categorical, "rating": pl.Int8, "timestamp": pl.Float64})
-    .write_parquet(root / "Toys.parquet"),
+    "parquet, odd types": lambda root: (
+        pl.DataFrame(FEW, COLUMNS, orient="row")
+        .cast({"user_id": pl.Categorical, "rating": pl.Int8, "timestamp": pl.Float64})
+        .write_parquet(root / "Toys.parquet")
+    ),
     "no break at the end, blank lines, BOM": lambda root: (root / "Toys.jsonl").write_bytes(
         b"\xef\xbb\xbf" + "\n\n".join(json.dumps(dict(zip(COLUMNS, row))) for row in FEW).encode()
     ),
@@ -201,14 +203,14 @@ def test_layouts(tmp_path, layout):
 
 def test_item_files_of_2014_are_lines_of_python_and_never_run(tmp_path, monkeypatch):
     csv_file(tmp_path / "Toys.csv")
-    items = [{"asin": "a", "title": "Pen's \"A\"", "salesRank": {"Toys": 1}, "price": 1.5, "brand": "\u00e9"}]
+    items = [{"asin": "a", "title": 'Pen\'s "A"', "salesRank": {"Toys": 1}, "price": 1.5, "brand": "\u00e9"}]
     items += [{"asin": "b", "title": None}, {"asin": "c", "related": {"bought": ["a"]}, "title": "5' rope"}]
     lines = "".join(f"{item!r}\n" for item in items) + "{'asin': print('run'), 'title': 'x'}\n{'asin': {1}}\n"
     (tmp_path / "meta_Toys.json.gz").write_bytes(gzip.compress(lines.encode()))
     monkeypatch.setattr("builtins.print", lambda *_: pytest.fail("a line was run"))
     with pytest.warns(UserWarning, match="meta_Toys.json.gz: 2 broken lines.*first: line 4"):
         data = load_amazon(tmp_path, "Toys", k=0)
-    assert dict(zip(data.item_ids, data.titles)) == {"a": "Pen's \"A\"", "b": "Item b", "c": "5' rope"}
+    assert dict(zip(data.item_ids, data.titles)) == {"a": 'Pen\'s "A"', "b": "Item b", "c": "5' rope"}
     assert data.items.store.dropna().tolist() == ["\u00e9"] and data.report["untitled_items"] == 1
 
 

@@ -169,10 +169,18 @@ DAMAGED = {
     "not JSON": ("Toys.jsonl", b"a,b\nc,d\n", "lacks the column"),
     "no parquet": ("Toys.parquet", b"PAR1 nonsense", "parquet"),
     "cut parquet": ("Toys.parquet", b"PAR1" + b"\0" * 100, "parquet"),
-    "JSON over many lines": ("Toys.json", b'[{"asin": "a",\n"overall": 5}]\n', "each line must be one JSON object, in UTF-8"),
+    "JSON over many lines": (
+        "Toys.json",
+        b'[{"asin": "a",\n"overall": 5}]\n',
+        "each line must be one JSON object, in UTF-8",
+    ),
     "UTF-16": ("Toys.jsonl", line().encode("utf-16"), "in UTF-8"),
     "gz without its suffix": ("Toys.jsonl", gzip.compress(line().encode()), "each line must be one JSON object"),
-    "carriage returns alone": ("Toys.csv", b"user_id,parent_asin,rating,timestamp\ru,a,5,1\r", "it has: none.*such as user_id"),
+    "carriage returns alone": (
+        "Toys.csv",
+        b"user_id,parent_asin,rating,timestamp\ru,a,5,1\r",
+        "it has: none.*such as user_id",
+    ),
     "no usable row": ("Toys.jsonl", (line(user="") + "\n").encode(), "no usable row"),
 }
 

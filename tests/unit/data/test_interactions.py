@@ -139,7 +139,9 @@ def test_what_was_mended_in_a_title_is_named():
     assert mend_title("&amp;\u202e" + "x" * 300) == ("&" + "x" * 199, flaws)
 
 
-@pytest.mark.parametrize(("limit", "title"), [(26, "Big Green Pens, Box of 12,"), (25, "Big Green Pens, Box of"), (5, "Big")])
+@pytest.mark.parametrize(
+    ("limit", "title"), [(26, "Big Green Pens, Box of 12,"), (25, "Big Green Pens, Box of"), (5, "Big")]
+)
 def test_a_title_over_the_limit_ends_at_a_space(limit, title):
     whole = "Big Green Pens, Box of 12, Fine Point"
     assert mend_title(whole, limit) == (title, ["shortened_titles"]) and mend_title(whole, len(whole)) == (whole, [])

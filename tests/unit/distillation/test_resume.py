@@ -44,7 +44,13 @@ def trainer(student, teacher, data, folder, callbacks=(), section=SECTION):
     loader = window_loader(data, section.tokens_per_batch, 0, 7)
     arguments = training_arguments(section, len(loader), 0, checkpoints=folder)
     return DistillationTrainer(
-        teacher, student, strategy="linear", args=arguments, loader=loader, head_learning_rate=2e-2, dropout=0.1,
+        teacher,
+        student,
+        strategy="linear",
+        args=arguments,
+        loader=loader,
+        head_learning_rate=2e-2,
+        dropout=0.1,
         callbacks=callbacks,
     )
 
@@ -103,7 +109,13 @@ def test_an_interrupted_run_of_rows_in_few_dimensions_ends_with_the_same_bits(tm
         arguments = training_arguments(SECTION, len(loader), 0, checkpoints=folder, evaluate_every=looks)
         with low_rank(trained_rows(lm.model), SECTION.rank):
             made = RankingTrainer(
-                lm.model, arguments, loader, 2e-2, dropout=0.1, callbacks=callbacks, patience=2,
+                lm.model,
+                arguments,
+                loader,
+                2e-2,
+                dropout=0.1,
+                callbacks=callbacks,
+                patience=2,
                 valid=lambda model: MEASURED[made.state.global_step // 3 - 1],
             )
             train_or_resume(made, folder)
@@ -139,8 +151,11 @@ def test_a_student_goes_on_from_its_own_checkpoints_only(cache):
 
     first = folder()
     others = [
-        folder(strategy="uniform"), folder(distillation(seed=1)), folder(distillation(epochs=2.5, save_steps=2)),
-        folder(distillation(per_layer=(4.0, 3, 2, 1.5), save_steps=2, epochs=2.0)), folder(student=taught.start(3)),
+        folder(strategy="uniform"),
+        folder(distillation(seed=1)),
+        folder(distillation(epochs=2.5, save_steps=2)),
+        folder(distillation(per_layer=(4.0, 3, 2, 1.5), save_steps=2, epochs=2.0)),
+        folder(student=taught.start(3)),
     ]
     others.append(folder(replace(taught, fisher=None)))
     assert len({first, *others}) == 7 and first == folder(distillation(save_steps=2, epochs=2.0))
@@ -155,8 +170,11 @@ def test_a_teacher_goes_on_from_its_own_checkpoints_only(cache):
         return teacher_tuning.checkpoints([lm, shallow], window_loader(data or data_of(lm), 12, 0, 7), section, seed)
 
     others = [
-        folder(item_lm(seed=1)), folder(data=data_of(lm)[1:]), folder(seed=1),
-        folder(section=SECTION.model_copy(update={"dropout": 0.2})), folder(shallow=build_student(lm, 2, "first")),
+        folder(item_lm(seed=1)),
+        folder(data=data_of(lm)[1:]),
+        folder(seed=1),
+        folder(section=SECTION.model_copy(update={"dropout": 0.2})),
+        folder(shallow=build_student(lm, 2, "first")),
     ]
     assert len({folder(), *others}) == 6 and folder() == folder(item_lm())
 

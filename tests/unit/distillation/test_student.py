@@ -16,29 +16,52 @@ from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.loading import load_teacher
 
 TEXTS = [f"{title}\n" for title in TITLES[:5]]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-         "intermediate_size": 48, "vocab_size": 340}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "vocab_size": 340,
+}
 CONFIGS = {
     "llama": None,
     "qwen3": Qwen3Config(**SMALL, tie_word_embeddings=False),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=4, layer_types=["sliding_attention", "full_attention"] * 3),
-    "smollm3": SmolLM3Config(**SMALL, no_rope_layers=[1, 1, 0, 1, 1, 0], bos_token_id=0, eos_token_id=0, pad_token_id=0),
+    "smollm3": SmolLM3Config(
+        **SMALL, no_rope_layers=[1, 1, 0, 1, 1, 0], bos_token_id=0, eos_token_id=0, pad_token_id=0
+    ),
     "gpt2": GPT2Config(n_embd=32, n_layer=6, n_head=4, vocab_size=340, n_positions=64),
 }
 
 
-@pytest.mark.parametrize(("selection", "expected"), [
-    ("first", [0, 1, 2, 3]), ("last", [6, 7, 8, 9]), ("first_last", [0, 1, 8, 9]), ("drop_block", [0, 1, 2, 9]),
-    ("uniform", [0, 3, 6, 9]), ([9, 0, 5, 4], [0, 4, 5, 9]),
-])
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ("first", [0, 1, 2, 3]),
+        ("last", [6, 7, 8, 9]),
+        ("first_last", [0, 1, 8, 9]),
+        ("drop_block", [0, 1, 2, 9]),
+        ("uniform", [0, 3, 6, 9]),
+        ([9, 0, 5, 4], [0, 4, 5, 9]),
+    ],
+)
 def test_selections(selection, expected):
     assert select_layers(10, 4, selection) == select_layers(10, np.int64(4), selection) == expected
 
 
-@pytest.mark.parametrize(("n_layers", "selection", "message"), [
-    (0, "first", "1 to 10"), (11, "first", "1 to 10"), (4, "best", "unknown selection"), (2, [1, 1], "different layers"),
-    (2, [1, 10], "different layers"), (2, [0, 0, 1], "different layers"),
-])
+@pytest.mark.parametrize(
+    ("n_layers", "selection", "message"),
+    [
+        (0, "first", "1 to 10"),
+        (11, "first", "1 to 10"),
+        (4, "best", "unknown selection"),
+        (2, [1, 1], "different layers"),
+        (2, [1, 10], "different layers"),
+        (2, [0, 0, 1], "different layers"),
+    ],
+)
 def test_bad_selections_are_named(n_layers, selection, message):
     with pytest.raises(LwaError, match=message):
         select_layers(10, n_layers, selection)
@@ -58,11 +81,16 @@ def test_random_selections_follow_the_seed():
     assert all(len(set(kept)) == 8 and kept == sorted(kept) and set(kept) <= set(range(30)) for kept in drawn)
 
 
-@pytest.mark.parametrize(("selection", "scores", "message"), [
-    ("top_fisher", None, "needs scores.*FisherResult"), ("greedy", None, "greedy_scores"),
-    ("block_influence", result([1.0] * 10), "needs scores.*block_influence"), ("top_fisher", [1.0, 2], "10 finite"),
-    ("greedy", [float("nan")] * 10, "10 finite"),
-])
+@pytest.mark.parametrize(
+    ("selection", "scores", "message"),
+    [
+        ("top_fisher", None, "needs scores.*FisherResult"),
+        ("greedy", None, "greedy_scores"),
+        ("block_influence", result([1.0] * 10), "needs scores.*block_influence"),
+        ("top_fisher", [1.0, 2], "10 finite"),
+        ("greedy", [float("nan")] * 10, "10 finite"),
+    ],
+)
 def test_missing_or_wrong_scores_are_named(selection, scores, message):
     with pytest.raises(LwaError, match=message):
         select_layers(10, 4, selection, scores)

@@ -224,8 +224,12 @@ def test_signals_that_cannot_be_fused_are_named(tmp_path):
     fewer = TeacherOutputs.compute(teacher, ordered(lm, windows(lm)[:2]), [4], tmp_path / "b", bf16=False)
     cut = TeacherOutputs.compute(teacher, ordered(lm), [4], tmp_path / "c", bf16=False, top_k=2)
     for parts, weights, message in (
-        ([a, fewer], [1, 1], "same windows"), ([a, cut], [1, 1], "top_k=None"), ([a, a], [1], "2 finite numbers"),
-        ([], [], "0 finite numbers"), ([a, a], [0, 0], "not all zero"), ([a, a], [1, -1], ">= 0"),
+        ([a, fewer], [1, 1], "same windows"),
+        ([a, cut], [1, 1], "top_k=None"),
+        ([a, a], [1], "2 finite numbers"),
+        ([], [], "0 finite numbers"),
+        ([a, a], [0, 0], "not all zero"),
+        ([a, a], [1, -1], ">= 0"),
     ):
         with pytest.raises(LwaError, match=message):
             fuse(parts, weights, tmp_path / "fused", [lm.items.tokens] * len(parts))

@@ -36,8 +36,17 @@ from lwa_helpers.ranking.task import RankingTask
 pytestmark = pytest.mark.usefixtures("cache")
 COLD = "i5"
 OWN = {
-    "windows_per_user": None, "epochs": 3.0, "tokens_per_batch": 60, "learning_rate": 5e-3, "head_learning_rate": 2e-2,
-    "rank": 8, "dropout": 0.0, "bf16": False, "first_layers": 0, "first_epochs": 6.0, "first_learning_rate": 5e-3,
+    "windows_per_user": None,
+    "epochs": 3.0,
+    "tokens_per_batch": 60,
+    "learning_rate": 5e-3,
+    "head_learning_rate": 2e-2,
+    "rank": 8,
+    "dropout": 0.0,
+    "bf16": False,
+    "first_layers": 0,
+    "first_epochs": 6.0,
+    "first_learning_rate": 5e-3,
     "first_dropout": 0.0,
 }
 
@@ -217,7 +226,9 @@ def test_co_teachers_and_the_first_layers_teach_as_one(tmp_path, monkeypatch):
     shallow, heard = shallow_model(task, section, 0), []
     monkeypatch.setattr(teacher_tuning, "shallow_model", lambda *_: shallow)
     whole = teacher_tuning.train
-    monkeypatch.setattr(teacher_tuning, "train", lambda *args, **kwargs: heard.append(args[4]) or whole(*args, **kwargs))
+    monkeypatch.setattr(
+        teacher_tuning, "train", lambda *args, **kwargs: heard.append(args[4]) or whole(*args, **kwargs)
+    )
     system = CrossFitted([RoundTheCatalogue()], {})
     tune(task, section, 0, co_teachers={"round": system}, validation=validation)
     own, other = calibrations(shallow.model, {"round": system}, validation).values()
@@ -291,6 +302,8 @@ def test_a_catalogue_above_the_limit_is_drawn_from_by_popularity(tmp_path, monke
     np.testing.assert_allclose(q[first:], (task.data.counts + 1) / (task.data.counts + 1).sum(), rtol=1e-5)
     assert proposal(task, section.model_copy(update={"softmax_items": 8})) is None
     calls = []
-    monkeypatch.setattr("lwa_helpers.ranking.training.sampled_nll", lambda *args: calls.append(args[-1]) or sampled_nll(*args))
+    monkeypatch.setattr(
+        "lwa_helpers.ranking.training.sampled_nll", lambda *args: calls.append(args[-1]) or sampled_nll(*args)
+    )
     tune(task, section, seed=0)
     assert set(calls) == {7} and ndcg(task) > 0.7

@@ -60,11 +60,22 @@ def test_the_hidden_term_is_a_mean_over_the_layers_that_are_matched():
     assert got.item() == pytest.approx((1 * 0 + 3 * 1) / 4)
 
 
-@pytest.mark.parametrize(("match", "n_layers", "expected"), [
-    ("all", 3, [1, 1, 1]), ("no_last", 3, [1, 1, 0]), ("no_last_two", 4, [1, 1, 0, 0]), ("last", 3, [0, 0, 1]),
-    ("lower", 4, [1, 1, 0, 0]), ("upper", 4, [0, 0, 1, 1]), ("middle", 8, [0, 0, 1, 1, 1, 1, 0, 0]),
-    ("lower", 3, [1, 0, 0]), ("upper", 3, [0, 1, 1]), ("middle", 3, [0, 1, 0]), ("middle", 1, [1]),
-])
+@pytest.mark.parametrize(
+    ("match", "n_layers", "expected"),
+    [
+        ("all", 3, [1, 1, 1]),
+        ("no_last", 3, [1, 1, 0]),
+        ("no_last_two", 4, [1, 1, 0, 0]),
+        ("last", 3, [0, 0, 1]),
+        ("lower", 4, [1, 1, 0, 0]),
+        ("upper", 4, [0, 0, 1, 1]),
+        ("middle", 8, [0, 0, 1, 1, 1, 1, 0, 0]),
+        ("lower", 3, [1, 0, 0]),
+        ("upper", 3, [0, 1, 1]),
+        ("middle", 3, [0, 1, 0]),
+        ("middle", 1, [1]),
+    ],
+)
 def test_matched_layers(match, n_layers, expected):
     assert matched_layers(n_layers, match).tolist() == [bool(x) for x in expected]
 
@@ -196,11 +207,14 @@ def test_plain_causal_lms_of_other_widths_train():
     teacher, student = language_model(hidden=48), language_model(layers=2, seed=1)
     ids = [teacher.tokenizer(f"{a}\n{b}\n")["input_ids"] for a in TITLES[:3] for b in TITLES[3:6]]
     length = max(map(len, ids))
-    rows = [{
-        "input_ids": torch.tensor(row + [0] * (length - len(row))),
-        "attention_mask": torch.tensor([1] * len(row) + [0] * (length - len(row))),
-        "labels": torch.tensor(row + [-100] * (length - len(row))),
-    } for row in ids]
+    rows = [
+        {
+            "input_ids": torch.tensor(row + [0] * (length - len(row))),
+            "attention_mask": torch.tensor([1] * len(row) + [0] * (length - len(row))),
+            "labels": torch.tensor(row + [-100] * (length - len(row))),
+        }
+        for row in ids
+    ]
     loader = DataLoader(rows, batch_size=3)
     trainer = DistillationTrainer(teacher_model=teacher, student_model=student, strategy="linear")
     first = trainer.compute_loss(student.model, next(iter(loader))).item()
@@ -225,13 +239,24 @@ def test_signals_of_a_causal_lm_stand_where_the_next_token_is_a_label():
     assert ce(out) == pytest.approx(-full.log_softmax(-1)[range(3), [7, 8, 9]].mean().item(), rel=1e-4)
 
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 48, "vocab_size": 340}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 340,
+}
 
 
-@pytest.mark.parametrize("config", [
-    Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.1), GraniteConfig(**SMALL, logits_scaling=4.0),
-], ids=["capped", "scaled"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.1),
+        GraniteConfig(**SMALL, logits_scaling=4.0),
+    ],
+    ids=["capped", "scaled"],
+)
 def test_a_causal_lm_that_transforms_its_logits_is_read_as_it_speaks(config):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -39,11 +39,15 @@ def test_fisher_is_averaged_over_equal_slices_of_the_teacher():
 def test_strategies_on_fisher_traces_by_hand():
     fisher = result([1, 4, 2, 9])
     for name, expected in {
-        "fisher_x_depth": [1, 8, 6, 36], "softmax_fisher": [1, 2, np.sqrt(2), 3], "fisher_ahead": [16, 15, 11, 9],
+        "fisher_x_depth": [1, 8, 6, 36],
+        "softmax_fisher": [1, 2, np.sqrt(2), 3],
+        "fisher_ahead": [16, 15, 11, 9],
     }.items():
         weights = get_strategy(name).calculate_layer_weights(fisher, 4)
         np.testing.assert_allclose(weights, np.array(expected) / np.mean(expected))
-    np.testing.assert_allclose(get_strategy("fisher_ahead").calculate_layer_weights(fisher, 2), np.array([8, 5.5]) / 6.75)
+    np.testing.assert_allclose(
+        get_strategy("fisher_ahead").calculate_layer_weights(fisher, 2), np.array([8, 5.5]) / 6.75
+    )
 
 
 def test_shuffled_weights_are_the_fisher_weights_in_another_order():

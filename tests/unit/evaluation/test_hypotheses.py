@@ -1,6 +1,5 @@
 """Verdicts and contrasts by hand, and the cost of a model."""
 
-
 import numpy as np
 import pytest
 
@@ -26,10 +25,16 @@ def test_h1_is_the_ratio_of_an_upper_layer_to_a_lower_one():
     assert h1[:4] == ("supported", *[pytest.approx(4)] * 3) and h1.n_units == 20
 
 
-@pytest.mark.parametrize(("low", "high", "null", "verdict"), [
-    (0.1, 0.2, 0, "supported"), (-0.2, -0.1, 0, "refuted"), (-0.1, 0.1, 0, "undecided"), (0.5, 0.9, 1, "refuted"),
-    (0.0, 0.1, 0, "undecided"),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "null", "verdict"),
+    [
+        (0.1, 0.2, 0, "supported"),
+        (-0.2, -0.1, 0, "refuted"),
+        (-0.1, 0.1, 0, "undecided"),
+        (0.5, 0.9, 1, "refuted"),
+        (0.0, 0.1, 0, "undecided"),
+    ],
+)
 def test_verdicts(low, high, null, verdict):
     assert verdict_of(low, high, null) == verdict
 
@@ -72,13 +77,19 @@ def test_h1_is_not_judged_from_what_is_no_number():
         h1_upper_layers(np.where(np.eye(9), np.nan, 1.0), seed=0)
 
 
-@pytest.mark.parametrize(("verdict", "words"), [
-    (lambda: h1_upper_layers(np.ones((4, 9)), seed=0), "4 windows"),
-    (lambda: h1_upper_layers(np.ones((9, 1)), seed=0), "1 layers"),
-    (lambda: h2_predicts_worth(*np.random.default_rng(0).random((3, 4)), seed=0), "4 layers are too few"),
-    (lambda: h3_growing_weights({"uniform": np.ones((9, 1)), "fisher": np.ones((9, 1))}, seed=0), "has uniform, fisher"),
-    (lambda: h3_growing_weights({"linear": np.ones((9, 1))}, seed=0), "needs the arm uniform"),
-])
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (lambda: h1_upper_layers(np.ones((4, 9)), seed=0), "4 windows"),
+        (lambda: h1_upper_layers(np.ones((9, 1)), seed=0), "1 layers"),
+        (lambda: h2_predicts_worth(*np.random.default_rng(0).random((3, 4)), seed=0), "4 layers are too few"),
+        (
+            lambda: h3_growing_weights({"uniform": np.ones((9, 1)), "fisher": np.ones((9, 1))}, seed=0),
+            "has uniform, fisher",
+        ),
+        (lambda: h3_growing_weights({"linear": np.ones((9, 1))}, seed=0), "needs the arm uniform"),
+    ],
+)
 def test_a_hypothesis_that_nothing_can_be_said_of_is_undecided(verdict, words):
     found = verdict()
     assert found.verdict == "undecided" and found.n_units == 0 and np.isnan(found.effect) and words in found.sentence

@@ -347,12 +347,21 @@ def test_paired_questions_refuse_unpaired_values(function, a, b):
 def test_contrasts_hand_worked():
     """Four users: all 16 sign flips are counted by hand."""
     base = np.array([0.0, 0.5, 1.0, 0.25])
-    systems = {"better": base + [0.1, 0.2, 0.3, 0.4], "base": base, "mixed": base + [0.3, -0.1, 0.0, 0.0], "same": base.copy()}
+    systems = {
+        "better": base + [0.1, 0.2, 0.3, 0.4],
+        "base": base,
+        "mixed": base + [0.3, -0.1, 0.0, 0.0],
+        "same": base.copy(),
+    }
     frame = contrasts(systems, "base", seed=0).set_index("system")
     assert list(frame.index) == ["better", "mixed", "same"]
     assert frame.difference.tolist() == pytest.approx([0.25, 0.05, 0.0])
-    assert frame.effect["better"] == pytest.approx(0.25 / np.std([0.1, 0.2, 0.3, 0.4], ddof=1)) and np.isnan(frame.effect["same"])
-    assert frame.p.tolist() == pytest.approx([2 / 16, 1.0, 1.0]) and frame.p_holm.tolist() == pytest.approx([3 * 2 / 16, 1.0, 1.0])
+    assert frame.effect["better"] == pytest.approx(0.25 / np.std([0.1, 0.2, 0.3, 0.4], ddof=1)) and np.isnan(
+        frame.effect["same"]
+    )
+    assert frame.p.tolist() == pytest.approx([2 / 16, 1.0, 1.0]) and frame.p_holm.tolist() == pytest.approx(
+        [3 * 2 / 16, 1.0, 1.0]
+    )
     low, high = paired_difference(systems["mixed"], base, seed=0)[1:]
     assert (frame.low["mixed"], frame.high["mixed"]) == (low, high)
     assert contrasts({"base": base}, "base", seed=0).empty

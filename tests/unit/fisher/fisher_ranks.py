@@ -16,7 +16,11 @@ from torch.distributed.fsdp import fully_shard
 from lwa_helpers.fisher.calculator import FisherInformationCalculator
 
 N_BATCHES = 5
-RUNS = {"whole": ("empirical", None), "stopped": ("empirical", -1.0), "sharded": ("sampled", None)}  # estimator, stop_at
+RUNS = {
+    "whole": ("empirical", None),
+    "stopped": ("empirical", -1.0),
+    "sharded": ("sampled", None),
+}  # estimator, stop_at
 
 
 def dataset():

@@ -32,7 +32,9 @@ def brute(model, rows):
     parameters = [list(layer.parameters()) for layer in layers_of(model)]
     found = []
     for loss in next_token_nll(model.eval(), rows):
-        gradients = torch.autograd.grad(loss, [p for layer in parameters for p in layer], retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            loss, [p for layer in parameters for p in layer], retain_graph=True, allow_unused=True
+        )
         squares = iter([0.0 if g is None else g.double().square().sum().item() for g in gradients])
         found.append([sum(next(squares) for _ in layer) for layer in parameters])
     return np.array(found)
@@ -42,7 +44,10 @@ def state(model):
     return (
         {name: module.training for name, module in model.named_modules()},
         {name: (p.requires_grad, None if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()},
-        {name: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for name, m in model.named_modules()},
+        {
+            name: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for name, m in model.named_modules()
+        },
         {name: value.clone() for name, value in model.state_dict().items()},
     )
 
@@ -264,7 +269,9 @@ def test_bad_input_is_named():
     with pytest.raises(LwaError, match=r"shape \(\) for batch 0"):
         calculator.calculate(model, [rows], loss=lambda model, rows: next_token_nll(model, rows).mean())
     with pytest.raises(LwaError, match="not finite in row 1"):
-        calculator.calculate(model, [rows], loss=lambda model, rows: next_token_nll(model, rows) / torch.tensor([1.0, 0.0]))
+        calculator.calculate(
+            model, [rows], loss=lambda model, rows: next_token_nll(model, rows) / torch.tensor([1.0, 0.0])
+        )
     with pytest.raises(LwaError, match="pass .model"):
         calculator.calculate(object(), [rows])
     for wrong in ({"estimator": "true"}, {"granularity": "block"}):

@@ -35,7 +35,9 @@ def exact_fisher(model, ids, positions, vocabulary):
 
 @pytest.fixture
 def tiny():
-    return build("llama", vocab_size=5, num_hidden_layers=2, hidden_size=8, intermediate_size=8, pad_token_id=None).double()
+    return build(
+        "llama", vocab_size=5, num_hidden_layers=2, hidden_size=8, intermediate_size=8, pad_token_id=None
+    ).double()
 
 
 def test_sampled_converges_to_the_exact_sum_over_labels(tiny):
@@ -67,7 +69,9 @@ def test_squared_batch_gradient_is_the_square_of_the_mean_and_the_same_for_singl
     np.testing.assert_allclose(squared_batch_gradient(model, [rows]), layer_norms(model, mean), rtol=1e-6)
     singles = [{name: value[i : i + 1] for name, value in rows.items()} for i in range(3)]
     np.testing.assert_allclose(
-        squared_batch_gradient(model, singles), FisherInformationCalculator().calculate(model, singles).per_layer, rtol=1e-6
+        squared_batch_gradient(model, singles),
+        FisherInformationCalculator().calculate(model, singles).per_layer,
+        rtol=1e-6,
     )
 
 
@@ -75,7 +79,8 @@ def test_sampled_is_fixed_by_its_seed_and_keeps_ignored_positions():
     model = build("gpt2").double()
     rows = batch(lengths=(9, 5), side="left", masked=True)
     first, again, other = (
-        FisherInformationCalculator(estimator="sampled", seed=seed).calculate(model, [rows, rows]).per_example for seed in (1, 1, 2)
+        FisherInformationCalculator(estimator="sampled", seed=seed).calculate(model, [rows, rows]).per_example
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any() and (first[:2] != first[2:]).any()
@@ -101,7 +106,9 @@ def test_a_custom_loss_is_used_and_needs_sample_for_the_sampled_estimator():
         FisherInformationCalculator(estimator="sampled").calculate(model, [rows], loss=weighted)
     weighted.sample = lambda model, rows, generator: rows | {"labels": rows["input_ids"].roll(1, 1)}
     rolled = FisherInformationCalculator(estimator="sampled").calculate(model, [rows], loss=weighted).per_example
-    direct = FisherInformationCalculator().calculate(model, [rows | {"labels": rows["input_ids"].roll(1, 1)}], loss=weighted)
+    direct = FisherInformationCalculator().calculate(
+        model, [rows | {"labels": rows["input_ids"].roll(1, 1)}], loss=weighted
+    )
     np.testing.assert_allclose(rolled, direct.per_example, rtol=1e-9)
 
 
@@ -113,5 +120,7 @@ def test_default_loss_is_the_models_own_loss_where_nothing_is_padded():
         own = model(input_ids=rows["input_ids"], labels=rows["labels"]).loss * n_labels
         torch.testing.assert_close(next_token_nll(model, rows).sum().float(), own.float(), rtol=1e-5, atol=0)
         logits = model(input_ids=rows["input_ids"]).logits[:, :-1]
-        rowwise = F.cross_entropy(logits.transpose(1, 2), rows["labels"][:, 1:], reduction="none", ignore_index=-100).sum(1)
+        rowwise = F.cross_entropy(
+            logits.transpose(1, 2), rows["labels"][:, 1:], reduction="none", ignore_index=-100
+        ).sum(1)
         torch.testing.assert_close(next_token_nll(model, rows), rowwise)

@@ -25,10 +25,15 @@ def per_example_gradients(model, rows):
         model.zero_grad()
         logits = model(input_ids=ids[mask][None]).logits[0, :-1]
         F.cross_entropy(logits, labels[mask][1:], reduction="sum").backward()
-        found.append([
-            {name: p.grad.clone() if p.grad is not None else torch.zeros_like(p) for name, p in layer.named_parameters()}
-            for layer in layers_of(model)
-        ])
+        found.append(
+            [
+                {
+                    name: p.grad.clone() if p.grad is not None else torch.zeros_like(p)
+                    for name, p in layer.named_parameters()
+                }
+                for layer in layers_of(model)
+            ]
+        )
     model.zero_grad()
     for parameter, flag in flags.items():
         parameter.requires_grad_(flag)
@@ -70,7 +75,9 @@ def test_layer_module_and_diagonal_equal_brute_force(family, side, dtype, tolera
         for name, parameter in layer.named_parameters():
             mean = torch.stack([row[index][name].square() for row in found]).mean(0)
             near = own_tolerance(layer.get_submodule(name.rpartition(".")[0]), tolerance)
-            torch.testing.assert_close(result.diagonal[f"{index}.{name}"], mean, rtol=near, atol=float(mean.max()) * near)
+            torch.testing.assert_close(
+                result.diagonal[f"{index}.{name}"], mean, rtol=near, atol=float(mean.max()) * near
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +102,9 @@ def test_heads_equal_slices_of_the_brute_force_gradient(family):
             total += 0.0 if bias is None or by_input else bias[part].square().sum().item()
         assert row.trace == pytest.approx(total / len(found), rel=1e-9)
         checked.add(leaf)
-    assert checked == {"phi3": {"qkv_proj", "o_proj"}, "gpt2": {"c_attn", "c_proj"}}.get(family, {"q_proj", "k_proj", "v_proj", "o_proj"})
+    assert checked == {"phi3": {"qkv_proj", "o_proj"}, "gpt2": {"c_attn", "c_proj"}}.get(
+        family, {"q_proj", "k_proj", "v_proj", "o_proj"}
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -142,7 +151,9 @@ def test_labels_at_padding_do_not_count():
         rows = batch(lengths=(7, 3), side=side)
         clean = FisherInformationCalculator().calculate(model, [rows]).per_example
         rows["labels"] = rows["input_ids"].clone()
-        np.testing.assert_allclose(FisherInformationCalculator().calculate(model, [rows]).per_example, clean, rtol=1e-12)
+        np.testing.assert_allclose(
+            FisherInformationCalculator().calculate(model, [rows]).per_example, clean, rtol=1e-12
+        )
 
 
 def test_a_generator_with_a_smaller_last_batch_equals_single_rows():
@@ -171,7 +182,11 @@ def test_bfloat16_autocast_and_weights_stay_close_to_float32():
     rows = batch(lengths=(30, 22, 27, 30))
     exact = FisherInformationCalculator().calculate(model, [rows]).per_layer
     for granularity in ("layer", "parameter"):
-        auto = FisherInformationCalculator(granularity=granularity, autocast=torch.bfloat16).calculate(model, [rows]).per_layer
+        auto = (
+            FisherInformationCalculator(granularity=granularity, autocast=torch.bfloat16)
+            .calculate(model, [rows])
+            .per_layer
+        )
         np.testing.assert_allclose(auto, exact, rtol=0.03)
         with torch.autocast("cpu", torch.bfloat16):
             around = FisherInformationCalculator(granularity=granularity).calculate(model, [rows]).per_layer

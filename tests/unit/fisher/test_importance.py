@@ -17,7 +17,12 @@ from lwa_helpers.fisher.losses import next_token_nll
 def llama():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     return LlamaForCausalLM(config).double()
 
@@ -51,7 +56,10 @@ def test_block_influence_and_angle_from_hidden_states_of_single_rows(make, batch
     layers, block, angle = importance.decoder_layers(model), [], []
     for ids in alone(batches):
         states = []
-        handles = [layer.register_forward_hook(lambda _m, a, out, states=states: states.append((a[0], out))) for layer in layers]
+        handles = [
+            layer.register_forward_hook(lambda _m, a, out, states=states: states.append((a[0], out)))
+            for layer in layers
+        ]
         with torch.no_grad():
             model(input_ids=ids)
         [handle.remove() for handle in handles]
@@ -111,7 +119,8 @@ def test_a_layer_that_does_nothing_scores_zero(make, batches):
 
 
 @pytest.mark.parametrize(
-    "score", [importance.block_influence, importance.angular_distance, importance.taylor, importance.leave_one_layer_out]
+    "score",
+    [importance.block_influence, importance.angular_distance, importance.taylor, importance.leave_one_layer_out],
 )
 def test_model_comes_back_as_it_was_and_no_batch_is_an_error(score, batches):
     model = llama().train()

@@ -12,8 +12,15 @@ from lwa_helpers.data.windows import collate
 from lwa_helpers.fisher.calculator import FisherInformationCalculator
 from lwa_helpers.models.layers import decoder_layers
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-         "intermediate_size": 48, "vocab_size": 340}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "vocab_size": 340,
+}
 CONFIGS = {"llama": None, "qwen3": Qwen3Config(**SMALL), "gemma3": Gemma3TextConfig(**SMALL, sliding_window=4)}
 MORE = [*CUT, ("x", [2, 2, 2, 5, 6, 7, 0], 1), ("y", [3, 4, 5], 3)]  # the last has no target
 

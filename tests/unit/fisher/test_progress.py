@@ -32,7 +32,16 @@ def assert_equal(one: FisherResult, other: FisherResult, rtol: float = 0.0) -> N
 def run_two_processes(folder: Path, *arguments: str) -> int:
     """Exit status of fisher_ranks.py under torchrun with two processes."""
     script = Path(__file__).with_name("fisher_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        str(folder),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}  # torchrun leaves its logs there
     return subprocess.run([*command, *arguments], check=False, timeout=120, env=environment).returncode
 
@@ -44,7 +53,9 @@ def test_two_processes_equal_one_also_after_a_kill(tmp_path):
     assert not list(tmp_path.glob("*.progress"))
     for name, (estimator, stop_at) in RUNS.items():
         seen = N_BATCHES if stop_at is None else 4  # two turns of two: the first of at least four rows
-        alone = FisherInformationCalculator(estimator, "parameter").calculate(build("llama").double(), islice(dataset(), seen))
+        alone = FisherInformationCalculator(estimator, "parameter").calculate(
+            build("llama").double(), islice(dataset(), seen)
+        )
         for rank in range(2):
             assert_equal(FisherResult.load(tmp_path / f"{name}{rank}"), alone, rtol=1e-10)  # sums in another order
 

@@ -35,7 +35,12 @@ def test_hand_worked_values(hand):
     assert list(frame) == ["layer", "module", "trace", "n_parameters", "trace_per_parameter", "standard_error"]
     assert frame["trace"].tolist() == [2, 2, 5] and frame["trace_per_parameter"].tolist() == [1, 2 / 3, 0.5]
     groups = hand.by_group(["x", "x", "y", "y"])
-    assert groups[["group", "layer", "trace", "n_examples"]].values.tolist() == [["x", 0, 3, 2], ["x", 1, 5, 2], ["y", 0, 5, 2], ["y", 1, 5, 2]]
+    assert groups[["group", "layer", "trace", "n_examples"]].values.tolist() == [
+        ["x", 0, 3, 2],
+        ["x", 1, 5, 2],
+        ["y", 0, 5, 2],
+        ["y", 1, 5, 2],
+    ]
     with pytest.raises(LwaError, match="3 group labels for 4 examples"):
         hand.by_group([1, 2, 3])
 
@@ -96,8 +101,11 @@ def test_fisher_times_weight_squared_does_not_change_when_weights_are_rescaled()
     after = calculator.calculate(model, [rows])
     assert abs(after.per_layer[1] / before.per_layer[1] - 1) > 1
     np.testing.assert_allclose(after.per_layer_weighted, before.per_layer_weighted, rtol=1e-6)
-    expected = sum(float((value * attention.get_parameter(name.split("self_attn.")[1]).detach().double() ** 2).sum())
-                   for name, value in after.diagonal.items() if name.startswith("1.self_attn"))
+    expected = sum(
+        float((value * attention.get_parameter(name.split("self_attn.")[1]).detach().double() ** 2).sum())
+        for name, value in after.diagonal.items()
+        if name.startswith("1.self_attn")
+    )
     frame = after.to_frame()
     own = frame[(frame["layer"] == 1) & frame["module"].str.startswith("self_attn")]
     assert own["fisher_weight2"].sum() == pytest.approx(expected, rel=1e-9)
@@ -135,7 +143,9 @@ def test_effective_ranks_from_eigenvalues():
     frame = kfac_effective_ranks(model, [rows, rows], layers=[1])
     seen = {}
     c_fc = layers_of(model)[1].mlp.c_fc
-    c_fc.register_forward_hook(lambda _m, args, out: (seen.update(a=args[0].detach()), out.register_hook(lambda g: seen.update(b=g)))[0])
+    c_fc.register_forward_hook(
+        lambda _m, args, out: (seen.update(a=args[0].detach()), out.register_hook(lambda g: seen.update(b=g)))[0]
+    )
     next_token_nll(model, rows).sum().backward()
     b = seen["b"].flatten(0, 1)
     used = b.abs().sum(1) > 0

@@ -21,9 +21,16 @@ CONFIGS = {
     "tied": {"tie_word_embeddings": True},
     "its own head": {"tie_word_embeddings": False},
     "wide heads": {"head_dim": 16, "rms_norm_eps": 1e-5},
-    "unused rows": {"config": LlamaConfig(
-        vocab_size=345, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, rope_theta=5e4
-    )},
+    "unused rows": {
+        "config": LlamaConfig(
+            vocab_size=345,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            rope_theta=5e4,
+        )
+    },
 }
 
 
@@ -72,8 +79,14 @@ def movielens_lm():
     file = embedded_file("smollm2")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
     )
     full = LanguageModel("tiny", moved(language_model(config=config)).model, tokenizer, "0" * 64)
     return trim_vocabulary(full, [f"{title}\n" for title in load_movielens().titles])
@@ -85,14 +98,19 @@ def test_the_real_cut_tokenizer_survives(movielens_lm, tmp_path):
     again = load_teacher(export_gguf(lm, tmp_path, "f32"))
     texts = [f"{title}\n" for title in load_movielens().titles] + ["<|im_start|>user\nHi 1984!<|im_end|>\n"]
     assert again.tokenizer(texts)["input_ids"] == lm.tokenizer(texts)["input_ids"]
-    assert again.tokenizer.eos_token_id == lm.tokenizer.eos_token_id and again.tokenizer.chat_template == lm.tokenizer.chat_template
+    assert (
+        again.tokenizer.eos_token_id == lm.tokenizer.eos_token_id
+        and again.tokenizer.chat_template == lm.tokenizer.chat_template
+    )
     ids = torch.tensor([lm.tokenizer(texts[7])["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(again.model(ids).logits, lm.model(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_llama_cpp_reads_the_same_model(movielens_lm, tmp_path):
-    llama = pytest.importorskip("xllamacpp", reason="compares with llama.cpp: pip install 'layerwise-adapter[llamacpp]'")
+    llama = pytest.importorskip(
+        "xllamacpp", reason="compares with llama.cpp: pip install 'layerwise-adapter[llamacpp]'"
+    )
     lm = movielens_lm
     size = lm.model.config.vocab_size
     settings = llama.CommonParams()
@@ -105,7 +123,9 @@ def test_llama_cpp_reads_the_same_model(movielens_lm, tmp_path):
         for prompt in (text, ids):
             answer = server.handle_completions(ask | {"prompt": prompt})
             assert answer["usage"]["prompt_tokens"] == len(ids)
-            log_p = {row["id"]: row["logprob"] for row in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+            log_p = {
+                row["id"]: row["logprob"] for row in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            }
             with torch.no_grad():
                 want = lm.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
             torch.testing.assert_close(torch.tensor([log_p[i] for i in range(size)]), want, rtol=0, atol=2e-3)
@@ -131,7 +151,9 @@ def test_item_tokens_and_their_head_are_part_of_the_file(reading, tmp_path):
 
 @pytest.mark.parametrize("reading", EXPORTED)
 def test_llama_cpp_reads_a_list_of_titles_as_items(reading, tmp_path):
-    llama = pytest.importorskip("xllamacpp", reason="compares with llama.cpp: pip install 'layerwise-adapter[llamacpp]'")
+    llama = pytest.importorskip(
+        "xllamacpp", reason="compares with llama.cpp: pip install 'layerwise-adapter[llamacpp]'"
+    )
     lm = item_lm(reading, moved(language_model()))
     size, settings = lm.model.config.vocab_size, llama.CommonParams()
     settings.model.path = str(export_gguf(lm, tmp_path, "f32"))
@@ -176,6 +198,9 @@ def test_the_command_writes_a_checkpoint_that_ollama_can_be_given(tmp_path, caps
     student.save(tmp_path / "student")
     assert main(["export", str(tmp_path / "student"), str(tmp_path / "served"), "--dtype", "f32"]) == 0
     assert f"ollama create NAME -f {tmp_path / 'served' / 'Modelfile'}" in capsys.readouterr().out
-    again, ids = load_teacher(tmp_path / "served" / "model.gguf"), torch.tensor([student.tokenizer(TEXTS[0])["input_ids"]])
+    again, ids = (
+        load_teacher(tmp_path / "served" / "model.gguf"),
+        torch.tensor([student.tokenizer(TEXTS[0])["input_ids"]]),
+    )
     with torch.no_grad():
         torch.testing.assert_close(again.model(ids).logits, student.model(ids).logits, rtol=1e-4, atol=1e-5)

@@ -28,11 +28,35 @@ from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.models.vocabulary import trim_vocabulary
 
 ODD = [
-    "Heat", "Dead Heat", "Heat <end>", "<end>", "Heat 2", "2", "A  B", "B", "\u00c9t\u00e9", "E\u0301te\u0301",
-    "日本 Story", "Story", "Ġ", "Ċ", "\\n", "a" * 150, " ", "<unused0>", "🎬",
+    "Heat",
+    "Dead Heat",
+    "Heat <end>",
+    "<end>",
+    "Heat 2",
+    "2",
+    "A  B",
+    "B",
+    "\u00c9t\u00e9",
+    "E\u0301te\u0301",
+    "日本 Story",
+    "Story",
+    "Ġ",
+    "Ċ",
+    "\\n",
+    "a" * 150,
+    " ",
+    "<unused0>",
+    "🎬",
 ]  # inside another, special, composed in two ways, names of bytes, white space
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-         "intermediate_size": 48, "vocab_size": 340}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "vocab_size": 340,
+}
 CONFIGS = {
     "llama, tied": {"tie_word_embeddings": True},
     "llama, its own head": {"tie_word_embeddings": False},
@@ -88,8 +112,12 @@ def test_a_saved_model_comes_back_whole_and_needs_no_code_of_ours(tmp_path, read
     lm = item_lm(reading, titles=titles, text_items=3, history_items=7)
     lm.save(tmp_path)
     again, plain = load_teacher(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert again.items == lm.items == ItemTokens(
-        [f"i{n}" for n in range(len(titles))], lm.items.first, reading, 3 if reading == "hybrid" else 0, 7
+    assert (
+        again.items
+        == lm.items
+        == ItemTokens(
+            [f"i{n}" for n in range(len(titles))], lm.items.first, reading, 3 if reading == "hybrid" else 0, 7
+        )
     )
     texts = ["".join(f"{title}\n" for title in titles), "Seen:\n" + titles[0], "Zorblax ☃ \n<end>"]
     for text in texts:

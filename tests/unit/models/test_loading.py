@@ -16,8 +16,17 @@ from lwa_helpers.models import registry as registry_module
 from lwa_helpers.models.layers import backbone, decoder_layers
 from lwa_helpers.models.registry import model_spec, registry
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24,
-         "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def test_the_registry_holds_the_teachers():
@@ -38,9 +47,14 @@ def test_absent_models_are_named(tmp_path):
         load_teacher(tmp_path)
 
 
-@pytest.mark.parametrize("config", [
-    GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50), Phi3Config(**SMALL), Gemma3TextConfig(**SMALL, head_dim=8),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50),
+        Phi3Config(**SMALL),
+        Gemma3TextConfig(**SMALL, head_dim=8),
+    ],
+)
 def test_decoder_layers_of_other_families(config):
     model = AutoModelForCausalLM.from_config(config).eval()
     layers = decoder_layers(model)
@@ -83,7 +97,12 @@ def test_a_directory_loads_as_saved(tmp_path):
 
 # A directory or a .gguf file needs no entry
 
-TINY = SMALL | {"vocab_size": len(tokenizer()), "num_hidden_layers": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+TINY = SMALL | {
+    "vocab_size": len(tokenizer()),
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.mark.parametrize("config", [Qwen2Config(**TINY), LlamaConfig(**TINY), Gemma3TextConfig(**TINY, head_dim=8)])
@@ -172,6 +191,8 @@ def test_a_wrong_entry_is_named(fields, message, monkeypatch):
 
 def test_adding_a_model_is_one_entry(tmp_path, monkeypatch):
     language_model().save(tmp_path)
-    monkeypatch.setattr(registry_module, "read_yaml", lambda name: {"mine": {"backend": "path", "id": str(tmp_path), "prompt": "plain"}})
+    monkeypatch.setattr(
+        registry_module, "read_yaml", lambda name: {"mine": {"backend": "path", "id": str(tmp_path), "prompt": "plain"}}
+    )
     lm = load_teacher("mine")
     assert lm.name == "mine" and lm.prompt == "plain"

@@ -34,7 +34,11 @@ def test_no_bf16_where_torch_has_no_library_that_would_use_it(monkeypatch):
 def test_no_bf16_where_the_library_is_kept_from_it():
     code = "import torch; from lwa_helpers.models.precision import has_bf16; print(has_bf16(torch.device('cpu')))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "False"
 
@@ -43,7 +47,11 @@ def test_no_bf16_where_the_library_is_kept_from_it():
 def test_true_and_false_are_taken_at_their_word(monkeypatch, has):
     monkeypatch.setattr(precision, "has_bf16", lambda device: has)
     x = torch.randn(4, 4)
-    for setting, dtype in ((True, torch.bfloat16), (False, torch.float32), ("auto", torch.bfloat16 if has else torch.float32)):
+    for setting, dtype in (
+        (True, torch.bfloat16),
+        (False, torch.float32),
+        ("auto", torch.bfloat16 if has else torch.float32),
+    ):
         with precision.autocast(setting, CPU):
             assert (x @ x).dtype == dtype
 

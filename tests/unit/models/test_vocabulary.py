@@ -67,7 +67,9 @@ def test_words_that_are_covered_have_the_tokens_of_the_full_vocabulary():
 
 def same_tokens(full, cut, texts, **options):
     """Whether a cut model's tokenizer gives the texts the tokens they had, by name, each within the model's rows."""
-    pairs = [(full.tokenizer(text, **options)["input_ids"], cut.tokenizer(text, **options)["input_ids"]) for text in texts]
+    pairs = [
+        (full.tokenizer(text, **options)["input_ids"], cut.tokenizer(text, **options)["input_ids"]) for text in texts
+    ]
     rows = cut.model.get_input_embeddings().weight.shape[0]
     names = [(full.tokenizer.convert_ids_to_tokens(a), cut.tokenizer.convert_ids_to_tokens(b)) for a, b in pairs]
     return all(a == b for a, b in names) and all(index < rows for _, b in pairs for index in b)

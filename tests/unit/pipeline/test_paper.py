@@ -17,7 +17,9 @@ BODY = SOURCE[SOURCE.index(r"\begin{document}") :]
 MACRO = re.compile(r"\\([A-Z][A-Za-z]+)\{\}")
 TYPED = re.compile(r"\d*\.\d{2,}|\d+(?:\\,|~|\s)*\\%")
 PREAMBLE = SOURCE[: SOURCE.index(r"\begin{document}")]
-BENCHMARKS = sorted(set(re.findall(r"\\input\{(\w+)\}", PREAMBLE)) - {"results"})  # files of macros, each beside what made it
+BENCHMARKS = sorted(
+    set(re.findall(r"\\input\{(\w+)\}", PREAMBLE)) - {"results"}
+)  # files of macros, each beside what made it
 BUILD = "run `make reproduce` (it publishes the profile that paper/PROFILE names)"
 
 
@@ -31,7 +33,9 @@ def defined_macros() -> set[str]:
     """Those of the notebooks, and those of the benchmarks; no name twice."""
     results = PAPER / "results.tex"
     assert results.is_file(), f"paper/results.tex is missing: {BUILD}"
-    text = "".join(file.read_text(encoding="utf-8") for file in (results, *(PAPER / f"{name}.tex" for name in BENCHMARKS)))
+    text = "".join(
+        file.read_text(encoding="utf-8") for file in (results, *(PAPER / f"{name}.tex" for name in BENCHMARKS))
+    )
     names = re.findall(r"\\newcommand\{\\([A-Za-z]+)\}", text)
     assert len(names) == len(set(names))
     return set(names)
@@ -39,7 +43,9 @@ def defined_macros() -> set[str]:
 
 def macros_of(name: str) -> dict[str, str]:
     """The macros that a file of the paper defines, and their text."""
-    return dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (PAPER / f"{name}.tex").read_text(encoding="utf-8")))
+    return dict(
+        re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", (PAPER / f"{name}.tex").read_text(encoding="utf-8"))
+    )
 
 
 def made(name: str) -> dict:

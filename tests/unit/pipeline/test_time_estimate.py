@@ -12,7 +12,9 @@ def record(notebook, seconds, speed):
 
 
 def test_a_machine_of_half_the_speed_is_expected_to_take_twice_as_long(tmp_path, monkeypatch):
-    time_estimate.write_times(tmp_path, [record("01", 10.04, None), record("02", 600.0, 80.0), record("03", 7.0, 100.0)])
+    time_estimate.write_times(
+        tmp_path, [record("01", 10.04, None), record("02", 600.0, 80.0), record("03", 7.0, 100.0)]
+    )
     monkeypatch.setattr(time_estimate, "machine_speed", lambda: 50.0)
     assert time_estimate.expected_seconds(tmp_path, "paper") == pytest.approx({"01": 20.0, "02": 1200.0, "03": 14.0})
     assert time_estimate.expected_seconds(tmp_path, "quick") == {}

@@ -45,10 +45,14 @@ def logits_of(lm, *parts):
 HEADER = "Products this person bought, in order:"
 
 
-@pytest.mark.parametrize(("reading", "shown"), [
-    ("items", [3, 5]), ("hybrid", [HEADER, "\n", 3, "Soap", "\n", 5, "Comb", "\n"]),
-    ("titles", [HEADER, "\n", "Soap", "\n", "Comb", "\n"]),
-])
+@pytest.mark.parametrize(
+    ("reading", "shown"),
+    [
+        ("items", [3, 5]),
+        ("hybrid", [HEADER, "\n", 3, "Soap", "\n", 5, "Comb", "\n"]),
+        ("titles", [HEADER, "\n", "Soap", "\n", "Comb", "\n"]),
+    ],
+)
 def test_the_whole_catalogue_is_ranked_from_what_the_model_knows(root, tmp_path, reading, shown):
     """ann bought Soap, lipstick and Comb. The model has an order of its own and has never heard of the lipstick."""
     lm = saved(tmp_path / "student", reading=reading)

@@ -19,8 +19,12 @@ def case(seed, n, width, d, noise):
 
 
 CASES = {  # seed, items, width of a title's vector, of a row, noise
-    "exact": (0, 20, 3, 4, 0.01), "noisy": (1, 20, 3, 4, 3.0), "nothing but noise": (2, 24, 5, 2, 50.0),
-    "wider than long": (3, 10, 30, 3, 0.5), "one column": (4, 13, 1, 1, 1.0), "few": (5, 5, 2, 3, 0.1),
+    "exact": (0, 20, 3, 4, 0.01),
+    "noisy": (1, 20, 3, 4, 3.0),
+    "nothing but noise": (2, 24, 5, 2, 50.0),
+    "wider than long": (3, 10, 30, 3, 0.5),
+    "one column": (4, 13, 1, 1, 1.0),
+    "few": (5, 5, 2, 3, 0.1),
 }
 
 

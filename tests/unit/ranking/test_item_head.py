@@ -12,8 +12,17 @@ from lwa_helpers.data.windows import collate
 from lwa_helpers.fisher.losses import next_token_nll
 from lwa_helpers.ranking.item_head import ItemRanker, end_states, rank_catalogue, sampled_nll
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 48, "vocab_size": 340, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 340,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 CONFIGS = {
     "llama": None,
     "qwen3": Qwen3Config(**SMALL, head_dim=8),

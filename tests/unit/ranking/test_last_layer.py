@@ -19,17 +19,27 @@ from lwa_helpers.models.layers import backbone, decoder_layers
 from lwa_helpers.ranking.last_layer import OWN, last_layer_at
 
 SIZES = {
-    "vocab_size": 340, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+    "vocab_size": 340,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
 }
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
     "one layer": LlamaConfig(**SIZES | {"num_hidden_layers": 1}),
     "qwen3": Qwen3Config(**SIZES),
-    "gemma3": Gemma3TextConfig(**SIZES, sliding_window=5, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, sliding_window=5, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
     "phi3, one matrix for queries, keys and values": Phi3Config(**SIZES),
     "gpt2": GPT2Config(vocab_size=340, n_embd=32, n_layer=3, n_head=4, eos_token_id=0, bos_token_id=0),
-    "falcon, attention beside the MLP": FalconConfig(vocab_size=340, hidden_size=32, num_hidden_layers=3, num_attention_heads=4),
+    "falcon, attention beside the MLP": FalconConfig(
+        vocab_size=340, hidden_size=32, num_hidden_layers=3, num_attention_heads=4
+    ),
     "bloom, whose MLP takes a residual": BloomConfig(vocab_size=340, hidden_size=32, n_layer=3, n_head=4),
     "gpt-oss, a mixture that says its choice": GptOssConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
@@ -40,7 +50,10 @@ ROWS, COLUMNS = torch.tensor([0, 1, 1, 2]), torch.tensor([8, 2, 5, 0])
 def batch():
     """Rows of 9, 6 and 1 tokens, padded on the right."""
     mask = (torch.arange(9) < torch.tensor([[9], [6], [1]])).long()
-    return {"input_ids": torch.randint(1, 300, (3, 9), generator=torch.Generator().manual_seed(1)) * mask, "attention_mask": mask}
+    return {
+        "input_ids": torch.randint(1, 300, (3, 9), generator=torch.Generator().manual_seed(1)) * mask,
+        "attention_mask": mask,
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,14 +65,18 @@ def test_the_states_that_are_read_are_those_of_the_whole_model(family):
     with last_layer_at(model, ROWS, COLUMNS):
         read = body(**inputs, use_cache=False).last_hidden_state
     torch.testing.assert_close(read[ROWS, COLUMNS], whole[ROWS, COLUMNS], atol=1e-5, rtol=1e-5)
-    assert torch.equal(body(**inputs, use_cache=False).last_hidden_state, whole), "the model does not come back as it was"
+    assert torch.equal(body(**inputs, use_cache=False).last_hidden_state, whole), (
+        "the model does not come back as it was"
+    )
 
 
 @torch.no_grad()
 def test_the_last_layer_alone_reads_fewer_positions():
     model, rows = language_model(layers=3).model, {}
     for place, layer in enumerate(decoder_layers(model)):
-        layer.mlp.gate_proj.register_forward_hook(lambda _, args, __, place=place: rows.update({place: args[0].shape[:2].numel()}))
+        layer.mlp.gate_proj.register_forward_hook(
+            lambda _, args, __, place=place: rows.update({place: args[0].shape[:2].numel()})
+        )
     with last_layer_at(model, ROWS, COLUMNS):
         backbone(model)(**batch(), use_cache=False)
     assert rows == {0: 27, 1: 27, 2: 4}

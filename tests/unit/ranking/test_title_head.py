@@ -20,18 +20,34 @@ from lwa_helpers.ranking.title_head import TitleRanker, TreeReader
 from lwa_helpers.ranking.title_trie import TitleTrie, pieces
 
 HEADER = "Seen:\n"
-CATALOGUE = [*TITLES, "Toy", "Toy Story 2", "Heat", "Heat and Dust"]  # a title inside others, and one that is there twice
+CATALOGUE = [
+    *TITLES,
+    "Toy",
+    "Toy Story 2",
+    "Heat",
+    "Heat and Dust",
+]  # a title inside others, and one that is there twice
 HISTORIES = [[0, 3, 5, 1, 2], [5], [], [7, 7, 6]]
 SIZES = {
-    "vocab_size": 340, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0,
+    "vocab_size": 340,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
 }
 KINDS = ["full_attention", "sliding_attention", "full_attention"]
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "qwen3": Qwen3Config(**SIZES),
     "mistral, window 7": MistralConfig(**SIZES, sliding_window=7),
-    "gemma2, window 7, capped logits": Gemma2Config(**SIZES, sliding_window=7, final_logit_softcapping=2.0, layer_types=KINDS),
+    "gemma2, window 7, capped logits": Gemma2Config(
+        **SIZES, sliding_window=7, final_logit_softcapping=2.0, layer_types=KINDS
+    ),
     "gemma3, window 5": Gemma3TextConfig(**SIZES, sliding_window=5, layer_types=KINDS),
     "gpt2": GPT2Config(vocab_size=340, n_embd=32, n_layer=3, n_head=4, eos_token_id=0, bos_token_id=0),
     "neox": GPTNeoXConfig(**{k: SIZES[k] for k in SIZES if k != "head_dim"}),
@@ -132,7 +148,9 @@ def test_a_title_that_spells_a_special_token_stays_text():
 
 def test_models_that_take_no_tree_are_refused():
     with pytest.raises(LwaError, match="cannot rank by title"):
-        TreeReader(language_model(config=BloomConfig(vocab_size=340, hidden_size=32, n_layer=1, n_head=4)).model, [[1, 2]])
+        TreeReader(
+            language_model(config=BloomConfig(vocab_size=340, hidden_size=32, n_layer=1, n_head=4)).model, [[1, 2]]
+        )
 
 
 def test_trie_by_hand():

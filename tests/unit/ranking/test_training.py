@@ -24,10 +24,18 @@ from lwa_helpers.ranking.training import (
     window_loader,
 )
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-         "intermediate_size": 48, "vocab_size": 340}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "vocab_size": 340,
+}
 CONFIGS = {
-    "llama": None, "gemma3": Gemma3TextConfig(**SMALL),
+    "llama": None,
+    "gemma3": Gemma3TextConfig(**SMALL),
     "gpt2": GPT2Config(
         n_embd=32, n_layer=2, n_head=4, vocab_size=340, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     ),
@@ -201,10 +209,15 @@ class Weights:
 
 
 @pytest.mark.parametrize("rank", [None, 4])
-@pytest.mark.parametrize(("values", "patience", "best", "measured"), [
-    ([0.1, 0.5, 0.3, 0.2, 0.9], 2, 1, 4), ([0.1, 0.5, 0.3, 0.7, 0.6, 0.2, 0.9], 2, 3, 6), ([0.3, 0.2, 0.9], 1, 0, 2),
-    ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 2, 7, 8),
-])
+@pytest.mark.parametrize(
+    ("values", "patience", "best", "measured"),
+    [
+        ([0.1, 0.5, 0.3, 0.2, 0.9], 2, 1, 4),
+        ([0.1, 0.5, 0.3, 0.7, 0.6, 0.2, 0.9], 2, 3, 6),
+        ([0.3, 0.2, 0.9], 1, 0, 2),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], 2, 7, 8),
+    ],
+)
 def test_the_best_weights_come_back_and_patience_ends_the_run(tmp_path, rank, values, patience, best, measured):
     """Measured twice an epoch; with rows in few dimensions the matrices are those of the best factors."""
     lm, valid = item_lm(), Weights(values)

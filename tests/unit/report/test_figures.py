@@ -163,7 +163,12 @@ def test_system_without_parameters_is_a_line():
 
 
 def test_students_of_several_depths_are_joined_from_the_smallest_on():
-    rows = [("teacher", 30, 106e6, 0.08), ("student", 8, 29e6, 0.075), ("student", 15, 53e6, 0.07), ("student", 2, 8e6, 0.05)]
+    rows = [
+        ("teacher", 30, 106e6, 0.08),
+        ("student", 8, 29e6, 0.075),
+        ("student", 15, 53e6, 0.07),
+        ("student", 2, 8e6, 0.05),
+    ]
     frame = pd.DataFrame(rows, columns=["system", "layers", "parameters", "ndcg"]).assign(low=0.04, high=0.09)
     ax = draw("quality_vs_size", frame).axes[0]
     assert ax.lines[0].get_xydata().tolist() == [[8.0, 0.05], [29.0, 0.075], [53.0, 0.07]]

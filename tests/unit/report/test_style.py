@@ -42,7 +42,9 @@ def test_unknown_width_is_an_error():
 
 def test_every_built_in_strategy_has_a_look_and_no_two_share_one():
     strategies = [name for name in LayerwiseDistillation.strategies if name in LOOKS] + ["none"]
-    built_in = {c.name for c in LayerwiseDistillation.__subclasses__() if c.__module__ == "lwa_helpers.distillation.weighting"}
+    built_in = {
+        c.name for c in LayerwiseDistillation.__subclasses__() if c.__module__ == "lwa_helpers.distillation.weighting"
+    }
     assert built_in <= set(strategies)
     looks = [(look(name).color, look(name).marker, look(name).linestyle) for name in strategies]
     assert len(set(looks)) == len(looks)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
         (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
         ("two\nlines\tand\u202e more\x00", "two lines and  more "),
         ("Amélie “é” – 中", "Amélie “é” – ?"),
-        ("<b>|\"", r"\textless{}b\textgreater{}\textbar{}\textquotedbl{}"),
+        ('<b>|"', r"\textless{}b\textgreater{}\textbar{}\textquotedbl{}"),
     ],
 )
 def test_escape(text, latex):

@@ -99,7 +99,12 @@ def test_labels_are_used_where_they_are_offered(server):
     answers = asking(server, keep_alive="3m").rank([HISTORY], [CANDIDATES])
     np.testing.assert_allclose(answers.scores[0], log_softmax([len(title) for title in CANDIDATES]), atol=1e-9)
     (body,) = server.asked()
-    assert body["keep_alive"] == "3m" and body["logprobs"] is True and body["top_logprobs"] == 20 and body["stream"] is False
+    assert (
+        body["keep_alive"] == "3m"
+        and body["logprobs"] is True
+        and body["top_logprobs"] == 20
+        and body["stream"] is False
+    )
     assert body["format"] == label_schema(3) and body["options"]["temperature"] == 0
     (row,) = answers.to_frame().to_dict("records")
     assert row["mode"] == "labels" and answers.invalid_rate == 0 and 0 < row["latency_s"]
@@ -107,7 +112,9 @@ def test_labels_are_used_where_they_are_offered(server):
     assert row["tokens_per_s"] == pytest.approx(50.0)
 
 
-@pytest.mark.parametrize("reason", ["old server", "many candidates", "no logprobs", "thinking", "few labels", "asked to write"])
+@pytest.mark.parametrize(
+    "reason", ["old server", "many candidates", "no logprobs", "thinking", "few labels", "asked to write"]
+)
 def test_the_written_ranking_takes_its_place_and_says_so(server, reason):
     rows, settings, questions = CANDIDATES, {}, 1
     if reason == "old server":
@@ -147,7 +154,11 @@ def test_a_written_answer_that_was_kept_is_no_label_scored_one(server, tmp_path)
 
 @pytest.mark.parametrize(
     ("version", "fault", "n", "message"),
-    [("0.12.10", None, 3, "too old"), ("0.12.11", None, 21, "21 candidates"), ("0.12.11", "no_logprobs", 3, "no label")],
+    [
+        ("0.12.10", None, 3, "too old"),
+        ("0.12.11", None, 21, "21 candidates"),
+        ("0.12.11", "no_logprobs", 3, "no label"),
+    ],
 )
 def test_labels_that_must_be_but_cannot_be_are_an_error(server, version, fault, n, message):
     server.version, server.fault = version, fault

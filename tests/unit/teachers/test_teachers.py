@@ -90,7 +90,14 @@ def test_hostile_title_stays_data(title):
 
 @pytest.mark.parametrize(
     ("answer", "good"),
-    [([2, 1, 3], True), ([1, 2], False), ([1, 1, 2], False), ([1, 2, 4], False), ([0, 1, 2], False), ([1, 2, "3"], False)],
+    [
+        ([2, 1, 3], True),
+        ([1, 2], False),
+        ([1, 1, 2], False),
+        ([1, 2, 4], False),
+        ([0, 1, 2], False),
+        ([1, 2, "3"], False),
+    ],
 )
 def test_schema_admits_permutations_only(answer, good):
     validator = jsonschema.Draft202012Validator(ranking_schema(3))
@@ -114,9 +121,22 @@ def test_answer_is_repaired_and_counted(numbers, order, repeated, invented, omit
 
 @pytest.mark.parametrize(
     "text",
-    ["", "2, 1, 3", "[2, 1, 3]", '{"ranking": "213"}', '{"ranking": [1, 2', '{"ranking": [1, true]}', '{"ranking": [1.5]}',
-     '{"ranking": []}', '{"ranking": [8, 9]}', "[" * 100_000, '{"ranking": [' + "1" * 5_000 + "]}",
-      '{"order": [1, 2, 3]}', '<think>{"ranking": [1]}</think>', "null"],
+    [
+        "",
+        "2, 1, 3",
+        "[2, 1, 3]",
+        '{"ranking": "213"}',
+        '{"ranking": [1, 2',
+        '{"ranking": [1, true]}',
+        '{"ranking": [1.5]}',
+        '{"ranking": []}',
+        '{"ranking": [8, 9]}',
+        "[" * 100_000,
+        '{"ranking": [' + "1" * 5_000 + "]}",
+        '{"order": [1, 2, 3]}',
+        '<think>{"ranking": [1]}</think>',
+        "null",
+    ],
 )
 def test_answer_without_a_ranking_is_unreadable(text):
     with pytest.raises(UnreadableAnswer):
@@ -214,7 +234,8 @@ def test_server_url(host, url, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "host", ["file:///etc/passwd", "ftp://box", "http://user:secret@box", "box:port", "http://[::1", "bo x", "unix://socket"]
+    "host",
+    ["file:///etc/passwd", "ftp://box", "http://user:secret@box", "box:port", "http://[::1", "bo x", "unix://socket"],
 )
 def test_server_url_refuses(host):
     with pytest.raises(LwaError, match="http"):
@@ -266,7 +287,9 @@ def test_answers_are_kept_and_not_asked_again(any_server, tmp_path):
 @pytest.mark.parametrize("mode", ["written", "auto"])
 def test_hostile_titles_leave_every_candidate_ranked(any_server, mode):
     url, model = any_server
-    answers = OllamaTeacher(model, host=url, mode=mode, cache=None, concurrency=2).rank([HOSTILE] * 3, [["Up", *HOSTILE]] * 3)
+    answers = OllamaTeacher(model, host=url, mode=mode, cache=None, concurrency=2).rank(
+        [HOSTILE] * 3, [["Up", *HOSTILE]] * 3
+    )
     assert [sorted(row) for row in answers.order.tolist()] == [list(range(len(HOSTILE) + 1))] * 3
 
 
@@ -287,14 +310,20 @@ def test_the_protocol_is_the_official_clients(any_server):
     assert client.generate(model, "").done
     assert client.chat(model, question, format="json", options=options).message.content.lstrip().startswith("{")
     for parts, text in (
-        (client.chat(model, question, stream=True, format=ranking_schema(3), options=options), lambda p: p.message.content),
+        (
+            client.chat(model, question, stream=True, format=ranking_schema(3), options=options),
+            lambda p: p.message.content,
+        ),
         (client.generate(model, "Say hi", stream=True, options=options), lambda p: p.response),
     ):
         parts = list(parts)
         assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True] and "".join(map(text, parts))
     assert model in [running.model for running in client.ps().models]
-    for call, status in ((lambda: client.show("nobody"), 404), (lambda: client.chat("nobody", question), 404),
-                         (lambda: client.generate(model, "x", logprobs=True, top_logprobs=21), 400)):
+    for call, status in (
+        (lambda: client.show("nobody"), 404),
+        (lambda: client.chat("nobody", question), 404),
+        (lambda: client.generate(model, "x", logprobs=True, top_logprobs=21), 400),
+    ):
         with pytest.raises(ollama.ResponseError) as caught:
             call()
         assert caught.value.status_code == status
@@ -305,7 +334,9 @@ def test_the_protocol_is_the_official_clients(any_server):
 
 def test_order_and_speed_are_the_servers(server):
     answers = teacher(server).rank([HISTORY], [CANDIDATES])
-    assert answers.order.tolist() == [[1, 0, 2]] and 0 < answers.replies[0].first_token_s <= answers.replies[0].latency_s
+    assert (
+        answers.order.tolist() == [[1, 0, 2]] and 0 < answers.replies[0].first_token_s <= answers.replies[0].latency_s
+    )
     assert answers.replies[0].tokens_per_s == pytest.approx(50.0)  # the server says 20 ms a token
     assert answers.invalid_rate == 0
 
@@ -326,7 +357,9 @@ def test_request_states_schema_seed_context_and_keep_alive(server):
     assert "think" not in body
 
 
-@pytest.mark.parametrize(("name", "setting", "sent"), [("qwen3", None, False), ("gpt-oss", None, "low"), ("gpt-oss", "high", "high")])
+@pytest.mark.parametrize(
+    ("name", "setting", "sent"), [("qwen3", None, False), ("gpt-oss", None, "low"), ("gpt-oss", "high", "high")]
+)
 def test_thinking_is_off_or_low_and_never_the_answer(name, setting, sent):
     """The server's thinking text says {"ranking": [3, 1, 2]}."""
     with OllamaServer({f"{name}:latest": Served(longest_first, thinks=True)}) as server:
@@ -369,7 +402,9 @@ def test_a_build_from_source_is_taken_to_be_new(server):
 
 def test_room_is_left_for_the_chat_template_and_the_answer():
     """A prompt is let through from the context that holds its bytes, 256 tokens of a template and the answer."""
-    need = sum(len(message["content"].encode()) for message in ranking_messages(HISTORY, CANDIDATES)) + 256 + (8 * 3 + 64)
+    need = (
+        sum(len(message["content"].encode()) for message in ranking_messages(HISTORY, CANDIDATES)) + 256 + (8 * 3 + 64)
+    )
     for length in (need - 1, need):
         with OllamaServer({"llama3:latest": Served(longest_first, context_length=length)}) as server:
             if length < need:
@@ -393,7 +428,9 @@ def test_context_grows_with_the_prompt(server):
     assert options["num_ctx"] == 8192 and options["num_predict"] < options["num_ctx"]
 
 
-@pytest.mark.parametrize("fault", ["drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "prose", "wrong_schema"])
+@pytest.mark.parametrize(
+    "fault", ["drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "prose", "wrong_schema"]
+)
 def test_a_passing_fault_is_retried(server, fault):
     server.fault, server.faults = fault, 2
     assert teacher(server).rank([HISTORY], [CANDIDATES]).order.tolist() == [[1, 0, 2]]
@@ -401,7 +438,9 @@ def test_a_passing_fault_is_retried(server, fault):
     assert [(o["seed"], o["temperature"]) for o in options] == [(0, 0.0), (1, 0.3), (2, 0.3)]
 
 
-@pytest.mark.parametrize("fault", ["drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "prose", "wrong_schema"])
+@pytest.mark.parametrize(
+    "fault", ["drop", "cut", "stream_error", "invalid_json", "not_an_object", "error_500", "prose", "wrong_schema"]
+)
 def test_a_lasting_fault_is_an_error_naming_the_model(server, fault, tmp_path):
     server.fault = fault
     with pytest.raises(LwaError, match="model 'llama3'"):
@@ -419,7 +458,10 @@ def test_a_slow_server_times_out(server, fault):
 
 
 def test_connection_loss_is_retried(server, monkeypatch):
-    asking, lost = teacher(server), [ConnectionError("refused"), httpx.ReadError("reset"), httpx.DecodingError("no gzip")]
+    asking, lost = (
+        teacher(server),
+        [ConnectionError("refused"), httpx.ReadError("reset"), httpx.DecodingError("no gzip")],
+    )
     chat = asking.connection.client.chat
 
     def losing(**request):
@@ -482,8 +524,14 @@ def test_wrong_numbers_are_counted_by_kind():
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": 1}, {"name": "other"}, {"think": "low"}, {"mode": "written"}, {"rows": CANDIDATES[::-1]},
-        {"rows": CANDIDATES[:2]}, {"history": HISTORY[::-1]}, {"digest": "of another build"},
+        {"seed": 1},
+        {"name": "other"},
+        {"think": "low"},
+        {"mode": "written"},
+        {"rows": CANDIDATES[::-1]},
+        {"rows": CANDIDATES[:2]},
+        {"history": HISTORY[::-1]},
+        {"digest": "of another build"},
     ],
 )
 def test_the_cache_knows_apart_whatever_the_answer_depends_on(tmp_path, change, monkeypatch):
@@ -540,7 +588,9 @@ def test_memory_is_the_servers_own_account(server):
     assert asking.memory_bytes() == 5137025024
 
 
-@pytest.mark.parametrize(("histories", "candidates"), [([], []), ([HISTORY], []), ([HISTORY] * 2, [["a"], ["a", "b"]]), ([[]], [[]])])
+@pytest.mark.parametrize(
+    ("histories", "candidates"), [([], []), ([HISTORY], []), ([HISTORY] * 2, [["a"], ["a", "b"]]), ([[]], [[]])]
+)
 def test_uneven_questions_are_refused(server, histories, candidates):
     with pytest.raises(ValueError):
         teacher(server).rank(histories, candidates)
@@ -628,7 +678,9 @@ def test_local_scores_are_title_log_probabilities(smollm2):
 
     answers = LocalTeacher(smollm2, header="Films:\n").rank([HISTORY], [CANDIDATES])
     for candidate, score in zip(CANDIDATES, answers.scores[0]):
-        parts = [smollm2.tokenizer(text)["input_ids"] for text in ("Films:\n", "Toy Story\n", "Babe\n", candidate + "\n")]
+        parts = [
+            smollm2.tokenizer(text)["input_ids"] for text in ("Films:\n", "Toy Story\n", "Babe\n", candidate + "\n")
+        ]
         ids = torch.tensor([[token for part in parts for token in part]])
         with torch.no_grad():
             log_p = smollm2.model(ids).logits[0, :-1].log_softmax(-1)
@@ -656,7 +708,11 @@ def test_a_real_model_behind_the_server_ranks_as_it_does_here(smollm2, tmp_path)
 def test_a_title_spells_no_chat_token(smollm2, title):
     special = set(smollm2.tokenizer.all_special_ids)
     tame, hostile = (
-        [token for token in LocalTeacher(smollm2, "generate")._prompt(ranking_messages([name], [name])) if token in special]
+        [
+            token
+            for token in LocalTeacher(smollm2, "generate")._prompt(ranking_messages([name], [name]))
+            if token in special
+        ]
         for name in ("Up", title)
     )
     assert hostile == tame
@@ -669,7 +725,9 @@ def test_a_local_model_is_asked_in_the_style_that_its_entry_says(smollm2):
         for style in ("chat", "plain")
     )
     assert plain == "\n\n".join([messages[0]["content"], messages[1]["content"], '{"ranking": ['])
-    assert chat.startswith("<|im_start|>system\n" + messages[0]["content"]) and chat.endswith('<|im_start|>assistant\n{"ranking": [')
+    assert chat.startswith("<|im_start|>system\n" + messages[0]["content"]) and chat.endswith(
+        '<|im_start|>assistant\n{"ranking": ['
+    )
 
 
 def test_local_generation_is_read_by_the_same_rules(smollm2):
@@ -681,7 +739,12 @@ def test_local_generation_is_read_by_the_same_rules(smollm2):
 
 @pytest.mark.parametrize(
     ("text", "order", "kind"),
-    [("3, 1, 2]}", [2, 0, 1], None), ("2, 2]", [1, 0, 2], "repeated"), ("many films", [0, 1, 2], "unreadable"), ("8]", [0, 1, 2], "unreadable")],
+    [
+        ("3, 1, 2]}", [2, 0, 1], None),
+        ("2, 2]", [1, 0, 2], "repeated"),
+        ("many films", [0, 1, 2], "unreadable"),
+        ("8]", [0, 1, 2], "unreadable"),
+    ],
 )
 def test_generated_text_is_repaired_and_counted(monkeypatch, text, order, kind):
     local = LocalTeacher(SimpleNamespace(name="m"), mode="generate")
