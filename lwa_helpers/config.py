@@ -138,7 +138,8 @@ class AblationConfig(TuningConfig):
 
 class DistillationConfig(TuningConfig):
     """The final student, one of all the teacher's layers and those of other depths (frontier) on the same budget, each with
-    every seed; and one of several teachers (co_teachers, baselines by name), who are weighed on so many validation users."""
+    every seed; and one of several teachers (co_teachers, baselines by name), who are weighed on so many validation users.
+    """
 
     n_layers: PositiveInt
     seeds: list[int] = Field(min_length=1)
@@ -189,7 +190,8 @@ class ComparisonConfig(Section):
 
 class EvaluationConfig(Section):
     """Full-catalogue ranking: users for whom it is done, whether each of a user's test items is a case or the first alone, and how
-    many of the newest items they are ranked by."""
+    many of the newest items they are ranked by.
+    """
 
     users: PositiveInt | None = None
     every_target: bool = False

@@ -211,7 +211,8 @@ class BaseRecommender:
         self, user_ids: Iterable[str], category: str, top_k: int = 10, progress: bool = True
     ) -> dict[str, list[Recommendation]]:
         """Return what recommend() returns for each user, with a progress bar: local models score several users at a time,
-        a server is asked `concurrency` questions at a time. The first error ends it."""
+        a server is asked `concurrency` questions at a time. The first error ends it.
+        """
         if top_k < 1:
             raise LwaError(f"top_k = {top_k}: ask for at least 1 item")
         shop, ranker, users = self.shop(category), self.ranker, list(dict.fromkeys(user_ids))

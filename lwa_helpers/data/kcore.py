@@ -154,7 +154,7 @@ def _typed(block: pl.DataFrame, repairs: Repairs) -> pl.DataFrame:
 
 
 def _whole_number(dtype: pl.DataType) -> pl.Expr:
-    """timestamp as int64: dates become milliseconds, "5.0" is 5, 5.5 is null."""
+    """Timestamp as int64: dates become milliseconds, "5.0" is 5, 5.5 is null."""
     time = pl.col("timestamp")
     if dtype.is_temporal():
         return time.cast(pl.Datetime("ms")).cast(pl.Int64)

@@ -34,7 +34,8 @@ FORMAT = 4  # raise it when what is stored, or how it is computed, changes
 @dataclass
 class TopLogits:
     """The k most likely tokens of each position and how likely they are: items (P, k); log_p (P, k+1), the last column the log
-    of the mass of all others."""
+    of the mass of all others.
+    """
 
     items: Tensor
     log_p: Tensor
@@ -78,7 +79,8 @@ class TeacherOutputs:
         self, windows: Tensor, device: torch.device, layers: Sequence[int] | None = None
     ) -> tuple[Tensor | TopLogits, list[Tensor]]:
         """Return logits (P, N) or TopLogits, and the states (P, d) after each of `layers` (by default all that are held), at
-        the positions of these windows (B,), row after row."""
+        the positions of these windows (B,), row after row.
+        """
         rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in windows.tolist()])
         logits: Tensor | TopLogits = torch.from_numpy(self.logits[rows]).to(device)
         if self.items is not None:

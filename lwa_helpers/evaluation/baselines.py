@@ -107,7 +107,7 @@ class EASE:
         return self
 
     def scores(self, histories: list[list[int]]) -> np.ndarray:
-        """x B for each history's binary row x: (B, N)."""
+        """X B for each history's binary row x: (B, N)."""
         return _user_rows(histories, len(self.weights)) @ self.weights
 
 

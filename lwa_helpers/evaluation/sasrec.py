@@ -74,7 +74,7 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """x (B, T, dim) -> (B, T, dim); mask (T, T) is added to the attention's scores."""
+        """X (B, T, dim) -> (B, T, dim); mask (T, T) is added to the attention's scores."""
         y = self.norms[0](x)
         y = self.attention(y, y, y, attn_mask=mask, need_weights=False, is_causal=True)[0]
         x = x + self.gates[0](x).sigmoid() * self.dropout(y)
@@ -91,7 +91,7 @@ class GatedEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, is_causal: bool = True) -> torch.Tensor:
-        """x (B, T, dim) -> (B, T, dim)."""
+        """X (B, T, dim) -> (B, T, dim)."""
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)

@@ -32,7 +32,8 @@ class Place:
 
 class TraceCollector:
     """Per-row squared gradient norms at one granularity, batch by batch; at "parameter" also `sums`: by parameter, its squared gradients
-    added up over all rows so far."""
+    added up over all rows so far.
+    """
 
     def __init__(self, sites: list[Site], layers: nn.ModuleList, granularity: str):
         self.columns: list[Column] = []

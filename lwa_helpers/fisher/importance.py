@@ -42,7 +42,7 @@ def angular_distance(model: nn.Module, batches: Iterable[dict], loss: Loss = nex
 
 
 def weight_magnitude(model: nn.Module, batches: Iterable[dict] = (), loss: Loss = next_token_nll) -> np.ndarray:
-    """sum |w| over a layer's parameters, (L,); batches and loss are not read."""
+    """Sum |w| over a layer's parameters, (L,); batches and loss are not read."""
     return np.array(
         [sum(p.detach().double().abs().sum().item() for p in layer.parameters()) for layer in decoder_layers(model)]
     )
@@ -74,7 +74,7 @@ def leave_one_layer_out(model: nn.Module, batches: Iterable[dict], loss: Loss = 
 
 @torch.no_grad()
 def leave_one_layer_out_rows(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll) -> np.ndarray:
-    """loss without layer l minus loss of the whole model, for each row, (n, L): for bootstrap intervals.
+    """Loss without layer l minus loss of the whole model, for each row, (n, L): for bootstrap intervals.
 
     The layers before l are not computed again: layer l hands on the input that it had in the whole model.
     """

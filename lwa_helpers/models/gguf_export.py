@@ -83,7 +83,8 @@ def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
 
 def _add_tokenizer(writer: GGUFWriter, lm: LanguageModel) -> None:
     """Vocabulary, merges and special tokens; rows of the embedding that no token names are marked as unused, and tokens that
-    the embedding has no row for are left out."""
+    the embedding has no row for are left out.
+    """
     spec, size = json.loads(lm.tokenizer.backend_tokenizer.to_str()), lm.model.config.vocab_size
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [TokenType.UNUSED] * size

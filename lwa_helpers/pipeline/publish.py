@@ -116,7 +116,7 @@ def _copy(source: Path, target: Path, names: list[str]) -> None:
 
 
 def _figure_manifest(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """figure -> what made it: notebook, inputs, profile, commit, device, hash, caption and alternative text."""
+    """Figure -> what made it: notebook, inputs, profile, commit, device, hash, caption and alternative text."""
     return {
         name.removeprefix("figures/"): output
         | _origin([record])

@@ -19,7 +19,8 @@ FLOAT32_HEAD = 2**15  # rows: the items of a catalogue, not the words of a langu
 @dataclass
 class LabelOutputs:
     """What is compared at the P positions that predict: logits head(states) (P, V), which need not exist all at once, the
-    token (P,) that follows each, and the states (P, d) after each layer."""
+    token (P,) that follows each, and the states (P, d) after each layer.
+    """
 
     states: Tensor
     head: Callable[[Tensor], Tensor]

@@ -26,7 +26,8 @@ from lwa_helpers.ranking.training import window_loader
 @dataclass(frozen=True)
 class RankingTask:
     """A dataset, a language model that reads it, how histories are cut into windows, and who is asked
-    (the users of the test part, or of the validation part where settings are chosen)."""
+    (the users of the test part, or of the validation part where settings are chosen).
+    """
 
     data: Interactions
     lm: LanguageModel

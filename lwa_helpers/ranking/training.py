@@ -47,7 +47,8 @@ def window_loader(
     windows: Sequence[Window], tokens_per_batch: int, pad_id: int, seed: int, shuffle: bool = True
 ) -> DataLoader:
     """Return batches of at most `tokens_per_batch` padded tokens, of windows of like length; batch["window"] (B,) is
-    each row's index in `windows`. Without `shuffle` the rows come in the order given."""
+    each row's index in `windows`. Without `shuffle` the rows come in the order given.
+    """
 
     def batch(rows: list[tuple[int, Window]]) -> dict[str, torch.Tensor]:
         return collate([window for _, window in rows], pad_id) | {"window": torch.tensor([index for index, _ in rows])}
@@ -128,7 +129,8 @@ class RankingTrainer(Trainer):
     ):
         """dropout: share of the entries of input embeddings and final states that are dropped in training; sampled: log q and
         n of sampled_nll, for a catalogue too large for its whole softmax; valid: what `args.eval_steps` measures, of which more
-        is better, with `patience` measurements without a rise allowed; logs: folder for TensorBoard."""
+        is better, with `patience` measurements without a rise allowed; logs: folder for TensorBoard.
+        """
         self.loader, self.dropout, self.sampled, self.valid = loader, dropout, sampled, valid
         groups = parameter_groups(model, args.learning_rate, head_learning_rate or args.learning_rate)
         optimizer = (

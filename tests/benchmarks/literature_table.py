@@ -102,7 +102,7 @@ def latex(frame: pd.DataFrame, found: dict[str, Rows]) -> str:
         for run in found
         for key, name in ((run, f"NDCG@10, {run[-4:]}"), (f"{run}_difference", "minus SASRec"))
     }
-    return booktabs(frame, formats, best={run: "max" for run in found}, headers=headers)
+    return booktabs(frame, formats, best=dict.fromkeys(found, "max"), headers=headers)
 
 
 def markdown(frame: pd.DataFrame, found: dict[str, Rows]) -> str:

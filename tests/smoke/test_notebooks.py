@@ -162,7 +162,7 @@ def test_a_server_fills_its_teachers_rows_and_a_missing_one_stays_marked(printed
     assert costs.loc["qwen3"].isna().all()
     row = costs.loc["llama3:latest"]
     assert row["memory"] == pytest.approx(5137.025024) and row["speed"] == pytest.approx(50.0)
-    assert 0 < row["first"] and 0 < row["median"] <= row["p95"] and row["price"] > 0
+    assert row["first"] > 0 and 0 < row["median"] <= row["p95"] and row["price"] > 0
     answers = pd.read_parquet(data / "teacher_answers.parquet").query("teacher == 'llama3:latest'")
     assert answers["mode"].value_counts().to_dict() == {
         "labels": settings.n_users,

@@ -130,7 +130,7 @@ def test_every_item_after_the_first_is_a_target_once_and_sees_the_items_before_i
         if kind == "hybrid":
             shown = [text for _, text in seen(kind, window.input_ids)[:-1]]
             assert shown == [age <= text_items for age in range(len(shown), 0, -1)]
-    assert at == len(items) or not windows and len(items) == 1
+    assert at == len(items) or (not windows and len(items) == 1)
 
 
 WHY = "user_windows counts the target's title, not that of the oldest item that is shown with one"

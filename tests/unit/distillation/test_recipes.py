@@ -269,7 +269,7 @@ def test_a_student_of_several_teachers_hears_each_by_its_validation_part(taught,
     """Probabilities by hand, on item columns alone: the teacher's, and the other's, each user's by its fit."""
     valid = office_task(tmp_path / "office", part="valid")
     asked = valid.eval_cases
-    system = CrossFitted([Nearby(), Nearby(1)], {"u": 0, "v": 1, "w": 0} | {user: 0 for user in asked.user_ids})
+    system = CrossFitted([Nearby(), Nearby(1)], {"u": 0, "v": 1, "w": 0} | dict.fromkeys(asked.user_ids, 0))
     own = distillation(valid.lm, strategy="uniform")
     student, heard = co_taught_student(own, {"nearby": system}, valid)
     assert depth(student) == 2 and list(heard) == ["teacher", "nearby"]

@@ -136,7 +136,7 @@ def test_metrics_agree_with_trec_eval(k):
 @given(hnp.arrays(np.int64, st.integers(1, 20), elements=st.integers(1, 60)), st.integers(1, 30))
 def test_metrics_are_ordered_and_grow_with_k(rank, k):
     hit, ndcg, mrr = hit_rate_at_k(rank, k), ndcg_at_k(rank, k), mrr_at_k(rank, k)
-    assert np.all((0 <= mrr) & (mrr <= ndcg) & (ndcg <= hit) & (hit <= 1))
+    assert np.all((mrr >= 0) & (mrr <= ndcg) & (ndcg <= hit) & (hit <= 1))
     for metric in (hit_rate_at_k, ndcg_at_k, mrr_at_k):
         assert np.all(metric(rank, k) <= metric(rank, k + 1))
         assert np.all(metric(rank, k) >= metric(rank + 1, k))

@@ -79,8 +79,8 @@ def test_width_is_exact_and_everything_lies_inside(name):
     assert fig.get_figwidth() == (TEXT_IN if name == "fisher_heatmap" else COLUMN_IN)
     fig.draw_without_rendering()
     box = fig.get_tightbbox()
-    assert -0.01 <= box.x0 and box.x1 <= fig.get_figwidth() + 0.01
-    assert -0.01 <= box.y0 and box.y1 <= fig.get_figheight() + 0.01
+    assert box.x0 >= -0.01 and box.x1 <= fig.get_figwidth() + 0.01
+    assert box.y0 >= -0.01 and box.y1 <= fig.get_figheight() + 0.01
 
 
 @pytest.mark.parametrize(("name", "column"), [pair for pair in COLUMNS if pair not in UNUSED])
