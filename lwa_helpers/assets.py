@@ -1,4 +1,7 @@
-"""Models and data that come inside Python packages (embedded.txt), found without importing them, checked by SHA-256."""
+"""Models and data that ship inside Python packages (embedded.txt).
+
+The files are found without importing the packages and checked by SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,13 @@ from lwa_helpers.errors import LwaError
 
 @dataclass(frozen=True)
 class Embedded:
-    """A file inside packages: its parts as (module, path in it), and the SHA-256 of the parts joined in order."""
+    """A file that ships inside one or more Python packages.
+
+    Attributes:
+        requirement: the package and its version, as pip reads them.
+        parts: the parts of the file in order, each as (module, path inside the module's folder).
+        sha256: the SHA-256 of the joined parts.
+    """
 
     requirement: str
     parts: tuple[tuple[str, str], ...]
@@ -50,10 +59,16 @@ EMBEDDED = {
 
 
 def embedded_file(name: str) -> Path:
-    """Return the path of an embedded file: "smollm2", "gemma3-270m", "ml-100k.inter" or "ml-100k.item".
+    """Return the path of an embedded file.
 
-    A file that comes in parts is joined under the cache folder. Its SHA-256 is checked the first time and whenever
-    its size or modification time has changed. Raises LwaError when the package is missing or the file differs.
+    A file that ships in parts is joined under the cache folder. The SHA-256 is checked the first time and whenever
+    the file's size or modification time has changed.
+
+    Args:
+        name: "smollm2", "gemma3-270m", "ml-100k.inter" or "ml-100k.item".
+
+    Raises:
+        LwaError: if the name is unknown, the package is missing, or the file differs from the published one.
     """
     if name not in EMBEDDED:
         raise LwaError(f"no embedded file {name!r}: known are {', '.join(EMBEDDED)}")
@@ -68,7 +83,11 @@ def embedded_file(name: str) -> Path:
 
 
 def _locate(module: str, inside: str, requirement: str) -> Path:
-    """Find a package's file without running the package's code."""
+    """Return the path of a file inside a package, without running the package's code.
+
+    Raises:
+        LwaError: if the package or the file is missing.
+    """
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise LwaError(f"the package {requirement} ({module}) is not installed: run `make setup`")
@@ -79,7 +98,10 @@ def _locate(module: str, inside: str, requirement: str) -> Path:
 
 
 def _joined(name: str, parts: list[Path]) -> Path:
-    """Join the parts into one file under the cache folder, unless it is there and as long as they are."""
+    """Return the path of the file joined from the parts, under the cache folder.
+
+    An existing file is kept if its size is the sum of the sizes of the parts.
+    """
     target = paths.CACHE / "embedded" / f"{name}.gguf"
     if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in parts):
         return target
@@ -91,10 +113,10 @@ def _joined(name: str, parts: list[Path]) -> Path:
 
 
 def cached_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered under the cache folder by path, size and modification time."""
-    stat = path.stat()
-    key = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-    note = paths.CACHE / "sha256" / f"{files.sha256_of_text(key[0])[:16]}.json"
+    """Return the SHA-256 of a file, cached under the cache folder by path, size and modification time."""
+    stat, resolved = path.stat(), str(path.resolve())
+    key = [resolved, stat.st_size, stat.st_mtime_ns]
+    note = paths.CACHE / "sha256" / f"{files.sha256_of_text(resolved)[:16]}.json"
     if note.exists() and (known := json.loads(note.read_text(encoding="utf-8")))["key"] == key:
         return known["sha256"]
     digest = files.sha256_of(path)

@@ -2,119 +2,84 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import typer
 import yaml
 
 from lwa_helpers.config import PROFILES
 from lwa_helpers.errors import LwaError
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    help="Reproduce, publish and compare the experiments.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Fetch datasets, convert the embedded models.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit status (2: a problem that the user can mend, its message on stderr)."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] == ["recommend"]:
-            from lwa_helpers import recommender
+    """Run one command.
 
-            return recommender.main(argv[1:]) or 0
-        arguments = _parser().parse_args(argv)
-        return arguments.command(arguments) or 0
+    Args:
+        argv: the arguments after `lwa`; those of this process by default.
+
+    Returns:
+        The exit status. 2 stands for a problem that the user can fix, whose message is on stderr.
+    """
+    command = typer.main.get_command(app)
+    try:
+        return command.main(sys.argv[1:] if argv is None else argv, prog_name="lwa", standalone_mode=False) or 0
     except LwaError as error:
         print(f"lwa: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("lwa: interrupted; finished notebooks keep their results", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # all errors of usage have one, whichever click typer stands on
+            raise
+        error.show()  # type: ignore[attr-defined]
+        return error.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lwa", description="Reproduce, publish and compare the experiments.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    run = commands.add_parser("reproduce", help="run the notebooks that are stale, in order")
-    run.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default: quick)")
-    run.add_argument("--only", metavar="02,03", help="only these notebooks")
-    run.add_argument("--force", action="store_true", help="run current ones too")
-    run.add_argument("--publish", action="store_true", help="publish the results afterwards")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.name=All_Beauty"
-    )
-    run.set_defaults(command=_reproduce)
-
-    publish = commands.add_parser("publish", help="copy a profile's results to figures/ and paper/")
-    publish.add_argument("profile")
-    publish.set_defaults(command=_publish)
-
-    compare = commands.add_parser(
-        "compare", help="compare a run's numbers with a reference's; exit status 1 when they differ"
-    )
-    compare.add_argument("run", help="a results folder, results.tex or manifest.json")
-    compare.add_argument("reference", help="likewise")
-    compare.add_argument("--tolerance", type=float, default=0.05, help="relative (default: 0.05)")
-    compare.add_argument("--ignore", metavar="REGEX", help="names to leave out, e.g. 'Seconds|Speedup'")
-    compare.add_argument("--json", action="store_true", help="print JSON")
-    compare.set_defaults(command=_compare)
-
-    data = commands.add_parser("data", help="fetch datasets, convert the embedded models").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    fetch = data.add_parser("download", help="fetch a category of Amazon Reviews 2023")
-    fetch.add_argument("category")
-    fetch.add_argument("--root", help="default: dataset/amazon")
-    fetch.set_defaults(command=_download)
-    convert = data.add_parser(
-        "convert", help="check the embedded models and convert each once, which `make setup` does"
-    )
-    convert.set_defaults(command=_convert)
-
-    export = commands.add_parser("export", help="write a model as GGUF with a Modelfile, for `ollama create`")
-    export.add_argument("model", help="a checkpoint directory, e.g. results/quick/models/student, or a registered name")
-    export.add_argument("directory", help="where model.gguf and Modelfile go")
-    export.add_argument("--dtype", choices=("f16", "f32"), default="f16", help="of the matrices (default: f16)")
-    export.set_defaults(command=_export)
-
-    status = commands.add_parser("status", help="what is current, what is stale and why, which models can be used")
-    status.set_defaults(command=_status)
-    commands.add_parser("recommend", help="recommend items to a user (lwa recommend --help)", add_help=False)
-    return parser
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from lwa_helpers.models.gguf_export import export_gguf
-    from lwa_helpers.models.loading import load_teacher
-
-    path = export_gguf(load_teacher(arguments.model), arguments.directory, arguments.dtype)
-    print(f"{path}\nserve it with: ollama create NAME -f {path.parent / 'Modelfile'}")
-
-
-def _download(arguments: argparse.Namespace) -> None:
-    from lwa_helpers.data.download import download
-
-    print("\n".join(map(str, download(arguments.category, arguments.root))))
-
-
-def _convert(_: argparse.Namespace) -> None:
-    from lwa_helpers.models.loading import load_teacher
-    from lwa_helpers.models.registry import registry
-
-    for name, spec in registry().items():
-        if spec.backend == "embedded":
-            print(f"{name}: {load_teacher(name).sha256}")
-
-
-def _reproduce(arguments: argparse.Namespace) -> None:
+@app.command()
+def reproduce(
+    profile: Annotated[str, typer.Option(help=", ".join(PROFILES))] = "quick",
+    only: Annotated[str | None, typer.Option(metavar="02,03", help="only these notebooks")] = None,
+    force: Annotated[bool, typer.Option("--force", help="run current ones too")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="publish the results afterwards")] = False,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="a setting, e.g. data.name=All_Beauty")
+    ] = [],  # noqa: B006 - typer reads it and never changes it
+) -> None:
+    """Run the notebooks that are stale, in order."""
     from lwa_helpers.pipeline.reproduce import reproduce
 
-    reproduce(arguments.profile, parse_overrides(arguments.set), arguments.only, arguments.force, arguments.publish)
+    reproduce(profile, parse_overrides(settings), only, force, publish)
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """["a.b=1"] -> {"a.b": 1}; values are read as YAML 1.1, to which 1e-4 is a text and 1.0e-4 a number."""
+    """Read settings given as texts: ["a.b=1"] becomes {"a.b": 1}.
+
+    Args:
+        assignments: each KEY=VALUE, the value in YAML 1.1, to which 1e-4 is a text and 1.0e-4 a number.
+
+    Returns:
+        The value of each key.
+
+    Raises:
+        LwaError: for an assignment without a key or "=", or whose value is not YAML.
+    """
     overrides = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -127,22 +92,88 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def _publish(arguments: argparse.Namespace) -> None:
+@app.command()
+def publish(profile: str) -> None:
+    """Copy a profile's results to figures/ and paper/."""
     from lwa_helpers.pipeline.publish import publish
 
-    publish(arguments.profile)
+    publish(profile)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+@app.command()
+def compare(
+    run: Annotated[str, typer.Argument(help="a results folder, results.tex or manifest.json")],
+    reference: Annotated[str, typer.Argument(help="likewise")],
+    tolerance: Annotated[float, typer.Option(help="relative")] = 0.05,
+    ignore: Annotated[str | None, typer.Option(metavar="REGEX", help="names to leave out: 'Seconds|Speedup'")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> int:
+    """Compare a run's numbers with a reference's; exit status 1 when they differ."""
     from lwa_helpers.pipeline.compare import agrees, compare, report
 
-    found = compare(arguments.run, arguments.reference, arguments.tolerance, arguments.ignore)
-    print(json.dumps(found, indent=1) if arguments.json else report(found))
+    found = compare(run, reference, tolerance, ignore)
+    print(json.dumps(found, indent=1) if as_json else report(found))
     return 0 if agrees(found) else 1
 
 
-def _status(_: argparse.Namespace) -> None:
-    gc.disable()  # syntax trees have very many nodes, none of which is garbage: looking for it takes a quarter of the time
+@data.command()
+def download(
+    category: str,
+    root: Annotated[str | None, typer.Option(help="folder for the files [default: dataset/amazon]")] = None,
+) -> None:
+    """Fetch a category of Amazon Reviews 2023."""
+    from lwa_helpers.data.download import download
+
+    print("\n".join(map(str, download(category, root))))
+
+
+@data.command()
+def convert() -> None:
+    """Check the embedded models and convert each once, which `make setup` does."""
+    from lwa_helpers.models.loading import load_teacher
+    from lwa_helpers.models.registry import registry
+
+    for name, spec in registry().items():
+        if spec.backend == "embedded":
+            print(f"{name}: {load_teacher(name).sha256}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="a checkpoint directory, e.g. results/quick/models/student, or a name")],
+    directory: Annotated[str, typer.Argument(help="where model.gguf and Modelfile go")],
+    dtype: Annotated[Literal["f16", "f32"], typer.Option(help="of the matrices")] = "f16",
+) -> None:
+    """Write a model as GGUF with a Modelfile, for `ollama create`."""
+    from lwa_helpers.models.gguf_export import export_gguf
+    from lwa_helpers.models.loading import load_teacher
+
+    path = export_gguf(load_teacher(model), directory, dtype)
+    print(f"{path}\nserve it with: ollama create NAME -f {path.parent / 'Modelfile'}")
+
+
+@app.command()
+def recommend(
+    user: Annotated[list[str], typer.Option(help="user id; may be given more than once")],
+    category: Annotated[str, typer.Option(help="MovieLens or an Amazon category")] = "MovieLens",
+    model: Annotated[str, typer.Option(help="registered name, directory or .gguf")] = "smollm2-135m",
+    top_k: Annotated[int, typer.Option(help="items per user")] = 10,
+    root: Annotated[Path | None, typer.Option(help="folder of the Amazon files [default: dataset/amazon]")] = None,
+    host: Annotated[str | None, typer.Option(help="Ollama server [default: OLLAMA_HOST, else this machine]")] = None,
+) -> None:
+    """Recommend catalogue items to a user."""
+    from lwa_helpers.recommender import BaseRecommender, repairs, table
+
+    recommender = BaseRecommender(model, root, host=host)
+    found = recommender.recommend_many(user, category, top_k, progress=len(user) > 1)
+    print("\n\n".join(table(name, recommendations) for name, recommendations in found.items()))
+    print(repairs(recommender.answers), end="", file=sys.stderr)
+
+
+@app.command()
+def status() -> None:
+    """Say what is current, what is stale and why, and which models can be used."""
+    gc.disable()  # no node of the many syntax trees is garbage: looking for it takes a quarter of the time
     try:
         _print_status()
     finally:

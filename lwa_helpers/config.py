@@ -1,4 +1,4 @@
-"""The experiment's settings: one YAML file with a `base` and three profiles, checked field by field."""
+"""The experiment's settings: one YAML file with a `base` section and three profiles, validated field by field."""
 
 from __future__ import annotations
 
@@ -22,17 +22,33 @@ from lwa_helpers.errors import LwaError
 
 TITLE_LIMIT = 200  # characters
 PROFILES = ("smoke", "quick", "paper")
-Bf16 = Literal["auto"] | bool  # what "auto" means on a device: precision.computes_in_bf16
+Bf16 = Literal["auto"] | bool  # precision.computes_in_bf16 says what "auto" means on a device
 
 
 class Section(BaseModel):
-    """Strict: an unknown field or a value of the wrong type is an error, never a guess."""
+    """Base class of all settings: an unknown field or a value of the wrong type is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class DataConfig(Section):
-    """Which interactions, how they are split, what a model reads of a history, and how it is cut into windows of items."""
+    """The interactions, how they are split, and how a user's history is read and cut into windows of items.
+
+    Attributes:
+        name: "movielens" or an Amazon category, such as Office_Products.
+        root: folder that holds the Amazon files.
+        k_core: keep only Amazon users and items with at least this many interactions; 0 keeps all.
+        split: how the interactions are split into train, validation and test parts.
+        reading: how a model reads a history: "items" (one token each), "titles" (their text) or "hybrid" (one token
+            each, and the titles of the newest `text_items`).
+        text_items: how many of the newest items the "hybrid" reading follows with their titles.
+        examples: "windows" of several targets, or "pairs" of a history and its next item.
+        max_items: the most items in a window.
+        context_items: items that a window repeats from the window before it; they are not targets again.
+        title_limit: the most characters of an Amazon title; a longer one is cut.
+        max_tokens: the most tokens in a window, which holds whole items only. None sets no limit; in training, windows
+            are then limited to `tokens_per_batch` of the section.
+    """
 
     name: str
     root: str = "dataset/amazon"
@@ -50,8 +66,19 @@ class DataConfig(Section):
 class TuningConfig(Section):
     """One training run of a ranking model on user windows.
 
-    head_learning_rate: of the rows of embedding and head; rank: in how many dimensions these move. save_steps: a run that was
-    killed goes on from its last checkpoint.
+    Attributes:
+        windows_per_user: how many of each user's newest windows are used; None uses all.
+        epochs: passes over the windows, possibly a fraction.
+        tokens_per_batch: the most tokens in a batch.
+        learning_rate: peak learning rate of all weights except the rows of the embedding and the head.
+        head_learning_rate: peak learning rate of the rows of the embedding and the head.
+        rank: the rank of the update to the rows of the embedding and the head.
+        dropout: dropout probability on the input embeddings and the final states.
+        weight_decay: weight decay of the optimiser.
+        warmup_ratio: share of the steps over which the learning rate rises linearly.
+        bf16: whether to compute in bfloat16; "auto" decides by the device.
+        gradient_checkpointing: whether to recompute activations in the backward pass to save memory.
+        save_steps: steps between two checkpoints. An interrupted run resumes from its last checkpoint. None saves none.
     """
 
     windows_per_user: PositiveInt | None = None
@@ -69,14 +96,26 @@ class TuningConfig(Section):
 
 
 class TeacherConfig(TuningConfig):
-    """The teacher's name in model_config.yaml, and how it is tuned: first what is new, behind its first few layers, which are
-    a fraction of the cost, then all of it.
+    """The teacher, and how it is tuned in two steps.
 
-    first_layers: 0 leaves the first step out. first_alpha: the weight of what the first layers have learnt, beside the labels,
-    when all are trained. evaluate_every: epochs between two looks at the validation part, the best of which is kept, `patience`
-    of them without a rise ending the run; null looks at none and keeps the last weights. Two controls: random_weights forgets
-    what the model has read, frozen_layers trains item rows alone. co_teachers: baselines by name that teach beside the first
-    layers; each speaks of users that it was not fitted on.
+    The first step trains the new item rows together with only the first few layers, at a fraction of the cost. The
+    second step trains all layers.
+
+    Attributes:
+        model: the teacher's name in model_config.yaml.
+        random_weights: a control: replace the pretrained weights with random ones.
+        frozen_layers: a control: train only the item rows.
+        first_layers: how many layers the first step trains; 0 skips that step.
+        first_epochs: `epochs` of the first step.
+        first_learning_rate: `learning_rate` of the first step.
+        first_dropout: `dropout` of the first step.
+        first_alpha: in the second step, the weight of the predictions of the first layers; the labels have the rest.
+        co_teachers: names of the baselines that teach together with the first layers. Each predicts only for users
+            that it was not fitted on.
+        evaluate_every: epochs between two evaluations on the validation part; the best weights are kept. None
+            evaluates never and keeps the last weights.
+        patience: how many evaluations in a row without an improvement end the run.
+        softmax_items: in a larger catalogue, the loss samples this many items instead of computing the whole softmax.
     """
 
     model: str
@@ -94,9 +133,14 @@ class TeacherConfig(TuningConfig):
 
 
 class FisherConfig(Section):
-    """How many examples (user windows) the Fisher information is averaged over, and how many are left for what costs more.
+    """How many examples (user windows) each measurement of layer importance averages over.
 
-    loo_users: users for whom the catalogue is ranked once per left-out layer; 0 leaves that out.
+    Attributes:
+        n_examples: windows for the Fisher information.
+        sampled_examples: windows for the Fisher information with sampled labels, which costs more.
+        loo_examples: windows for the leave-one-out loss, which costs more.
+        loo_users: users for whom the catalogue is ranked once per left-out layer; 0 skips this.
+        batch_size: windows in a batch.
     """
 
     n_examples: PositiveInt
@@ -107,7 +151,15 @@ class FisherConfig(Section):
 
 
 class LossConfig(Section):
-    """(1 - alpha) CE + alpha tau^2 KL + beta * mean over matched layers of w_s d(h_s, map(h_t))."""
+    """The distillation loss: (1 - alpha) CE + alpha tau^2 KL + beta * mean over matched layers of w_s d(h_s, map(h_t)).
+
+    Attributes:
+        alpha: weight of the teacher's predictions against the labels.
+        temperature: tau, the temperature of the KL term.
+        beta: weight of the hidden-state term.
+        top_k: take the KL over the teacher's k most likely items, with the rest as one outcome; None takes all items.
+        match: which of the student's layers are matched (see weighting.matched_layers).
+    """
 
     alpha: float = Field(ge=0, le=1)
     temperature: PositiveFloat
@@ -117,7 +169,15 @@ class LossConfig(Section):
 
 
 class AblationConfig(TuningConfig):
-    """The arms of the weighting ablation: everything is equal except the layer weights."""
+    """The arms of the weighting ablation, which differ only in the layer weights.
+
+    Attributes:
+        strategies: names of the layer weightings, one arm each.
+        seeds: every arm is trained once with each seed.
+        n_layers: how many layers the students have.
+        selection: which of the teacher's layers the students keep (see student.select_layers).
+        loss: the distillation loss.
+    """
 
     strategies: list[str] = Field(min_length=2)
     seeds: list[int] = Field(min_length=1)
@@ -127,7 +187,7 @@ class AblationConfig(TuningConfig):
 
     @property
     def depths(self) -> list[int]:
-        """How many layers the students have."""
+        """The number of layers of the students, as a list of one."""
         return [self.n_layers]
 
     @property
@@ -137,8 +197,24 @@ class AblationConfig(TuningConfig):
 
 
 class DistillationConfig(TuningConfig):
-    """The final student, one of all the teacher's layers and those of other depths (frontier) on the same budget, each with
-    every seed; and one of several teachers (co_teachers, baselines by name), who are weighed on so many validation users.
+    """The final student and the students that it is compared with.
+
+    These are a student with all of the teacher's layers, students of other depths (`frontier`), and a student of
+    several teachers (`co_teachers`). The students of one teacher share one budget and are trained with every seed.
+
+    Attributes:
+        n_layers: how many layers the final student has.
+        seeds: seeds of the training runs.
+        co_teachers: names of the baselines that teach one student together with the teacher.
+        frontier: numbers of layers of further students.
+        selection: which of the teacher's layers a student keeps (see student.select_layers).
+        strategy: the weighting of the hidden-state term, or "none" to leave this term out.
+        steps: falling numbers of layers that end with `n_layers`. Each student teaches the next, and all share the
+            budget. An empty list distils the student in one step.
+        loss: the distillation loss.
+        valid_users: how many validation users the weights of several teachers are fitted on.
+        timing_users: how many users are ranked to measure the speed.
+        timing_rounds: how often each measurement of the speed is repeated.
     """
 
     n_layers: PositiveInt
@@ -155,7 +231,7 @@ class DistillationConfig(TuningConfig):
 
     @property
     def depths(self) -> list[int]:
-        """How many layers the students have, most first."""
+        """The numbers of layers of the students, largest first."""
         return sorted({self.n_layers, *self.frontier}, reverse=True)
 
     @property
@@ -166,6 +242,11 @@ class DistillationConfig(TuningConfig):
     @field_validator("steps")
     @classmethod
     def _steps_lead_to_the_student(cls, steps: list[int], info: ValidationInfo) -> list[int]:
+        """Return the steps unchanged.
+
+        Raises:
+            ValueError: if the steps do not fall strictly, or do not end with n_layers.
+        """
         n_layers = info.data.get("n_layers")
         if steps and (steps[-1] != n_layers or sorted(set(steps), reverse=True) != steps):
             raise ValueError(f"steps must fall and end with n_layers = {n_layers}")
@@ -173,10 +254,17 @@ class DistillationConfig(TuningConfig):
 
 
 class ComparisonConfig(Section):
-    """Teachers asked to rank a fixed candidate set.
+    """The comparison of teachers that rank a fixed set of candidates.
 
-    fisher_windows: over how many windows the Fisher trace of a local teacher is averaged, 0 for none. price_per_hour: what an
-    hour of the machine costs in US dollars, an assumption that the cost per 1,000 recommendations is reckoned with.
+    Attributes:
+        teachers: names in model_config.yaml.
+        n_users: how many users the teachers rank for.
+        written_users: for how many of them a teacher also writes the ranking out, in two orders of the candidates.
+        fisher_windows: windows that the Fisher trace of a local teacher is averaged over; 0 skips it.
+        price_per_hour: assumed cost of an hour of the machine in US dollars, from which the cost of 1,000
+            recommendations follows.
+        n_candidates: candidates per user.
+        history_titles: how many of the newest titles a teacher is shown.
     """
 
     teachers: list[str] = Field(min_length=1)
@@ -189,8 +277,19 @@ class ComparisonConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Full-catalogue ranking: users for whom it is done, whether each of a user's test items is a case or the first alone, and how
-    many of the newest items they are ranked by.
+    """Full-catalogue ranking, and the baselines it is compared with.
+
+    Attributes:
+        users: how many cases are drawn for the evaluation; None takes all.
+        every_target: whether each of a user's test items is a case, or only the first.
+        history_items: how many of the newest items of a history are read.
+        batch_size: histories in a batch.
+        bf16: whether to compute in bfloat16; "auto" decides by the device.
+        baselines: names of the baselines.
+        sasrec_dims: embedding dimensions to tune SASRec over.
+        sasrec_epochs: the most epochs that SASRec is trained for.
+        sasrec_dropouts: dropout probabilities to tune SASRec over.
+        sasrec_learning_rates: learning rates to tune SASRec over.
     """
 
     users: PositiveInt | None = None
@@ -206,7 +305,20 @@ class EvaluationConfig(Section):
 
 
 class ExperimentConfig(Section):
-    """Everything a run depends on."""
+    """All settings of a run.
+
+    Attributes:
+        profile: name of the profile that the settings come from.
+        seed: seed of everything that is random.
+        target_minutes: the time that a run of the profile is meant to take.
+        data: the interactions.
+        teacher: the teacher and its tuning.
+        fisher: the measurements of layer importance.
+        ablation: the weighting ablation.
+        distillation: the final student.
+        comparison: the comparison of teachers.
+        evaluation: the ranking of the full catalogue.
+    """
 
     profile: Literal["smoke", "quick", "paper"]
     seed: int
@@ -221,14 +333,20 @@ class ExperimentConfig(Section):
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """Read one of the package's YAML files with the safe loader."""
+    """Return the content of one of the package's YAML files, read with the safe loader."""
     return yaml.safe_load(files("lwa_helpers").joinpath("configs", name).read_text(encoding="utf-8"))
 
 
 def load_config(profile: str, overrides: dict[str, Any] | None = None) -> ExperimentConfig:
-    """Return the checked settings of a profile with dotted overrides, e.g. {"data.name": "All_Beauty"}.
+    """Return the validated settings of a profile.
 
-    Raises LwaError naming each field that is unknown or of the wrong type.
+    Args:
+        profile: "smoke", "quick" or "paper".
+        overrides: values that replace those of the profile, by dotted name, e.g. {"data.name": "All_Beauty"}.
+
+    Raises:
+        LwaError: if the profile is unknown, or a field is unknown or has a wrong value. The message names every such
+            field.
     """
     if profile not in PROFILES:
         raise LwaError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
@@ -245,7 +363,7 @@ def load_config(profile: str, overrides: dict[str, Any] | None = None) -> Experi
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with the nested values of `change` laid over it; neither argument is modified."""
+    """Return a copy of `base` in which the nested values of `change` replace its own; neither argument is modified."""
     merged = deepcopy(base)
     for key, value in change.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -254,7 +372,16 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_dotted(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b.c` in nested dictionaries; LwaError when a part of the path does not exist."""
+    """Set a value in nested dictionaries, in place.
+
+    Args:
+        settings: the nested dictionaries.
+        key: dotted path of the value, e.g. `a.b.c`.
+        value: the new value.
+
+    Raises:
+        LwaError: if a section of the path does not exist.
+    """
     *sections, field = str(key).split(".")
     place = settings
     for section in sections:
@@ -265,7 +392,7 @@ def set_dotted(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def explain(error: ValidationError, profile: str) -> str:
-    """One line per wrong field: where, what was given, what is expected."""
+    """Return a message with one line per wrong field: its dotted name, the value given and what is expected."""
     lines = []
     for problem in error.errors():
         field = ".".join(map(str, problem["loc"]))

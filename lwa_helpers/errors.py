@@ -4,4 +4,7 @@ from __future__ import annotations
 
 
 class LwaError(Exception):
-    """A problem that the user can mend: the message names the cause and the fix; the command line prints it alone."""
+    """A problem that the user can fix.
+
+    The message names the cause and the fix. The command line prints the message without a traceback.
+    """

@@ -1,4 +1,4 @@
-"""Files that are never half written, and their hashes."""
+"""Atomic writes of files and folders, and SHA-256 hashes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from pathlib import Path
 
 
 def replace(source: Path, target: Path) -> None:
-    """Move a finished file or folder over `target`, which is seen either as it was or as it will be."""
+    """Move a finished file or folder to `target`, replacing what is there.
+
+    Other processes never see a partly written `target`. An existing folder is first moved aside and deleted at the end.
+
+    Args:
+        source: the finished file or folder, on the same file system as `target`.
+        target: where it goes. Missing parent folders are created.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.is_dir():
         os.replace(source, target)
@@ -25,9 +32,15 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` for a file or folder, and move it there when the block succeeds.
+    """Yield a temporary path beside `path`, and move what was written there to `path` when the block succeeds.
 
-    The temporary name keeps the suffix. When the block raises, nothing is left behind and `path` stays as it was.
+    The block may write a file or a folder. If the block raises, the temporary path is removed and `path` is unchanged.
+
+    Args:
+        path: the file or folder to write. Missing parent folders are created.
+
+    Yields:
+        The temporary path. Its name has the same suffix as `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +53,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -48,7 +61,10 @@ def remove(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's contents; of a folder, over the relative names and hashes of its files."""
+    """Return the SHA-256 of a file or folder in hexadecimal.
+
+    The hash of a file covers its contents. The hash of a folder covers the relative names and the hashes of its files.
+    """
     if not path.is_dir():
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -58,9 +74,10 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_text(text: str) -> str:
-    """SHA-256 of a text in UTF-8."""
+    """Return the SHA-256 of a text, encoded in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _beside(path: Path) -> Path:
+    """Return a hidden temporary path with a random name in the same folder, with the same suffix."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")

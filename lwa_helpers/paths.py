@@ -21,9 +21,13 @@ TRAINER_OUTPUT = CACHE / "trainer"  # transformers.Trainer insists on a folder, 
 
 
 def checkout() -> Path:
-    """The repository's root folder.
+    """Find the repository.
 
-    Raises LwaError when the package was installed without its checkout (no notebooks/ folder beside it).
+    Returns:
+        Its root folder.
+
+    Raises:
+        LwaError: when the package was installed without its checkout (no notebooks/ folder beside it).
     """
     if not NOTEBOOKS.is_dir():
         raise LwaError(

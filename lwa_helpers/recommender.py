@@ -1,8 +1,10 @@
-"""Recommend real catalogue items to a user with any model: python -m lwa_helpers.recommender --user 1 --category MovieLens"""
+"""Recommend real catalogue items to a user with any model.
+
+On the command line: `lwa recommend --user 1 --category MovieLens`.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,15 @@ USERS_PER_PASS, QUESTIONS_PER_PASS = 32, 8
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One item for a user: rank 1 is best, scores fall with the rank; cold: the user is unknown, the item is popular."""
+    """One item recommended to a user.
+
+    Attributes:
+        item_id: the item's id in the catalogue.
+        title: the item's title.
+        score: the model's score, or the number of interactions if `cold`. Scores fall strictly with the rank.
+        rank: place in the list; 1 is best.
+        cold: whether the user is unknown, so that popular items are recommended.
+    """
 
     item_id: str
     title: str
@@ -44,7 +54,14 @@ class Recommendation:
 
 
 class Shop:
-    """One dataset as the recommender sees it: catalogue, what each user has chosen, popularity, candidates."""
+    """One dataset as the recommender sees it.
+
+    Attributes:
+        data: the interactions.
+        titles: titles of the N catalogue items.
+        histories: for each user id, the indices of the items that the user chose, oldest first.
+        popularity: number of interactions of each item, (N,).
+    """
 
     def __init__(self, data: Interactions) -> None:
         self.data, self.titles = data, data.titles
@@ -55,21 +72,26 @@ class Shop:
 
     @cached_property
     def neighbours(self) -> ItemKNN:
+        """ItemKNN, fitted at the first use."""
         return ItemKNN().fit(self.data)
 
     def candidates(self, history: Sequence[int], n: int) -> np.ndarray:
-        """The n best unseen items by ItemKNN, popularity where it says nothing or the same, then catalogue order."""
+        """Return the n best unseen items by ItemKNN as item indices, best first.
+
+        Items of equal score, among them those that ItemKNN does not score, are ordered by popularity, then by their
+        place in the catalogue.
+        """
         near = self.neighbours.scores([list(history)])[0]
         best_first = np.lexsort((-self.popularity, -near))
         return best_first[~np.isin(best_first, history)][:n]
 
     def popular(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The n items with most interactions, and how many these are."""
+        """Return the indices of the n items with the most interactions, and their numbers of interactions."""
         items = np.argsort(-self.popularity, kind="stable")[:n]
         return items, self.popularity[items]
 
     def listed(self, items: np.ndarray, scores: np.ndarray, cold: bool) -> list[Recommendation]:
-        """Ranked items as recommendations."""
+        """Return ranked items, as indices with their scores, as recommendations."""
         return [
             Recommendation(self.data.item_ids[item], self.titles[item], score, rank, cold)
             for rank, (item, score) in enumerate(zip(items, falling(scores), strict=True), start=1)
@@ -80,15 +102,27 @@ Ranked = tuple[np.ndarray, np.ndarray]  # item indices, best first, and their sc
 
 
 class Ranker(Protocol):
-    """Order each user's unseen items, at most n. answers: how a teacher answered, a row per user; None where none is asked."""
+    """A model that ranks each user's unseen items.
+
+    Attributes:
+        answers: how the teacher answered in the last call, one row per user; None if no teacher was asked.
+    """
 
     answers: pd.DataFrame | None
 
-    def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]: ...
+    def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]:
+        """Return each user's n best unseen items, or fewer if fewer are left; `histories` hold item indices."""
+        ...
 
 
 class CandidateRanker:
-    """A teacher that orders a short list from Shop.candidates, knowing the user's newest titles."""
+    """A teacher that orders a short list of candidates, given the user's newest titles.
+
+    Args:
+        teacher: the model that is asked.
+        n_candidates: length of the list from Shop.candidates.
+        history_titles: how many of the newest titles the teacher is told.
+    """
 
     answers: pd.DataFrame | None = None
 
@@ -96,6 +130,16 @@ class CandidateRanker:
         self.teacher, self.n_candidates, self.history_titles = teacher, n_candidates, history_titles
 
     def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]:
+        """Return each user's n best candidates with their scores, and set `answers`.
+
+        The list of candidates has at least n items, as far as there are unseen ones.
+
+        Args:
+            shop: the dataset.
+            histories: item indices of each user's history, oldest first.
+            n: items per user.
+            progress: whether to show a progress bar.
+        """
         lists = [shop.candidates(history, max(n, self.n_candidates)) for history in histories]
         found = [(items, np.empty(0)) for items in lists]
         frames = []
@@ -111,7 +155,7 @@ class CandidateRanker:
 
 
 class CatalogueRanker:
-    """A checkpoint with item tokens, which scores every item it was tuned on in one pass."""
+    """A checkpoint with item tokens, which scores all items that it was tuned on in one forward pass."""
 
     answers: pd.DataFrame | None = None
 
@@ -119,43 +163,72 @@ class CatalogueRanker:
         self.lm = lm
 
     def top(self, shop: Shop, histories: Sequence[list[int]], n: int, progress: bool) -> list[Ranked]:
-        """Users with histories of like length are read in one forward pass; items that the model does not know are not read.
+        """Return each user's n best unseen items with their scores.
 
-        A user of whose items the model knows none gets popular ones.
+        Users whose histories are about equally long share a forward pass. Items that the model does not know are left
+        out of the history. A user whose whole history is unknown to the model gets popular items.
+
+        Args:
+            shop: the dataset.
+            histories: item indices of each user's history, oldest first.
+            n: items per user.
+            progress: whether to show a progress bar.
+
+        Raises:
+            LwaError: if the catalogue holds none of the model's items.
         """
-        items = pd.Index(shop.data.item_ids).get_indexer(self.lm.items.ids)
+        tuned = self.lm.items
+        assert tuned is not None, "a CatalogueRanker needs a model with item tokens"
+        items = pd.Index(shop.data.item_ids).get_indexer(tuned.ids)
         if (items < 0).all():
             raise LwaError(f"model {self.lm.name!r} was trained on other items than {shop.data.name} holds")
         own = {item: place for place, item in enumerate(items) if item >= 0}
         titles = [shop.titles[item] if item >= 0 else "" for item in items]
         reading = Reading.of(titles, self.lm, prompt_for(shop.data.name))
-        prompts = [
-            reading.prompt([own[i] for i in history if i in own], self.lm.items.history_items) for history in histories
-        ]
+        prompts = [reading.prompt([own[i] for i in history if i in own], tuned.history_items) for history in histories]
         known = [row for row, prompt in enumerate(prompts) if prompt]
         found = np.tile(shop.popularity[items], (len(prompts), 1))
         shown = [prompts[row] for row in known]
-        found[known] = rank_catalogue(self.lm.model, shown, self.lm.items.tokens, USERS_PER_PASS, progress=progress)
+        found[known] = rank_catalogue(self.lm.model, shown, tuned.tokens, USERS_PER_PASS, progress=progress)
         return [best_unseen(items, scores, history, n) for scores, history in zip(found, histories)]
 
 
 def best_unseen(items: np.ndarray, scores: np.ndarray, history: list[int], n: int) -> Ranked:
-    """The n best of the items that the catalogue has (index >= 0) and the user has not; equal scores in the head's order."""
+    """Return the n best items that are in the catalogue and not in the history.
+
+    Args:
+        items: catalogue index of each of the model's M items, -1 if the catalogue does not have it, (M,).
+        scores: score of each item, (M,).
+        history: catalogue indices that the user has chosen.
+        n: how many items to return at most.
+
+    Returns:
+        The catalogue indices, best first, and their scores. Items of equal score keep the order of `items`.
+    """
     eligible = np.flatnonzero((items >= 0) & ~np.isin(items, history))
     best = eligible[np.argsort(-scores[eligible], kind="stable")[:n]]
     return items[best], scores[best]
 
 
 class BaseRecommender:
-    """Recommend with any registered model, a checkpoint directory (with item tokens or without) or a .gguf file.
+    """Recommend with a registered model, a checkpoint directory (with or without item tokens) or a .gguf file.
 
-    root: folder of the Amazon files, dataset/amazon by default; k: core filter, 0 keeps every user and item.
-    n_candidates: length of the list that a model without item tokens orders (Shop.candidates makes it);
-    history_titles: newest titles that it is told. host: Ollama server, else OLLAMA_HOST, else this machine; concurrency: questions
-    that it is asked at a time; cache: folder that keeps its answers, so that a call that was cut off goes on and the same question
-    is not asked twice; None keeps none.
-    answers: after a call, how the model answered (mode, seconds, what had to be repaired), a row per user, where it was asked.
-    Raises LwaError for an unknown model name (listing the known ones); the model itself is loaded at the first use.
+    An unknown model name is an LwaError that lists the known ones. The model itself is loaded at the first use.
+
+    Args:
+        model_name: registered name, checkpoint directory or .gguf file.
+        root: folder of the Amazon files; None is dataset/amazon.
+        k: core filter; 0 keeps every user and item.
+        n_candidates: length of the list from Shop.candidates that a model without item tokens orders.
+        history_titles: how many of the newest titles such a model is told.
+        host: Ollama server; None is OLLAMA_HOST if it is set, else this machine.
+        concurrency: how many questions the server is asked at a time.
+        cache: folder that keeps the server's answers, so that an interrupted call resumes and no question is asked
+            twice; None keeps none.
+
+    Attributes:
+        answers: after a call, how the model answered (mode, seconds, repairs), one row per user; None if no teacher
+            was asked.
     """
 
     def __init__(
@@ -179,12 +252,13 @@ class BaseRecommender:
 
     @cached_property
     def ranker(self) -> Ranker:
-        """The model, loaded or found on its server. Raises LwaError when it is not there."""
+        """The model, loaded or found on its server. A model that is not there is an LwaError."""
         if self.spec.backend == "ollama":
-            teacher = OllamaTeacher(
+            remote = OllamaTeacher(
                 self.spec.id, self.host, think=self.spec.think, concurrency=self.concurrency, cache=self.cache
             )
-            _ = teacher.served
+            _ = remote.served  # an error if the model is not on the server
+            teacher: OllamaTeacher | LocalTeacher = remote
         else:
             lm = load_teacher(self.spec.id if self.spec.backend == "path" else self.spec.name)
             if lm.items:
@@ -193,25 +267,46 @@ class BaseRecommender:
         return CandidateRanker(teacher, self.n_candidates, self.history_titles)
 
     def shop(self, category: str) -> Shop:
-        """The dataset of a category, read once: "MovieLens" is the embedded one, others lie under root."""
+        """Return the dataset of a category, which is read once.
+
+        Args:
+            category: "MovieLens" for the embedded dataset, else an Amazon category whose files lie under `root`.
+        """
         if category not in self._shops:
             movielens = category.lower() == "movielens"
             self._shops[category] = Shop(load_movielens() if movielens else load_amazon(self.root, category, k=self.k))
         return self._shops[category]
 
     def recommend(self, user_id: str, category: str, top_k: int = 10) -> list[Recommendation]:
-        """Return up to top_k items that the user has not chosen yet, best first; fewer only when no more are left.
+        """Return up to top_k items that the user has not chosen yet, best first.
 
-        An unknown user gets the items with most interactions, cold=True.
-        Raises LwaError naming model or server when it is not there or fails, the category when it has no data.
+        The list is shorter only if fewer unseen items are left. An unknown user gets the items with the most
+        interactions, marked cold=True. An LwaError names the model or server if it is missing or fails, and the
+        category if it has no data.
+
+        Args:
+            user_id: the user.
+            category: "MovieLens" or an Amazon category.
+            top_k: how many items to recommend, at least 1.
         """
         return self.recommend_many([user_id], category, top_k, progress=False)[user_id]
 
     def recommend_many(
         self, user_ids: Iterable[str], category: str, top_k: int = 10, progress: bool = True
     ) -> dict[str, list[Recommendation]]:
-        """Return what recommend() returns for each user, with a progress bar: local models score several users at a time,
-        a server is asked `concurrency` questions at a time. The first error ends it.
+        """Return for each user what `recommend` returns.
+
+        Local models score several users at a time. A server is asked `concurrency` questions at a time. The first error
+        ends the call.
+
+        Args:
+            user_ids: the users; repeated ones count once.
+            category: "MovieLens" or an Amazon category.
+            top_k: how many items to recommend to each user.
+            progress: whether to show a progress bar.
+
+        Raises:
+            LwaError: if top_k is below 1.
         """
         if top_k < 1:
             raise LwaError(f"top_k = {top_k}: ask for at least 1 item")
@@ -222,13 +317,22 @@ class BaseRecommender:
             None if ranker.answers is None else ranker.answers.set_axis([known[row] for row in ranker.answers.index])
         )
         found = dict(zip(known, ranked, strict=True))
-        return {user: shop.listed(*found.get(user, shop.popular(top_k)), cold=user not in found) for user in users}
+        return {
+            user: shop.listed(*(found[user] if user in found else shop.popular(top_k)), cold=user not in found)
+            for user in users
+        }
 
 
 def falling(scores: np.ndarray) -> list[float]:
-    """Return scores that fall strictly: equal ones, whose order is settled, are lowered by the least possible.
+    """Return scores that fall strictly.
 
-    Raises LwaError for a score that is not finite.
+    A score that is not below the one before it is lowered to the next smaller float.
+
+    Args:
+        scores: (n,) in the order of the ranking.
+
+    Raises:
+        LwaError: if a score is not finite.
     """
     if not np.isfinite(scores).all():
         raise LwaError("the model gave scores that are not finite: its weights are damaged or its precision is too low")
@@ -239,14 +343,14 @@ def falling(scores: np.ndarray) -> list[float]:
 
 
 def table(user: str, recommendations: Sequence[Recommendation]) -> str:
-    """Return the recommendations of one user as lines of text."""
+    """Return the recommendations for one user as lines of text."""
     cold = " (unknown user: popular items)" if any(r.cold for r in recommendations) else ""
     rows = [f"{r.rank:>4}  {r.score:>10.3f}  {r.item_id:<12}  {r.title}" for r in recommendations]
     return "\n".join([f"user {user}{cold}", f"rank  {'score':>10}  {'item':<12}  title", *rows])
 
 
 def repairs(answers: pd.DataFrame | None) -> str:
-    """Say whose answers had to be repaired and why, a line per user; nothing when none had to be."""
+    """Return a line for each user whose answer had to be repaired, with the reasons; "" if there is none."""
     if answers is None:
         return ""
     wrong = answers.loc[answers[list(KINDS)].any(axis=1), list(KINDS)]
@@ -257,30 +361,7 @@ def repairs(answers: pd.DataFrame | None) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table of recommendations for each user. Raises LwaError."""
-    parser = argparse.ArgumentParser(prog="lwa recommend", description="Recommend catalogue items to a user.")
-    parser.add_argument("--user", required=True, action="append", help="user id; may be given more than once")
-    parser.add_argument(
-        "--category", default="MovieLens", help="MovieLens or an Amazon category (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--model", default="smollm2-135m", help="registered name, directory or .gguf (default: %(default)s)"
-    )
-    parser.add_argument("--top-k", type=int, default=10, help="items per user (default: %(default)s)")
-    parser.add_argument("--root", type=Path, help="folder of the Amazon files (default: dataset/amazon)")
-    parser.add_argument("--host", help="Ollama server (default: OLLAMA_HOST, else this machine)")
-    args = parser.parse_args(argv)
-    recommender = BaseRecommender(args.model, args.root, host=args.host)
-    found = recommender.recommend_many(args.user, args.category, args.top_k, progress=len(args.user) > 1)
-    print("\n\n".join(table(user, recommendations) for user, recommendations in found.items()))
-    print(repairs(recommender.answers), end="", file=sys.stderr)
-    return 0
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except LwaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    from lwa_helpers.cli import main
+
+    sys.exit(main(["recommend", *sys.argv[1:]]))

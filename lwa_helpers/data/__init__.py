@@ -1,1 +1,1 @@
-"""Raw reviews to interactions, prompts and windows."""
+"""From raw reviews to interactions, prompts and training windows."""

@@ -1,4 +1,4 @@
-"""Amazon Reviews (2023, with the field names of 2018 and 2014) of any size."""
+"""Amazon Reviews data of any size: the 2023 edition, and the field names of the 2018 and 2014 editions."""
 
 from __future__ import annotations
 
@@ -21,23 +21,39 @@ from lwa_helpers.errors import LwaError
 
 SPLITS = ("last_out", "timestamp", "file")
 
+# Modules of this room that make the prepared files: an edit of another one leaves them as they are.
+PREPARED_BY = ("amazon", "interactions", "items", "kcore", "review_files", "splits", "textfiles", "titles")
+
 
 def load_amazon(
     root: str | Path, category: str, k: int = 5, split: str = "last_out", title_limit: int = TITLE_LIMIT
 ) -> Interactions:
-    """Return a category's interactions and items from root/<category>.* and root/meta_<category>.*.
+    """Load a category from root/<category>.* and root/meta_<category>.*.
 
-    Suffixes .parquet, .jsonl, .json, .csv; all but the first also with .gz. A line of .json may be Python's notation, as
-    in the item files of 2014: it is read as a literal, never run. In this order: repeated (user, item) pairs
-    dropped (earliest kept, ties by file order), k-core (k=0: none), split: "last_out", "timestamp" (a row at a cut-off
-    falls in the later part) or "file" (its own column `split`; every row kept as it is whatever k, and the catalogue is
-    the whole item file). Users stand in the order of their first line, a user's rows in order of time, ties in file
-    order. timestamp: int64 as in the source; seconds in a file of milliseconds are multiplied by 1000 and counted.
-    title_limit: a longer title ends at the last space before so many characters, everywhere alike, and is counted.
-    report: rows, users, items and interactions before and after the core, and every repair; a file that needed repair
-    is named in one warning. The result is kept under the cache folder, by the files' contents, parameters and code.
+    The files may end in .parquet, .jsonl, .json or .csv; all but .parquet may also be gzipped (.gz). A line of a .json
+    file may use Python's notation, as in the item files of 2014: it is read as a literal and never run.
 
-    Raises LwaError naming the file and the fix for whatever cannot be read.
+    Repeated (user, item) pairs are dropped first (the earliest is kept, ties by file order), then the k-core filter is
+    applied, then the rows are split. Users are ordered by their first line, and a user's rows by time, ties by file
+    order. Timestamps are int64 as in the source, but those in seconds in a file of milliseconds are multiplied by 1000
+    and counted. One warning names each file that needed repair. The result is kept in the cache folder; its key covers
+    the contents of the files, the parameters and the code.
+
+    Args:
+        root: the folder that holds the files.
+        category: the name of the category, as in the file names.
+        k: the number of interactions that every user and item must have; 0 turns the k-core filter off.
+        split: "last_out", "timestamp" (a row at a cut-off belongs to the later part) or "file" (the file's own column
+            `split`; every row is kept as it is, whatever k, and the catalogue is the whole item file).
+        title_limit: maximum length of a title, in characters. A longer title is cut at the last space before the
+            limit, in the same way everywhere, and counted.
+
+    Returns:
+        The interactions and items. `report` counts rows, users, items and interactions before and after the k-core
+        filter, and every repair.
+
+    Raises:
+        LwaError: if split or k is invalid, or a file cannot be read; the message names the file and the fix.
     """
     root = Path(root)
     if split not in SPLITS or isinstance(k, bool) or not isinstance(k, int) or k < 0:
@@ -71,7 +87,7 @@ def _review_file(root: Path, category: str) -> Path:
 
 
 def _key(reviews: Path, meta: Path | None, k: int, split: str, title_limit: int) -> str:
-    """Hash of the input files' contents, the parameters and the code that makes the result."""
+    """Return a hash of the input files' contents, the parameters and the code that makes the result."""
     inputs = [
         reviews.suffixes,
         assets.cached_sha256(reviews),
@@ -80,7 +96,7 @@ def _key(reviews: Path, meta: Path | None, k: int, split: str, title_limit: int)
         split,
         title_limit,
     ]
-    code = [files.sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
+    code = [files.sha256_of(Path(__file__).with_name(f"{module}.py")) for module in PREPARED_BY]
     return files.sha256_of_text(json.dumps(inputs + code))[:16]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
 from lwa_helpers import files, paths
@@ -18,24 +19,31 @@ FILES = ("raw/review_categories/{}.jsonl", "raw/meta_categories/meta_{}.jsonl")
 
 
 def download(category: str, root: str | Path | None = None) -> list[Path]:
-    """Fetch reviews and items of a category into root (default: dataset/amazon) and return their paths.
+    """Fetch the reviews and the items of a category.
 
-    Shows progress, goes on where an interrupted call stopped (hf_hub_download would begin anew), and compares each
-    file's SHA-256 with the one that the hub states. A file that is there already is left alone. Raises LwaError for an
+    Shows progress and resumes an interrupted download, which hf_hub_download would start again. Compares each file's
+    SHA-256 with the one that the hub states. Does not touch a file that is already there. Raises LwaError for an
     unknown category, without a network, and when a checksum differs.
+
+    Args:
+        category: the name of the category, for example All_Beauty.
+        root: the folder for the files; dataset/amazon by default.
+
+    Returns:
+        The paths of the review file and the item file.
     """
     root = paths.DATASET / "amazon" if root is None else Path(root)
-    fetched = [find_file(root, category, prefix) for prefix in ("", "meta_")]
-    for place, pattern in enumerate(FILES):
-        if fetched[place] is None:
-            fetched[place] = _fetch(pattern.format(category), category, root)
-    return fetched
+    present = [find_file(root, category, prefix) for prefix in ("", "meta_")]
+    return [
+        file or _fetch(pattern.format(category), category, root) for file, pattern in zip(present, FILES, strict=True)
+    ]
 
 
 def _fetch(name: str, category: str, root: Path) -> Path:
     target = root / Path(name).name
     try:
-        known = HfApi().get_paths_info(REPOSITORY, [name], repo_type="dataset")
+        infos = HfApi().get_paths_info(REPOSITORY, [name], repo_type="dataset")
+        known = [info for info in infos if isinstance(info, RepoFile)]
         if not known:
             raise LwaError(f"{REPOSITORY} has no {name}: {category!r} is not one of its categories (try All_Beauty)")
         sha256 = known[0].lfs and known[0].lfs.sha256

@@ -1,4 +1,4 @@
-"""What every dataset becomes: three parts in order of time, and a catalogue."""
+"""The common form of all datasets: train, valid and test parts in time order, and a catalogue."""
 
 from __future__ import annotations
 
@@ -21,12 +21,21 @@ COLUMNS = ("user_id", "parent_asin", "rating", "timestamp")
 class Interactions:
     """A dataset split into train, valid and test, with its items.
 
-    train, valid, test: columns user_id and parent_asin (str), rating (float, null where unknown), timestamp (int64, as
-    in the source); the rows of a user stand in order of time. items: parent_asin and title (null where there is none),
-    with whatever else the source says; a row for every item that occurs. report: counts of what loading met and mended.
-    title_limit: characters of a title that are used.
+    The three parts have the columns user_id and parent_asin (str), rating (float, null where unknown) and timestamp
+    (int64, as in the source). A user's rows are in time order.
 
-    Raises LwaError when a column is missing or an interaction's item is not among the items.
+    Attributes:
+        name: the name of the dataset.
+        train: the interactions to learn from.
+        valid: the interactions to choose settings by.
+        test: the interactions to report results on.
+        items: the catalogue, with a row for every item that occurs. Columns parent_asin and title (null where there is
+            none), and whatever else the source has.
+        report: counts of what loading found and repaired.
+        title_limit: maximum length of a title, in characters.
+
+    Raises:
+        LwaError: if a column is missing, or an item is listed twice or interacted with but not in `items`.
     """
 
     name: str
@@ -51,46 +60,51 @@ class Interactions:
                 raise LwaError(f"{self.name}: {part} holds item {min(strangers)!r}, which items lacks; add its row")
 
     def part(self, name: str) -> pd.DataFrame:
-        """The frame of one part; LwaError for any name but train, valid, test."""
+        """Return the frame of one part.
+
+        Raises:
+            LwaError: if the name is not train, valid or test.
+        """
         if name not in PARTS:
             raise LwaError(f"there is no part {name!r}: choose one of {', '.join(PARTS)}")
         return getattr(self, name)
 
     @cached_property
     def item_ids(self) -> list[str]:
-        """Item ids in the order of `items`; the position is the item's index in every score matrix."""
+        """Item ids in the order of `items`; an id's position is the item's index in every score matrix."""
         return self.items.parent_asin.tolist()
 
     @cached_property
     def titles(self) -> list[str]:
-        """One line of text per item, in the order of `item_ids`, no two alike.
+        """One line of text per item, in the order of `item_ids`; all are different.
 
-        The title as `mend_title` gives it; "Item <id>" where nothing is left of it (counted as `untitled_items`); a title
-        that an earlier item has already gets " (2)", " (3)", … (counted as `repeated_titles`).
+        A title is what `mend_title` returns, or "Item <id>" if that is empty (counted as `untitled_items`). If an
+        earlier item has the same title, " (2)", " (3)", … is added (counted as `repeated_titles`).
         """
         cleaned = (clean_title(title, self.title_limit) if isinstance(title, str) else "" for title in self.items.title)
         return distinct_titles([text or f"Item {item}" for text, item in zip(cleaned, self.item_ids)])
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How often each item occurs in the train part, (N,), in the order of `item_ids`."""
+        """Number of times that each item occurs in the train part, (N,), in the order of `item_ids`."""
         return self.train.parent_asin.value_counts().reindex(self.item_ids, fill_value=0).to_numpy()
 
     def histories(self, part: str = "test") -> dict[str, list[str]]:
-        """For each user of a part: the items of the parts before it, oldest first (empty for a cold user)."""
+        """Return, for each user of a part, the items of the parts before it, oldest first (empty for a cold user)."""
         users = self.part(part).user_id.unique()
         before = self._by_user(PARTS[: PARTS.index(part)])
         return {user: before.get(user, []) for user in users}
 
     def targets(self, part: str = "test") -> dict[str, list[str]]:
-        """For each user of a part: the user's items in it, oldest first (one, in a leave-one-out split)."""
+        """Return, for each user of a part, the items in it, oldest first (one in a leave-one-out split)."""
         self.part(part)
         return self._by_user((part,))
 
     def with_history(self, part: str) -> pd.DataFrame:
-        """The rows of a part and a column `history`: the user's earlier items, oldest first, with spaces between them.
+        """Return the rows of a part with the user's history added.
 
-        Earlier rows of the same part belong to it, as in the files "with history" of Amazon Reviews 2023.
+        The new column `history` holds the user's earlier items, oldest first, separated by spaces. Earlier rows of the
+        same part count too, as in the files "with history" of Amazon Reviews 2023.
         """
         frame, column = self.part(part), []
         before = self._by_user(PARTS[: PARTS.index(part)])
@@ -109,7 +123,7 @@ class Interactions:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the interactions, their order and split, and of the catalogue's ids and titles."""
+        """Hash of the interactions, their order and split, and the catalogue's ids and titles."""
         digest = hashlib.sha256()
         for part in PARTS:
             frame = self.part(part)

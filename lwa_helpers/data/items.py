@@ -1,4 +1,4 @@
-"""The catalogue: one row per item, with what the item file says of it."""
+"""The catalogue: one row per item, with what the item file says about it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from lwa_helpers.data.titles import clean_title
 
 
 def item_table(frame: pl.DataFrame, meta: Path | None, repairs: Repairs, whole: bool) -> pl.DataFrame:
-    """Return parent_asin, title (null where nothing readable is known) and the other fields, one row per item.
+    """Build the catalogue of a set of interactions.
 
-    The items of the interactions, in the order of their first line; with whole=True then those that only the item file
-    names. An item described several times keeps the first description that has a title; the others are counted.
+    An item described several times keeps the first description that has a title; the others are counted.
+
+    Args:
+        frame: the interactions, with the columns parent_asin and line.
+        meta: the item file, or None if there is none.
+        repairs: counts what was wrong in the item file.
+        whole: whether to add the items that only the item file names.
+
+    Returns:
+        One row per item: parent_asin, title (null if no readable one is known) and the other fields. The items of the
+        interactions come first, in the order of their first line.
     """
     order = frame.group_by("parent_asin").agg(pl.col("line").min()).sort("line").select("parent_asin")
     known = _descriptions(order, meta, repairs, whole) if meta else order.with_columns(title=pl.lit(None, pl.String))
@@ -24,7 +33,7 @@ def item_table(frame: pl.DataFrame, meta: Path | None, repairs: Repairs, whole: 
 
 
 def _descriptions(order: pl.DataFrame, meta: Path, repairs: Repairs, whole: bool) -> pl.DataFrame:
-    """The item file's rows of these items (all of them, if whole), in file order, one per item."""
+    """Return the item file's rows for these items (for all items if whole), in file order, one per item."""
     frames = []
     for frame in read_table(meta, ITEM_FIELDS, {"parent_asin", "title"}, repairs):
         text = frame.with_columns(pl.exclude("line").cast(pl.String))

@@ -1,4 +1,4 @@
-"""Out of core: reviews are typed, scattered over files by user, then deduplicated and filtered piece by piece."""
+"""K-core of files larger than memory: type the rows, scatter them by user, then deduplicate and filter each piece."""
 
 from __future__ import annotations
 
@@ -27,12 +27,22 @@ MOST_PIECES = 256
 def core(
     reviews: Path, k: int, own_split: bool, repairs: Repairs, folder: Path
 ) -> tuple[pl.DataFrame, pl.Series, dict[str, int]]:
-    """Return the k-core of a review file, its user ids, and counts.
+    """Reduce a review file to its k-core.
 
-    rows: user (place among the user ids, which stand in the order of their first lines), parent_asin, rating, timestamp,
-    line and, with own_split, split; ordered by (user, timestamp, line). own_split: every row stays. Memory: all ids, one
-    piece, and what is left of the rows once repeated pairs and users with fewer than k of them are gone (no k-core holds
-    those).
+    Holds in memory all ids, one piece, and the rows that are left once repeated pairs and users with fewer than k rows
+    are gone. No k-core contains such users.
+
+    Args:
+        reviews: the review file.
+        k: the number of rows that every user and item must have; 0 turns the filter off.
+        own_split: whether the file has its own column `split`, in which case repeated pairs stay.
+        repairs: counts what was wrong in the file.
+        folder: where temporary files go.
+
+    Returns:
+        The rows, the user ids in the order of their first lines, and counts. The rows have the columns user (the
+        position of its id among the user ids), parent_asin, rating, timestamp, line and, with own_split, split. They
+        are ordered by (user, timestamp, line).
     """
     counts: Counter[str] = Counter()
     rows = []
@@ -55,7 +65,7 @@ def core(
 
 
 def _without_repeats(frame: pl.DataFrame) -> pl.DataFrame:
-    """The earliest row of each (user, item); only pairs that occur twice are sorted by time."""
+    """Return the earliest row of each (user, item). Only the rows of repeated pairs are sorted by time."""
     pairs = frame.select(pl.col("user").cast(pl.UInt64) * 2**32 + pl.col("item")).to_series()
     ordered = pairs.sort()
     again = pairs.is_in(ordered.filter(ordered == ordered.shift(1)).implode())
@@ -63,27 +73,42 @@ def _without_repeats(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 class _Numbers:
-    """Numbers ids from 0 in the order of their first occurrence, by one dictionary for the whole file."""
+    """Numbers ids from 0 in the order of their first occurrence, with one dictionary for the whole file."""
 
     def __init__(self) -> None:
-        self.none = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))  # polars drops a dictionary out of use
+        self.categories = pl.Categories.random()
+        # polars frees a dictionary that nothing uses, hence this series
+        self.none = pl.Series([], dtype=pl.Categorical(self.categories))
 
     def replace(self, frame: pl.DataFrame, column: str, name: str) -> pl.DataFrame:
-        """The frame with the numbers, called `name`, in place of a column of ids."""
+        """Return the frame with the numbers, called `name`, in place of a column of ids."""
         numbers = frame[column].cast(self.none.dtype).to_physical()  # an expression would not keep the order
         return frame.with_columns(numbers.alias(name)).drop(column)
 
     def ids(self) -> pl.Series:
-        """The ids; an id's place is its number."""
-        return self.none.dtype.categories.to_series()
+        """Return the ids; an id's position is its number."""
+        return self.categories.to_series()
 
 
 def _scatter(
     reviews: Path, own_split: bool, repairs: Repairs, counts: Counter[str], scratch: Path
 ) -> tuple[int, pl.Series, pl.Series]:
-    """Write the typed rows to one file per piece, in file order; return the largest timestamp, user ids and item ids.
+    """Write the typed rows to one file per piece, in file order.
 
-    In the files a user and an item are numbers: places among the ids, which stand in the order of their first lines.
+    The files hold numbers in place of user and item ids: the positions among the returned ids.
+
+    Args:
+        reviews: the review file.
+        own_split: whether to read the column `split`.
+        repairs: counts what was wrong in the file.
+        counts: gets the number of rows.
+        scratch: the folder for the pieces.
+
+    Returns:
+        The largest timestamp, the user ids and the item ids, both in the order of their first lines.
+
+    Raises:
+        LwaError: if no row is usable.
     """
     size = reviews.stat().st_size * (COMPRESSION if reviews.suffix in (".gz", ".parquet") else 1)
     pieces = min(MOST_PIECES, 1 + size // PIECE_BYTES)
@@ -95,7 +120,7 @@ def _scatter(
         for rows, frame in _ahead(frames):
             counts["rows"] += rows
             counts["usable_rows"] += len(frame)
-            newest = max(newest, frame["timestamp"].max() or 0)
+            newest = max(newest, frame.select(pl.max("timestamp")).item() or 0)
             for piece, part in _by_user(users.replace(frame, "user_id", "user"), pieces):
                 table = part.to_arrow()
                 if piece not in writers:
@@ -108,7 +133,7 @@ def _scatter(
 
 
 def _ahead(results: Iterator[T]) -> Iterator[T]:
-    """The same results; the next one is made in a thread while the last one is used."""
+    """Yield the same results, computing the next one in a thread while the caller uses the last one."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, results, None)
         while (result := coming.result()) is not None:
@@ -125,7 +150,7 @@ def _by_user(frame: pl.DataFrame, pieces: int) -> Iterator[tuple[int, pl.DataFra
 
 
 def _typed(block: pl.DataFrame, repairs: Repairs) -> pl.DataFrame:
-    """Give the columns their types; what cannot be read is counted, and null or (ids, time) dropped."""
+    """Type the columns and count bad values: rows without id or time are dropped, bad ratings become null."""
     if "rating" not in block.columns:
         block = block.with_columns(rating=pl.lit(None, pl.Float64))
     texts = [name for name in ("rating", "timestamp") if block.schema[name] == pl.String]
@@ -154,7 +179,7 @@ def _typed(block: pl.DataFrame, repairs: Repairs) -> pl.DataFrame:
 
 
 def _whole_number(dtype: pl.DataType) -> pl.Expr:
-    """Timestamp as int64: dates become milliseconds, "5.0" is 5, 5.5 is null."""
+    """Return the timestamp as int64: dates become milliseconds, "5.0" becomes 5, and 5.5 becomes null."""
     time = pl.col("timestamp")
     if dtype.is_temporal():
         return time.cast(pl.Datetime("ms")).cast(pl.Int64)
@@ -166,7 +191,7 @@ def _whole_number(dtype: pl.DataType) -> pl.Expr:
 
 
 def _one_clock(frame: pl.DataFrame, newest: int, repairs: Repairs) -> pl.DataFrame:
-    """Multiply by 1000 what is in seconds, where the file's other timestamps are milliseconds."""
+    """Multiply timestamps in seconds by 1000 if the file's other timestamps are in milliseconds."""
     seconds = pl.col("timestamp").is_between(CLOCK, MILLISECONDS, closed="left")
     if newest < MILLISECONDS:
         return frame

@@ -16,8 +16,11 @@ from lwa_helpers.paths import ROOT
 def load_data(config: DataConfig) -> Interactions:
     """Return the dataset that the settings name: "movielens" or an Amazon category under root.
 
-    A relative root starts at the checkout. MovieLens has one form (leave-one-out, whole catalogue): k_core does not
-    apply to it, and another split is an LwaError.
+    A relative root starts at the checkout. MovieLens has only one form, leave-one-out with the whole catalogue: k_core
+    does not apply to it.
+
+    Raises:
+        LwaError: if the settings ask for another split of MovieLens.
     """
     if config.name != "movielens":
         return load_amazon(ROOT / config.root, config.name, config.k_core, config.split, config.title_limit)

@@ -14,12 +14,13 @@ from lwa_helpers.data.titles import distinct_titles
 
 
 def load_movielens() -> Interactions:
-    """Return MovieLens-100K, leave-one-out: each user's last film is test, the last but one valid, the rest train.
+    """Return MovieLens-100K, split leave-one-out: a user's last film is test, the one before it valid, the rest train.
 
-    Every rating is an interaction, whatever its value; users are in the order of their number, a user's rows in order
-    of time, ties in file order. timestamp: int64 seconds, as in the source. All 1,682 films stay in the catalogue (no
-    core filter), in file order. Source: Harper & Konstan, ACM TiiS 2015. Raises LwaError when a file is missing or
-    differs.
+    Every rating is an interaction, whatever its value. Users are ordered by number, and a user's rows by time, ties by
+    file order. Timestamps are int64 seconds, as in the source. All 1,682 films stay in the catalogue, in file order;
+    there is no k-core filter. Source: Harper & Konstan, ACM TiiS 2015.
+
+    Raises LwaError if a file is missing or its contents differ.
     """
     ratings = _read(embedded_file("ml-100k.inter"))
     films = _read(embedded_file("ml-100k.item"))
@@ -36,7 +37,7 @@ def load_movielens() -> Interactions:
 
 
 def film_titles(films: pd.DataFrame) -> list[str]:
-    """Titles, no two alike: " (year)" is added where films share a title, then " (2)", " (3)", … where still equal."""
+    """Return distinct titles: films that share a title get " (year)", then " (2)", " (3)", … if they still do."""
     shared = films.movie_title.duplicated(keep=False) & films.release_year.str.fullmatch(r"\d{4}")
     dated = films.movie_title + " (" + films.release_year + ")"
     return distinct_titles(films.movie_title.where(~shared, dated).tolist())

@@ -1,4 +1,4 @@
-"""Text of a user: a header, then one title per line."""
+"""A user's history as text: a header, then one title per line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from lwa_helpers.errors import LwaError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template: header + title + separator + title + separator …
+    """A template: the header, then each title followed by the separator.
 
-    A cleaned title is one line, so no title can hold the separator. Raises LwaError when the header is empty or does
-    not end with the separator (the header's last token is where a user without history is asked for the first item).
+    A cleaned title is one line, so no title can contain the separator.
+
+    Attributes:
+        header: the text before the titles. It must end with the separator: from its last token the model predicts the
+            first item of a user without history.
+        separator: one or more line breaks.
+
+    Raises:
+        LwaError: if the separator is not made of line breaks, or the header does not end with it.
     """
 
     header: str
@@ -27,12 +34,12 @@ class Prompt:
             raise LwaError(f"configs/prompts.yaml: header {self.header!r} must end with {self.separator!r}")
 
     def history_text(self, titles: Iterable[str]) -> str:
-        """The whole text of a user who had these titles, oldest first."""
+        """Return the whole text for a user with these titles, oldest first."""
         return self.header + "".join(title + self.separator for title in titles)
 
 
 def load_templates() -> dict[str, Prompt]:
-    """Return the templates of configs/prompts.yaml by name; LwaError names one with a wrong field."""
+    """Return the templates of configs/prompts.yaml by name; an LwaError names a template with a wrong field."""
     templates = {}
     for name, fields in read_yaml("prompts.yaml").items():
         if not isinstance(fields, dict) or set(fields) - {"header", "separator"} or "header" not in fields:
@@ -42,6 +49,6 @@ def load_templates() -> dict[str, Prompt]:
 
 
 def prompt_for(name: str) -> Prompt:
-    """The template of a dataset: the one under its own name, else the `amazon` one, which fits any shop."""
+    """Return the template of a dataset: the one under its own name, else the `amazon` one, which fits any shop."""
     templates = load_templates()
     return templates.get(name, templates["amazon"])

@@ -1,4 +1,4 @@
-"""Reading review and item files in blocks; what is broken in them is counted, never dropped unseen."""
+"""Read review and item files in blocks. Broken content is counted, never dropped silently."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lwa_helpers.data.textfiles import text_frames
 from lwa_helpers.errors import LwaError
 
 Fields = Mapping[str, tuple[str, ...]]
+Resolve = Callable[[Iterable[str]], dict[str, str]]
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 REVIEW_FIELDS: Fields = {
@@ -50,34 +51,41 @@ PARQUET_TYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date, pl.Datetime, pl.Nu
 
 @dataclass
 class Repairs:
-    """What was wrong in one file: how often, and on which line (parquet: row, from 1) first."""
+    """What was wrong in one file.
 
-    file: Path
+    Attributes:
+        file: the file, or None if there is none.
+        counts: how often each problem occurred.
+        first: the line of each problem's first occurrence (in a parquet file the row), counted from 1.
+    """
+
+    file: Path | None
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
 
     def add(self, problem: str, lines: Iterable[int]) -> None:
-        """Count one occurrence per line number."""
+        """Count one occurrence of a problem for each line number."""
         for line in lines:
             self.counts[problem] = self.counts.get(problem, 0) + 1
             self.first[problem] = min(line, self.first.get(problem, line))
 
     def message(self) -> str:
-        """All that was mended in the file, in one sentence; empty when it was clean."""
+        """Return everything that was repaired in the file as one sentence, or "" if nothing was."""
         found = [f"{n} {PROBLEMS[problem]} (first: line {self.first[problem]})" for problem, n in self.counts.items()]
         return f"{self.file}: {'; '.join(found)}" if found else ""
 
 
 def warn(message: str) -> None:
-    """Say what was mended, if anything was."""
+    """Show a message as a warning, unless it is empty."""
     if message:
         warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def find_file(root: Path, category: str, prefix: str = "") -> Path | None:
-    """Return root/<prefix><category><suffix>, None when there is none.
+    """Return root/<prefix><category><suffix>, or None if there is no such file.
 
-    Raises LwaError for a name that is not a category's, and when several files answer to it.
+    Raises:
+        LwaError: if the name cannot be a category's, or several files match.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", category):
         raise LwaError(f"{category!r} is not a category name: use letters, digits, _ and -, for example All_Beauty")
@@ -88,10 +96,21 @@ def find_file(root: Path, category: str, prefix: str = "") -> Path | None:
 
 
 def read_table(path: Path, fields: Fields, needed: set[str], repairs: Repairs) -> Iterator[pl.DataFrame]:
-    """Yield frames with `line` (int64) and those columns of `fields` that the file has, under our names.
+    """Read a file block by block.
 
-    Text formats give strings, or numbers where a whole block holds such; typing is a later step. Raises LwaError for an
-    empty, truncated or unreadable file, and when a column of `needed` is there under none of its names.
+    Text formats give strings, or numbers where a whole block holds numbers; typing is a later step.
+
+    Args:
+        path: the file.
+        fields: our column names, each with the names that it has in files.
+        needed: those of our names that the file must have.
+        repairs: counts what was wrong in the file.
+
+    Yields:
+        A frame with the column `line` (int64) and those columns of `fields` that the file has, under our names.
+
+    Raises:
+        LwaError: if the file is empty, truncated or unreadable, or lacks a column of `needed` under all its names.
     """
     parquet = path.suffix == ".parquet"
     rows = 0
@@ -107,8 +126,8 @@ def read_table(path: Path, fields: Fields, needed: set[str], repairs: Repairs) -
         raise LwaError(f"{repairs.message() or path} - no usable line is left: fetch the file again")
 
 
-def _resolver(path: Path, fields: Fields, needed: set[str]):
-    """Return a function that maps a file's column names to ours; the first of a field's names that is there wins."""
+def _resolver(path: Path, fields: Fields, needed: set[str]) -> Resolve:
+    """Return a function that maps a file's column names to ours. The first name of a field that the file has wins."""
 
     def resolve(names: Iterable[str]) -> dict[str, str]:
         columns = list(names)
@@ -125,7 +144,7 @@ def _resolver(path: Path, fields: Fields, needed: set[str]):
     return resolve
 
 
-def _parquet_frames(path: Path, resolve, repairs: Repairs) -> Iterator[pl.DataFrame]:
+def _parquet_frames(path: Path, resolve: Resolve, repairs: Repairs) -> Iterator[pl.DataFrame]:
     with pq.ParquetFile(path) as file:
         names, line = resolve(file.schema_arrow.names), 1
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(names)):

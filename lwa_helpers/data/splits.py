@@ -1,7 +1,7 @@
-"""Repeats, k-core and splits: the steps of the Amazon Reviews 2023 benchmarks.
+"""Repeated pairs, k-core and splits: the steps of the Amazon Reviews 2023 benchmarks.
 
-Rules after Hou et al. (2024), arXiv:2403.03952, and the benchmark scripts they publish: sort by time, keep the earliest
-of repeated (user, item) pairs, iterative k-core, then one of two splits.
+The rules follow Hou et al. (2024), arXiv:2403.03952, and the benchmark scripts that they publish: sort by time, keep
+the earliest of repeated (user, item) pairs, apply an iterative k-core filter, then one of two splits.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ MILLISECONDS = 10**11
 
 
 def earliest(frame: pl.DataFrame) -> pl.DataFrame:
-    """Keep the earliest row of each (user, item), ties in the frame's order; the result is ordered by time."""
+    """Keep the earliest row of each (user, item), ties in the frame's order. The result is ordered by time."""
     ordered = frame.sort("timestamp", maintain_order=True)
     return ordered.unique(["user", "item"], keep="first", maintain_order=True)
 
 
 def core_rows(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k-core: the largest set of rows in which every user and every item has at least k of them.
+    """Find the k-core: the largest set of rows in which every user and every item has at least k rows.
 
-    users, items: (n,) codes, integers from 0. Repeated removal of what has fewer; the order of removal does not matter.
+    Repeatedly removes users and items with fewer rows. The order of removal does not matter.
+
+    Args:
+        users: (n,) user of each row, integers from 0.
+        items: (n,) item of each row, integers from 0.
+        k: the number of rows that every user and item must have.
+
+    Returns:
+        The positions of the rows in the k-core, in ascending order.
     """
     rows = np.arange(len(users))
     while len(rows):
@@ -38,16 +46,16 @@ def core_rows(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
 
 
 def last_out() -> pl.Expr:
-    """Name of the part of each row: a user's last row is test, the last but one valid, the others train.
+    """Return the part of each row: a user's last row is test, the one before it valid, the others train.
 
-    The frame's rows stand in order of (user, time); a user with a single row has it in test, as in the published sets.
+    The frame must be ordered by (user, time). The only row of a user is test, as in the published datasets.
     """
     later = pl.len().over("user") - 1 - pl.int_range(pl.len()).over("user")
     return pl.when(later == 0).then(pl.lit("test")).when(later == 1).then(pl.lit("valid")).otherwise(pl.lit("train"))
 
 
 def by_time(valid_from: int = VALID_FROM, test_from: int = TEST_FROM) -> pl.Expr:
-    """Name of the part of each row by two moments of time; a row at a moment itself falls in the later part."""
+    """Return the part of each row by two cut-off times; a row exactly at a cut-off belongs to the later part."""
     time = pl.col("timestamp")
     return (
         pl.when(time >= test_from)
@@ -59,15 +67,26 @@ def by_time(valid_from: int = VALID_FROM, test_from: int = TEST_FROM) -> pl.Expr
 
 
 def with_part(frame: pl.DataFrame, split: str, name: str) -> pl.DataFrame:
-    """Return the frame with the column `split`: computed, or for "file" checked.
+    """Add the column `split` to a frame, or check it if split is "file".
 
-    Timestamps are milliseconds, or seconds where all are below 1e11. Raises LwaError when split="timestamp" meets
-    timestamps that are no clock, or split="file" a value other than train, valid, test.
+    Timestamps are milliseconds, or seconds if all are below 1e11.
+
+    Args:
+        frame: rows with the columns user, timestamp and line, ordered by (user, time).
+        split: "last_out", "timestamp" or "file".
+        name: the name of the file, for error messages.
+
+    Returns:
+        The frame with the column `split`, whose values are train, valid and test.
+
+    Raises:
+        LwaError: if split is "timestamp" and the timestamps are not clock times, or if split is "file" and its column
+            holds a value other than train, valid and test.
     """
     if split == "last_out":
         return frame.with_columns(split=last_out())
     if split == "timestamp":
-        newest = frame["timestamp"].max() or CLOCK
+        newest = frame.select(pl.max("timestamp")).item() or CLOCK
         if newest < CLOCK:
             raise LwaError(f"{name}: its timestamps are no clock (largest: {newest}); use split='last_out' or 'file'")
         unit = 1 if newest >= MILLISECONDS else 1000

@@ -1,4 +1,4 @@
-"""JSON lines and CSV, plain or gzipped, one record a line; blocks are parsed whole, line by line only where broken."""
+"""Read JSON lines and CSV, plain or gzipped, one record per line. Only broken blocks are parsed line by line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import codecs
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,25 @@ import polars as pl
 from lwa_helpers.data.splits import MILLISECONDS
 
 BLOCK_BYTES = 1 << 23
-NUMBERS = {"rating": pl.Float64, "timestamp": pl.Int64}
+NUMBERS: dict[str, type[pl.DataType]] = {"rating": pl.Float64, "timestamp": pl.Int64}
 
 
 def text_frames(path: Path, resolve: Callable[..., dict[str, str]], repairs: Any) -> Iterator[pl.DataFrame]:
-    """Yield a frame of strings (and numbers) per block of lines, with `line` (from 1) and the columns that `resolve` picks, renamed.
+    """Read a text file block by block.
 
     A block that does not parse as a whole is parsed line by line: broken lines are skipped and counted in `repairs`.
+
+    Args:
+        path: the file.
+        resolve: maps the file's column names to new ones, and so chooses the columns.
+        repairs: counts what was wrong in the file.
+
+    Yields:
+        A frame of strings, and perhaps numbers, with the chosen columns under their new names and the column `line`
+        (counted from 1).
     """
-    table = names = None
+    table: JsonLines | CsvLines | None = None
+    names: dict[str, str] = {}
     for first, lines, block in _blocks(path):
         if table is None:
             table = (CsvLines if ".csv" in path.suffixes else JsonLines)(block)
@@ -40,7 +50,11 @@ def text_frames(path: Path, resolve: Callable[..., dict[str, str]], repairs: Any
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (number of the first line, number of lines, the lines, each ending in a line break), BLOCK_BYTES or more."""
+    """Yield blocks of whole lines, of BLOCK_BYTES or more.
+
+    Yields:
+        The number of the first line (from 1), the number of lines, and the lines, each ending in a line break.
+    """
     with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
         first, block = 1, file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while block := block + file.read(BLOCK_BYTES) + file.readline():
@@ -51,7 +65,9 @@ def _blocks(path: Path) -> Iterator[tuple[int, int, bytes]]:
             first, block = first + lines, b""
 
 
-def _line_by_line(table: JsonLines | CsvLines, first: int, block: bytes, names: Mapping, repairs: Any) -> pl.DataFrame:
+def _line_by_line(
+    table: JsonLines | CsvLines, first: int, block: bytes, names: Iterable[str], repairs: Any
+) -> pl.DataFrame:
     rows, broken, not_utf8 = [], [], []
     for line, raw in enumerate(block.split(b"\n")[:-1], start=first):
         try:
@@ -76,7 +92,7 @@ def _as_text(value: Any) -> str | None:
 
 
 class JsonLines:
-    """One object a line. Columns: the keys of the first thousand objects."""
+    """One object per line. The columns are the keys of the first thousand objects."""
 
     header_bytes = 0
 
@@ -86,14 +102,18 @@ class JsonLines:
         self.columns = list(dict.fromkeys(key for record in records for key in record))
 
     def parse(self, block: bytes, names: Mapping[str, str]) -> pl.DataFrame | None:
-        """The whole block, or None when it has a broken line."""
+        """Return the whole block, or None if it has a broken line."""
         try:
             return pl.read_ndjson(block, schema=dict.fromkeys(names, pl.String))
         except pl.exceptions.PolarsError:
             return None
 
     def record(self, text: str) -> dict[str, Any] | None:
-        """One line, or None when it is not an object in JSON or, as in the item files of 2014, in Python's notation."""
+        """Parse one line.
+
+        Returns:
+            The object, or None if the line is not one in JSON or, as in the item files of 2014, in Python's notation.
+        """
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -102,7 +122,7 @@ class JsonLines:
 
 
 def _python_value(text: str) -> Any:
-    """The plain value that a line of Python spells, as JSON would give it; None when it holds anything else."""
+    """Return the plain value that a Python literal spells, as JSON would give it; None for anything else."""
     try:
         return json.loads(json.dumps(ast.literal_eval(text)))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -110,7 +130,10 @@ def _python_value(text: str) -> Any:
 
 
 class CsvLines:
-    """Comma-separated values. Without a header: the four columns of the Amazon 2023 scripts, known by their form."""
+    """Comma-separated values.
+
+    A file without a header has the four columns of the Amazon 2023 scripts and is recognised by their form.
+    """
 
     def __init__(self, block: bytes) -> None:
         line = block[: block.index(b"\n") + 1]
@@ -121,16 +144,16 @@ class CsvLines:
 
     @staticmethod
     def _fields(text: str) -> list[str]:
-        """The values of one line; none when it is no whole record (a quote left open, a line break inside)."""
+        """Return the values of one line; none if it is not a whole record (an open quote, a line break inside)."""
         try:
             return next(csv.reader([text.rstrip("\r\n")], strict=True), [])
         except csv.Error:
             return []
 
     def parse(self, block: bytes, names: Mapping[str, str]) -> pl.DataFrame | None:
-        """The whole block, with numbers where all can be read, or None when it has a broken line."""
+        """Return the whole block, with numbers if all can be read, or None if it has a broken line."""
         for types in (NUMBERS, {}):
-            schema = {column: types.get(names.get(column), pl.String) for column in self.columns}
+            schema = {column: types.get(names.get(column, ""), pl.String) for column in self.columns}
             try:
                 frame = pl.read_csv(block, has_header=False, schema=schema, raise_if_empty=False)
             except pl.exceptions.PolarsError:
@@ -139,7 +162,7 @@ class CsvLines:
         return None
 
     def record(self, text: str) -> dict[str, str | None] | None:
-        """One line, or None when it has not one value for each column."""
+        """Return the values of one line by column, or None unless it has one value for each column."""
         values = self._fields(text)
         if len(values) != len(self.columns):
             return None

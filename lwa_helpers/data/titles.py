@@ -1,4 +1,4 @@
-"""Titles as one line of text: cleaned, shortened, no two alike."""
+"""Titles as one line of text: cleaned, shortened and distinct."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ TAG = re.compile(rf"</?(?:{TAGS})\b[^<>]*>", re.IGNORECASE)
 
 
 def clean_title(title: str, limit: int = TITLE_LIMIT) -> str:
-    """One line of plain text, at most `limit` characters: the title as `mend_title` gives it."""
+    """Return a title as `mend_title` cleans it: one line of plain text, at most `limit` characters."""
     return mend_title(title, limit)[0]
 
 
 def mend_title(title: str, limit: int = TITLE_LIMIT) -> tuple[str, list[str]]:
-    """Return a title as one line of plain text, and what had to be mended in it.
+    """Clean a title to one line of plain text.
 
-    html_titles: entities resolved, tags taken out. unprintable_titles: control, bidi, zero-width and other format
-    characters (Unicode Cc, Cf, Cs, Co, Cn) taken out. shortened_titles: longer than `limit`, ended at the last space
-    before it (at the limit itself when there is none in its second half). White space, line breaks included, becomes
-    single spaces. Letters garbled by a wrong decoding before publication are left as they are.
+    White space, including line breaks, becomes single spaces. Letters that a wrong decoding garbled before publication
+    stay as they are.
+
+    Args:
+        title: the title as the source has it.
+        limit: maximum length, in characters.
+
+    Returns:
+        The cleaned title and the names of the repairs. html_titles: entities were resolved, tags removed.
+        unprintable_titles: control, bidi, zero-width and other format characters (Unicode Cc, Cf, Cs, Co, Cn) were
+        removed. shortened_titles: the title was longer than `limit` and was cut at the last space before it, or at the
+        limit itself if its second half has no space.
     """
     mended = []
     text = TAG.sub(" ", html.unescape(title)) if "&" in title or "<" in title else title
@@ -43,7 +51,7 @@ def mend_title(title: str, limit: int = TITLE_LIMIT) -> tuple[str, list[str]]:
 
 
 def distinct_titles(titles: list[str]) -> list[str]:
-    """Make titles unique: the first of equal ones stays, later ones get the first free of " (2)", " (3)", …"""
+    """Return unique titles: the first of equal ones stays, later ones get the first free of " (2)", " (3)", …."""
     taken = set(titles)
     seen: set[str] = set()
     distinct = []

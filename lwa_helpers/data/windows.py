@@ -1,4 +1,4 @@
-"""User windows: one pass over a user's items in which every item after the first is a target."""
+"""User windows: training examples in which every item of a user after the first is a target."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ FULLNESS = 0.9
 class Window:
     """One row of a batch.
 
-    input_ids: header, then the items of the window, oldest first, as the reading has them.
-    labels, same length, aligned with input_ids (the model shifts them): an item's token where the item begins, if it is a
-    target, -100 elsewhere. Of a model of text alone: the tokens of the target titles.
-    items: those of the window in order.
+    Attributes:
+        user_id: the user.
+        input_ids: the tokens of the header, then those of the window's items, oldest first, as the reading has them.
+        labels: one label per token of input_ids, not shifted, since the model shifts them. At the first token of a
+            target item: the item's token. Elsewhere: -100. For a model without item tokens: the tokens of the target
+            titles.
+        items: the item indices of the window, oldest first.
     """
 
     user_id: str
@@ -34,7 +37,8 @@ class Window:
     def histories(self) -> list[list[int]]:
         """Return the items of the window before each of its targets, for recommenders that read no tokens.
 
-        Raises ValueError for a window that was made without its items.
+        Raises:
+            ValueError: if the window was made without its items.
         """
         targets = sum(label != IGNORE for label in self.labels)
         if targets > len(self.items):
@@ -43,18 +47,18 @@ class Window:
 
 
 def window_of(reading: Reading, user: str, items: Sequence[int], first_target: int) -> Window:
-    """Return the window over item indices `items`, of which items[first_target:] are targets.
+    """Return the window over the item indices `items`, whose targets are items[first_target:].
 
-    Where items have tokens the last item is cut to its first token, which holds its label and is not read.
+    If items have tokens, the last item is cut to its first token, which carries its label and is not read.
     """
-    by_text = reading.first is None
+    first = reading.first
     shown = [*reading.pieces(items[:-1]), reading.piece(items[-1], 1)]
-    if not by_text:
+    if first is not None:
         shown[-1] = shown[-1][:1]
     ids, labels = list(reading.header), [IGNORE] * len(reading.header)
     for place, (item, tokens) in enumerate(zip(items, shown, strict=True)):
         ids += tokens
-        target = tokens if by_text else [reading.first + item] + [IGNORE] * (len(tokens) - 1)
+        target = tokens if first is None else [first + item] + [IGNORE] * (len(tokens) - 1)
         labels += target if place >= first_target else [IGNORE] * len(tokens)
     return Window(user, ids, labels, tuple(items))
 
@@ -71,19 +75,34 @@ def user_windows(
 ) -> list[Window]:
     """Cut each user's items into windows in which every item after the user's first is a target exactly once.
 
-    A window holds at most max_items items and max_tokens tokens. Windows are cut from the newest item backwards (so the
-    newest is full); each but the oldest starts with context_items items that are targets in the window before it (fewer
-    where the token budget leaves no room for a target). max_windows_per_user keeps the newest ones.
-    part "valid" or "test": only the items of that part are targets, the parts before it serve as context.
-    pairs=True: one window per target instead (max_items - 1 items of history, then the next one); the same targets at
-    several times the tokens.
+    Windows are cut from the newest item backwards, so the newest window is full. Each window but the oldest starts with
+    context_items items that are targets in the window before it, or with fewer if the token budget would leave no room
+    for a target.
+
+    Args:
+        interactions: the dataset.
+        reading: the catalogue as tokens.
+        max_items: maximum number of items in a window.
+        context_items: number of items that a window shares with the one before it.
+        max_windows_per_user: keep only this many of a user's newest windows; None keeps all.
+        part: the part whose items are targets. For "valid" and "test", the parts before it serve as context.
+        max_tokens: maximum number of tokens in a window; None for no limit.
+        pairs: whether to make one window per target instead (max_items - 1 items of history, then the next item). The
+            targets are the same, at several times the tokens.
+
+    Returns:
+        The windows, user by user, each user's oldest first.
+
+    Raises:
+        LwaError: if context_items is below 1 or not below max_items.
     """
     if not 1 <= context_items < max_items:
         raise LwaError(f"context_items must be at least 1 and below max_items, not {context_items} of {max_items}")
     reading.check_budget(max_tokens)
     windows: list[Window] = []
     for user, items, first in _sequences(interactions, part):
-        end, mine = len(items), []
+        mine: list[Window] = []
+        end = len(items)
         while end > max(first, 1) and len(mine) != max_windows_per_user:
             start = reading.start(items[:end], max_items, max_tokens)
             context = end - start - 1 if pairs else 1 if start == 0 else min(context_items, end - start - 1)
@@ -95,7 +114,7 @@ def user_windows(
 
 
 def _sequences(interactions: Interactions, part: str) -> Iterator[tuple[str, list[int], int]]:
-    """Yield user, item indices up to the end of the part, and the place where the part begins."""
+    """Yield each user, the item indices up to the end of the part, and the position where the part begins."""
     index = {item: place for place, item in enumerate(interactions.item_ids)}
     histories = interactions.histories(part)
     for user, targets in interactions.targets(part).items():
@@ -104,7 +123,7 @@ def _sequences(interactions: Interactions, part: str) -> Iterator[tuple[str, lis
 
 
 def collate(windows: Sequence[Window], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pad on the right into a batch of (B, T) int64 tensors: input_ids, attention_mask, and labels as in Window."""
+    """Pad windows on the right into a batch of (B, T) int64 tensors: input_ids, attention_mask, labels as in Window."""
     shape = len(windows), max(len(w.input_ids) for w in windows)
     batch = {
         "input_ids": torch.full(shape, pad_id),
@@ -120,11 +139,14 @@ def collate(windows: Sequence[Window], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 class LengthBatches:
-    """Batch sampler: batches of at most tokens_per_batch tokens, padding included, of which at most 10 % are padding.
+    """Batch sampler: at most tokens_per_batch tokens per batch, including padding, which is at most 10 % of them.
 
-    Windows are grouped by length so that the shortest of a group is at least 0.9 of the longest; each epoch shuffles
-    within the groups and the order of all batches, by seed and epoch alone. The number of batches never changes.
-    Raises LwaError when a window is longer than tokens_per_batch.
+    Windows are grouped by length, so that the shortest of a group has at least 0.9 times the length of the longest.
+    Each epoch shuffles the windows within the groups and the order of all batches; the order depends on seed and epoch
+    alone. The number of batches never changes.
+
+    Raises:
+        LwaError: if a window is longer than tokens_per_batch.
     """
 
     def __init__(self, windows: Sequence[Window], tokens_per_batch: int, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Several teachers as one: their item probabilities, averaged at every training position."""
+"""Several teachers as one: their item probabilities are averaged at every training position."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.calibration import Calibration
 from lwa_helpers.evaluation.cross_fit import CrossFitted
 
-ROWS = 1024  # positions fused at a time
-SMALLEST = 1e-30  # of a fused probability, so that its logarithm is finite
-NOTHING = -1e4  # logit of a token that is no item: no probability in float32, and a float16
+ROWS = 1024  # positions that are fused at a time
+SMALLEST = 1e-30  # lower limit of a fused probability, so that its logarithm is finite
+NOTHING = -1e4  # logit of a token that is not an item: its probability is 0 in float32, and float16 can hold it
 
 
 def recommender_outputs(
@@ -31,10 +31,24 @@ def recommender_outputs(
     items: slice,
     scale: float = 1.0,
 ) -> TeacherOutputs:
-    """Write what a recommender without a language model (SASRec, EASE) says on the windows of `like`, whose states it borrows.
+    """Write the outputs of a recommender without a language model (SASRec, EASE) in the form of teacher outputs.
 
-    Logits of the item tokens are scale times its scores, given the items that each window shows. Raises LwaError for other
-    windows, and where `like` was cut to top_k.
+    The logits of the item tokens are `scale` times the recommender's scores, given the items that precede each target.
+    The hidden states are copied from `like`.
+
+    Args:
+        recommender: the recommender.
+        windows: the windows that `like` was computed on.
+        like: a teacher's outputs on these windows, with all logits.
+        directory: the folder to write.
+        items: the columns of the logits that are items.
+        scale: factor from scores to logits.
+
+    Returns:
+        The outputs written.
+
+    Raises:
+        LwaError: if `like` is of other windows or was cut to top_k.
     """
     histories = [(window.user_id, history) for window in windows for history in window.histories()]
     if len(histories) != int(like.starts[-1]):
@@ -56,16 +70,23 @@ def recommender_outputs(
 def fuse(
     outputs: Sequence[TeacherOutputs], weights: Sequence[float], directory: Path, items: Sequence[slice]
 ) -> TeacherOutputs:
-    """Write several teachers' outputs as one: item probabilities are the weighted mean of theirs, states the first one's.
+    """Write the outputs of several teachers as one: the weighted mean of their item probabilities.
 
-    The teachers may read the windows with other tokenizers: a position is a target, which all share, and so are the items.
+    The hidden states are those of the first teacher. The teachers may have different tokenizers, because they share the
+    targets, which are the positions, and the items.
 
     Args:
-        weights: one per teacher, for example its NDCG on the validation part; scaled to sum 1.
-        items: the item tokens of each teacher, as many in all; the result has the vocabulary of the first.
+        outputs: the outputs of each teacher on the same windows, with all logits.
+        weights: one per teacher, for example its NDCG on the validation part; they are scaled to sum 1.
+        directory: the folder to write.
+        items: the columns of each teacher's logits that are items, the same number for all teachers.
+
+    Returns:
+        The fused outputs, with the vocabulary of the first teacher.
 
     Raises:
-        LwaError: for outputs of other windows or catalogues or cut to top_k, and for weights that do not fit.
+        LwaError: if the outputs are of different windows or catalogues or were cut to top_k, or if the weights do not
+            fit.
     """
     share = np.asarray(weights, dtype=np.float32)
     if share.shape != (len(outputs),) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
@@ -91,6 +112,7 @@ def fuse(
 
 
 def _copy_all_but_logits(outputs: TeacherOutputs, folder: Path) -> None:
+    """Copy the hidden states, the window starts and the metadata."""
     for name in ("hidden.npy", "starts.npy", "meta.json"):
         shutil.copyfile(outputs.directory / name, folder / name)
 
@@ -102,10 +124,17 @@ def ensemble_outputs(
     items: slice,
     calibration: Mapping[str, Calibration],
 ) -> TeacherOutputs:
-    """Return a teacher's outputs fused with what recommenders say on the same windows.
+    """Return a teacher's outputs fused with those of recommenders on the same windows.
 
-    They lie in the cache folder under a name of their own, by which a run that was cut off finds its checkpoints again.
-    calibration: of "teacher" and of each of the systems.
+    They are written to the cache folder under a name that depends only on what they are made of. That name is part of
+    the name of a run's checkpoints, so an interrupted run finds its checkpoints again.
+
+    Args:
+        teacher: the teacher's outputs, with all logits.
+        windows: the windows that they were computed on.
+        systems: the recommenders by name.
+        items: the columns of the logits that are items.
+        calibration: scale and weight of "teacher" and of each of the recommenders.
     """
     key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in ("teacher", *systems)}]
     directory = paths.CACHE / "teacher_outputs" / files.sha256_of_text(json.dumps(key))[:32]

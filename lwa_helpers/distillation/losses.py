@@ -1,4 +1,4 @@
-"""The terms of the distillation loss: cross-entropy, temperature KL, distance of hidden states."""
+"""The terms of the distillation loss: cross-entropy, KL divergence at a temperature, distance of hidden states."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ LogitsAt = Callable[[slice], Tensor | TopLogits]
 
 
 def output_losses(student: LabelOutputs, teacher: LogitsAt | None, temperature: float) -> Tensor:
-    """Return the means over positions of the cross-entropy with the targets and of the KL to the teacher (0 without), (2,).
+    """Return the cross-entropy with the targets and the KL divergence from the teacher, (2,), means over positions.
 
-    teacher(rows): what it says at these positions.
+    Args:
+        student: the student's outputs.
+        teacher: maps a slice of the positions to the teacher's logits there; without it the KL divergence is 0.
+        temperature: tau of the KL divergence.
     """
 
     def losses(rows: slice) -> Tensor:
@@ -30,20 +33,27 @@ def output_losses(student: LabelOutputs, teacher: LogitsAt | None, temperature: 
 
 
 def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean of 1 - cos(h_s, h_t) over positions, a scalar: free of each layer's scale. Inputs (P, d)."""
+    """Return the mean of 1 - cos(h_s, h_t) over positions, a scalar that ignores each layer's scale; inputs (P, d)."""
     return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1).mean()
 
 
 def kl_divergence(student: Tensor, teacher: Tensor | TopLogits, temperature: float) -> Tensor:
-    """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), mean over positions, a scalar. Inputs (P, C).
+    """Return tau^2 KL(softmax(t / tau) || softmax(s / tau)), the mean over positions, a scalar.
 
-    A teacher's TopLogits, taken at that temperature, has k + 1 classes: its k items, and all others as one.
-    Raises LwaError for another number of classes.
+    Args:
+        student: the student's logits s, (P, C).
+        teacher: the teacher's logits t, (P, C), or its TopLogits at this temperature. TopLogits have k + 1 classes: the
+            k items, and all others as one class.
+        temperature: tau.
+
+    Raises:
+        LwaError: if the teacher's logits have another number of classes.
     """
     if isinstance(teacher, Tensor) and teacher.shape[-1] != student.shape[-1]:
         raise LwaError(
-            f"the student tells {student.shape[-1]} tokens or items apart, its teacher {teacher.shape[-1]}: they must have the same "
-            "(where the vocabulary is to be cut, cut the teacher's with trim_vocabulary and build the student from that)"
+            f"the student tells {student.shape[-1]} tokens or items apart, its teacher {teacher.shape[-1]}: "
+            "they must have the same (where the vocabulary is to be cut, cut the teacher's with trim_vocabulary and "
+            "build the student from that)"
         )
     log_s = F.log_softmax(student.float() / temperature, dim=-1)
     if isinstance(teacher, TopLogits):

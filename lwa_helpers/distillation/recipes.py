@@ -1,4 +1,4 @@
-"""Students from start to finish, and the arms of an ablation: students that differ in one thing and share all else."""
+"""Students from start to finish, and the arms of an ablation: students that differ in one thing only."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from lwa_helpers import files, paths
 from lwa_helpers.config import AblationConfig, DistillationConfig
@@ -35,15 +36,19 @@ from lwa_helpers.ranking.head_transfer import carry_head, label_states
 from lwa_helpers.ranking.task import RankingTask
 from lwa_helpers.ranking.training import train_or_resume, training_arguments, window_loader
 
-Scores = FisherResult | Sequence[float] | None
+Scores = FisherResult | Sequence[float] | np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Distillation:
     """What all students of one teacher, budget and seed share.
 
-    teacher: with item tokens, tuned. fisher: of the teacher; None where nothing needs it. windows: those that a student is
-    trained on. seed: of the order of the data, of dropout, and of layers and weights that are drawn.
+    Attributes:
+        teacher: a tuned language model with item tokens.
+        fisher: Fisher information of the teacher; None if nothing needs it.
+        section: settings of the students.
+        windows: the windows that a student is trained on.
+        seed: of the order of the data, of dropout, and of layers and weights that are drawn at random.
     """
 
     teacher: LanguageModel
@@ -54,12 +59,12 @@ class Distillation:
 
     @property
     def n_layers(self) -> int:
-        """How many layers the teacher has."""
+        """Number of layers of the teacher."""
         return len(decoder_layers(self.teacher.model))
 
     @cached_property
     def teacher_outputs(self) -> TeacherOutputs:
-        """What the teacher says on the windows, for students of all depths of the section; kept in the cache folder."""
+        """The teacher's outputs on the windows, for students of all depths of the section, from the cache folder."""
         section, layers = self.section, {self.n_layers}
         if section.matches_states:
             layers |= {
@@ -71,11 +76,16 @@ class Distillation:
 
     @property
     def ordered(self) -> DataLoader:
-        """The windows in their order."""
+        """Batches of the windows in their own order."""
         return window_loader(self.windows, self.section.tokens_per_batch, self.teacher.pad_id, self.seed, shuffle=False)
 
     def start(self, n_layers: int, scores: Scores = None) -> LanguageModel:
-        """Return a student of the teacher's own layers before training, its head carried over to its own states."""
+        """Return a student of the teacher's own layers before training, with the head refitted to its states.
+
+        Args:
+            n_layers: number of layers of the student. With all layers, the head stays as it is.
+            scores: for the selections that need scores (see select_layers); None takes the Fisher information.
+        """
         scores = self.fisher if scores is None else scores
         student = build_student(self.teacher, n_layers, self.section.selection, scores=scores, seed=self.seed)
         if n_layers < self.n_layers:
@@ -89,7 +99,17 @@ class Distillation:
     def train(
         self, student: LanguageModel, strategy: str, outputs: TeacherOutputs | None = None, logs: Path | None = None
     ) -> DistillationTrainer:
-        """Train a student in place under a weighting strategy and return the trainer. outputs: of others than the teacher."""
+        """Train a student in place under a weighting strategy.
+
+        Args:
+            student: the student.
+            strategy: name of the weighting strategy.
+            outputs: the teacher outputs to learn from; None takes those of the teacher.
+            logs: folder for TensorBoard; None writes no such logs.
+
+        Returns:
+            The trainer, after training.
+        """
         torch.manual_seed(self.seed)
         section, soft_targets = self.section, outputs or self.teacher_outputs
         loader = window_loader(self.windows, section.tokens_per_batch, student.pad_id, self.seed)
@@ -113,7 +133,15 @@ class Distillation:
         return trainer
 
     def checkpoints(self, student: LanguageModel, outputs: TeacherOutputs, strategy: str) -> Path:
-        """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
+        """Return the folder of a run's checkpoints.
+
+        Its name is a hash of everything the run depends on, so a run never resumes from another run's checkpoint.
+
+        Args:
+            student: the student before training.
+            outputs: the teacher outputs that it learns from.
+            strategy: name of the weighting strategy.
+        """
         scores = self.fisher and self.fisher.per_layer.tolist()
         key = [
             weights_hash(student.model),
@@ -126,33 +154,43 @@ class Distillation:
         return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
 
     def student(self, n_layers: int, logs: Path | None = None) -> tuple[LanguageModel, DistillationTrainer]:
-        """Return a student of so many layers, trained as the section says, and its trainer."""
+        """Return a student of `n_layers` layers, trained as the section says, and its trainer."""
+        assert isinstance(self.section, DistillationConfig)  # an ablation has no strategy of its own
         student = self.start(n_layers)
         return student, self.train(student, self.section.strategy, logs=logs)
 
 
-def trained_rows(model: nn.Module) -> list[nn.Module]:
-    """Return the modules whose rows are trained in few dimensions: the embedding, and the head where it has its own."""
+def trained_rows(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules whose rows are trained at low rank: the embedding, and the head if it has its own weights."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     return ends[:1] if ends[0].weight is ends[1].weight else ends
 
 
 def budget(windows: Sequence[Window], section: AblationConfig | DistillationConfig, seed: int) -> list[Window]:
-    """Return the windows that section.epochs pass over: a drawn share of them when it is below one."""
+    """Return the windows that a student is trained on: a random share of them if section.epochs is below 1."""
     n = round(min(1.0, section.epochs) * len(windows))
     chosen = np.sort(np.random.default_rng(seed).choice(len(windows), max(1, n), replace=False))
     return [windows[i] for i in chosen]
 
 
 def in_steps(distillation: Distillation) -> tuple[LanguageModel, DistillationTrainer]:
-    """Return the student of a section, cut in the steps that section.steps names, and the trainer of the last one.
+    """Distil a student in several steps, through the depths of section.steps.
 
-    The student of each depth, once distilled, is the teacher of the next. The steps share the budget: each has its part of the
-    epochs or, where these are too few, of the windows.
+    The student of each step is the teacher of the next step. The steps share the budget: each has an equal part of the
+    epochs or, if there are fewer epochs than steps, of the windows.
+
+    Args:
+        distillation: what the students share, with a DistillationConfig.
+
+    Returns:
+        The student of the last step, and its trainer.
     """
-    section, depths = distillation.section, distillation.section.steps
+    section = distillation.section
+    assert isinstance(section, DistillationConfig)  # an ablation has no steps
+    depths = section.steps
     whole = section.epochs >= len(depths)
-    teacher, scores = distillation.teacher, distillation.fisher
+    teacher = distillation.teacher
+    scores: FisherResult | np.ndarray | None = distillation.fisher
     for place, depth in enumerate(depths):
         step = section.model_copy(
             update={"n_layers": depth, "epochs": section.epochs / len(depths) if whole else section.epochs}
@@ -161,14 +199,14 @@ def in_steps(distillation: Distillation) -> tuple[LanguageModel, DistillationTra
         part = replace(distillation, teacher=teacher, section=step, windows=mine)
         student = part.start(depth, scores)
         trainer = part.train(student, step.strategy)
-        if step.selection in SCORED:
+        if scores is not None and step.selection in SCORED:
             scores = scores_left(scores, step, distillation.seed)
         teacher = student
     return student, trainer
 
 
 def scores_left(scores: FisherResult | np.ndarray, section: DistillationConfig, seed: int) -> np.ndarray:
-    """Return the scores of the layers that a section's student keeps of a teacher whose layers have `scores`."""
+    """Return the scores of those teacher layers that a section's student keeps, (n,), from `scores` of all of them."""
     values = scores.per_layer if isinstance(scores, FisherResult) else scores
     return values[select_layers(len(values), section.n_layers, section.selection, scores, seed)]
 
@@ -176,24 +214,34 @@ def scores_left(scores: FisherResult | np.ndarray, section: DistillationConfig, 
 def co_taught_student(
     distillation: Distillation, co_teachers: Mapping[str, CrossFitted], valid: RankingTask
 ) -> tuple[LanguageModel, dict[str, Calibration]]:
-    """Return the student of a section taught by the teacher and by recommenders without a language model as one (SASRec, EASE),
-    and the calibration of each on the validation part.
+    """Distil a student from an ensemble of the teacher and recommenders without a language model (SASRec, EASE).
 
-    The layers are the teacher's, and so are the states where these are matched.
+    The student is built from the teacher's layers, and is matched to the teacher's states if states are matched.
+
+    Args:
+        distillation: what the students share, with a DistillationConfig.
+        co_teachers: the recommenders by name.
+        valid: the validation cases that the calibration is fitted on.
+
+    Returns:
+        The student, and the calibration of the teacher and of each co-teacher on the validation part.
     """
+    section, items = distillation.section, distillation.teacher.items
+    assert isinstance(section, DistillationConfig)  # an ablation has no strategy of its own
+    assert items is not None  # the teacher ranks item tokens
     calibration = calibrations(distillation.teacher.model, co_teachers, valid)
     soft_targets = ensemble_outputs(
-        distillation.teacher_outputs, distillation.windows, co_teachers, distillation.teacher.items.tokens, calibration
+        distillation.teacher_outputs, distillation.windows, co_teachers, items.tokens, calibration
     )
-    student = distillation.start(distillation.section.n_layers)
-    distillation.train(student, distillation.section.strategy, soft_targets)
+    student = distillation.start(section.n_layers)
+    distillation.train(student, section.strategy, soft_targets)
     return student, calibration
 
 
 def calibrations(
-    model: nn.Module, co_teachers: Mapping[str, CrossFitted], valid: RankingTask
+    model: PreTrainedModel, co_teachers: Mapping[str, CrossFitted], valid: RankingTask
 ) -> dict[str, Calibration]:
-    """Return what a teacher and each of its co-teachers are worth on the validation part; the teacher's scale is 1."""
+    """Return the calibration of a teacher and of each co-teacher on the validation part; the teacher's scale is 1."""
     eval_cases = valid.eval_cases
     own = Calibration(1.0, float(ndcg_at_k(valid.ranks(model), 10).mean()))
     others = {
@@ -204,9 +252,17 @@ def calibrations(
 
 
 def run_arm(strategy: str, distillation: Distillation, start: LanguageModel, task: RankingTask) -> pd.DataFrame:
-    """Distil a copy of the student `start` under `strategy` and rank the catalogue for every test case.
+    """Distil a copy of the student `start` under a weighting strategy and rank the catalogue for each evaluation case.
 
-    Returns columns strategy, seed, case, user_id, target, rank, steps, targets; case: its place among the cases.
+    Args:
+        strategy: name of the weighting strategy.
+        distillation: what the students share.
+        start: the student before training.
+        task: the evaluation cases.
+
+    Returns:
+        One row per case, with columns strategy, seed, case (its place among the cases), user_id, target, rank, steps
+        (training steps) and targets (training targets).
     """
     student = replace(start, model=copy.deepcopy(start.model))
     trainer = distillation.train(student, strategy)
@@ -225,9 +281,17 @@ def run_arm(strategy: str, distillation: Distillation, start: LanguageModel, tas
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray, seen: Sequence[Sequence[int]], k: int = 10) -> pd.DataFrame:
-    """How alike two models rank each user's items: `overlap`, the share of the top k in common, and Kendall's `tau` over all.
+    """Measure how similarly two models rank the items of each case.
 
-    student, teacher: scores (B, N); seen: items left out of each user's top k.
+    Args:
+        student: scores of the one model, (B, N).
+        teacher: scores of the other, (B, N).
+        seen: item indices to leave out of each case's top k.
+        k: length of the lists that are compared.
+
+    Returns:
+        One row per case, with columns overlap (the share of the top k that both models have) and tau (Kendall's tau
+        over all items).
     """
     pairs = zip(top_k(student, k, seen), top_k(teacher, k, seen), strict=True)
     return pd.DataFrame(

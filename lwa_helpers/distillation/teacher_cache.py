@@ -1,4 +1,4 @@
-"""What a teacher says on every training position, computed once and read by all students."""
+"""A teacher's outputs at every training position, computed once and read by all students."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 import transformers
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lwa_helpers import files, paths
 from lwa_helpers.config import Bf16
@@ -26,15 +27,18 @@ from lwa_helpers.models.precision import autocast, computes_in_bf16
 from lwa_helpers.ranking.outputs import label_outputs
 
 Batches = Iterable[dict[str, Tensor]]
-READ = ("input_ids", "attention_mask", "labels")  # what of a batch a model is shown and asked at
-KEPT = 8  # how many outputs stay in the cache folder; those used longest ago go first
+READ = ("input_ids", "attention_mask", "labels")  # the parts of a batch that outputs depend on
+KEPT = 8  # how many outputs stay in the cache folder; the least recently used are deleted
 FORMAT = 4  # raise it when what is stored, or how it is computed, changes
 
 
 @dataclass
 class TopLogits:
-    """The k most likely tokens of each position and how likely they are: items (P, k); log_p (P, k+1), the last column the log
-    of the mass of all others.
+    """The k most likely tokens at each position, and their log-probabilities.
+
+    Attributes:
+        items: the tokens, (P, k).
+        log_p: their log-probabilities, and in the last column the log of the total probability of all others, (P, k+1).
     """
 
     items: Tensor
@@ -45,26 +49,39 @@ class TopLogits:
 
     @classmethod
     def of(cls, logits: Tensor, k: int, temperature: float) -> TopLogits:
-        """Cut softmax(logits / temperature), logits (P, N), to its k < N largest."""
+        """Cut softmax(logits / temperature), logits (P, N), to its k < N largest probabilities."""
         log_p = (logits.float() / temperature).log_softmax(-1)
         top = log_p.topk(k, dim=-1)
         return cls(top.indices, with_rest(log_p, top.indices))
 
 
 def with_rest(log_p: Tensor, items: Tensor) -> Tensor:
-    """Return log p of `items` (P, k), then the log of the mass of all others, (P, k+1); log_p (P, N)."""
+    """Return log_p (P, N) at `items` (P, k), then the log of the total probability of all others, (P, k+1)."""
     rest = log_p.scatter(1, items, -torch.inf).logsumexp(1, keepdim=True)
     return torch.cat([log_p.gather(1, items), rest], 1)
 
 
 class TeacherOutputs:
-    """A teacher's logits (P, V), or its k most likely tokens, and its states at mapped layers (P, S, d), found by window.
+    """A teacher's outputs at the P positions that predict labels, stored on disk and looked up by window.
 
-    Positions are those of labels, in the order of the windows. Arrays of float16 on disk, memory-mapped.
+    Positions are in the order of the windows. The arrays are memory-mapped; logits and states are float16.
+
+    Args:
+        directory: a folder that `compute` or ensemble.fuse wrote.
+
+    Attributes:
+        logits: the logits, (P, V), or log_p of TopLogits, (P, k+1).
+        items: the items of TopLogits, (P, k), or None if all logits are stored.
+        hidden: the states after the layers in `layers`, (P, S, d).
+        layers: the teacher's layers (1 … L) whose states are stored, S of them.
+        starts: the first position of each window, and P, (windows + 1,).
+        n_layers: L, the number of layers of the teacher.
+        top_k: k of TopLogits, or None.
+        temperature: temperature of TopLogits.
+        config: holds hidden_size, as a model's config does.
     """
 
     def __init__(self, directory: Path):
-        """directory: what `compute` wrote, or `fuse`."""
         self.directory = Path(directory)
         meta = json.loads((self.directory / "meta.json").read_text(encoding="utf-8"))
         self.n_layers, self.top_k, self.temperature = meta["n_layers"], meta["top_k"], meta["temperature"]
@@ -78,30 +95,47 @@ class TeacherOutputs:
     def lookup(
         self, windows: Tensor, device: torch.device, layers: Sequence[int] | None = None
     ) -> tuple[Tensor | TopLogits, list[Tensor]]:
-        """Return logits (P, N) or TopLogits, and the states (P, d) after each of `layers` (by default all that are held), at
-        the positions of these windows (B,), row after row.
+        """Look up the outputs at the positions of some windows.
+
+        Args:
+            windows: indices of the windows, (B,).
+            device: where to put the outputs.
+            layers: layers of the teacher (1 … L) whose states are wanted; None takes all that are stored.
+
+        Returns:
+            The logits (P, N) or TopLogits, and the states (P, d) after each of the layers, window after window.
         """
         rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in windows.tolist()])
-        logits: Tensor | TopLogits = torch.from_numpy(self.logits[rows]).to(device)
+        stored = torch.from_numpy(self.logits[rows]).to(device)
+        logits: Tensor | TopLogits = stored
         if self.items is not None:
-            logits = TopLogits(torch.from_numpy(self.items[rows]).long().to(device), logits.float().log_softmax(-1))
-        places = [self.layers.index(layer) for layer in (self.layers if layers is None else layers)]
+            logits = TopLogits(torch.from_numpy(self.items[rows]).long().to(device), stored.float().log_softmax(-1))
+        wanted = self.layers if layers is None else layers
+        places = np.array([self.layers.index(layer) for layer in wanted], dtype=np.intp)
         return logits, list(torch.from_numpy(self.hidden[np.ix_(rows, places)]).to(device).unbind(1))
 
     @classmethod
     def cached(
         cls,
-        teacher: nn.Module,
+        teacher: PreTrainedModel,
         batches: Batches,
         layers: list[int],
         bf16: Bf16,
         top_k: int | None = None,
         temperature: float = 1.0,
     ) -> TeacherOutputs:
-        """Return the outputs from the cache folder, where `compute` puts them if they are not there yet.
+        """Return the outputs from the cache folder, after computing them if they are not there yet.
 
-        The key holds whatever the outputs depend on: the teacher's weights and settings, the batches, the arguments, the
-        device and the versions of torch and transformers.
+        Their key is a hash of everything they depend on: the teacher's weights and config, the batches, the arguments,
+        the device, and the versions of torch and transformers.
+
+        Args:
+            teacher: the teacher.
+            batches: batches of windows in order (see compute).
+            layers: the teacher's layers whose states are stored (see compute).
+            bf16: whether to compute in bfloat16.
+            top_k: how many of the most likely tokens are stored; None stores all logits.
+            temperature: temperature of these tokens' probabilities.
         """
         device = next(teacher.parameters()).device
         bf16 = computes_in_bf16(bf16, device)
@@ -127,7 +161,7 @@ class TeacherOutputs:
     @torch.no_grad()
     def compute(
         cls,
-        teacher: nn.Module,
+        teacher: PreTrainedModel,
         batches: Batches,
         layers: list[int],
         directory: Path,
@@ -135,19 +169,33 @@ class TeacherOutputs:
         top_k: int | None = None,
         temperature: float = 1.0,
     ) -> TeacherOutputs:
-        """Run the teacher over batches in window order (batch["window"] = 0, 1, …) and store its outputs in `directory`.
+        """Run the teacher over all windows and store its outputs in `directory`.
 
-        layers: those of the teacher's layers (1 … L) that student layers are matched to; what is stored for students of several
-        depths serves them all. top_k: keep only the k most likely tokens at `temperature`; None, or as many as there are, keeps
-        all logits. `batches` is read twice.
-        Raises LwaError for windows out of order, and for batches that are there only once.
+        Args:
+            teacher: the teacher.
+            batches: batches of windows in order (batch["window"] = 0, 1, …); they are read twice.
+            layers: the teacher's layers (1 … L) that student layers are matched to. If they are stored for students of
+                several depths, the outputs serve all of these.
+            directory: the folder to write.
+            bf16: whether to compute in bfloat16.
+            top_k: how many of the most likely tokens are stored; None, or the number of all tokens, stores all logits.
+            temperature: temperature of these tokens' probabilities.
+
+        Returns:
+            The outputs stored.
+
+        Raises:
+            LwaError: if the windows are out of order, or the batches can be read only once.
         """
         teacher.eval()
         device, n_outputs = next(teacher.parameters()).device, vocabulary_size(teacher)
         k = top_k if top_k and top_k < n_outputs else None
         starts = _starts(batches)
         positions, width = int(starts[-1]), teacher.config.hidden_size
-        shapes = {"logits": (positions, k + 1 if k else n_outputs), "hidden": (positions, len(layers), width)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "logits": (positions, k + 1 if k else n_outputs),
+            "hidden": (positions, len(layers), width),
+        }
         with files.atomic_write(directory) as folder, output_arrays(folder, shapes, k) as arrays:
             at = 0
             for batch in batches:
@@ -160,7 +208,7 @@ class TeacherOutputs:
                         arrays["logits"][rows] = (top.log_p if top else logits).half().cpu().numpy()
                         if top:
                             arrays["items"][rows] = top.items.cpu().numpy()
-                rows = slice(at, at := at + len(out.states))
+                rows = slice(at, at := at + len(out.states))  # this batch; `at` becomes the start of the next
                 arrays["hidden"][rows] = (
                     in_half(torch.stack([out.hidden[layer - 1] for layer in layers], 1)).cpu().numpy()
                 )
@@ -175,25 +223,33 @@ class TeacherOutputs:
 
 
 def in_half(states: Tensor) -> Tensor:
-    """Return states (…, d) as float16, one that is too large for it shortened to what fits: its direction is what counts."""
+    """Return states (…, d) as float16; one too large for it is scaled down, since only its direction matters."""
     largest = states.float().abs().amax(-1, keepdim=True)
     return (states.float() / (largest / torch.finfo(torch.float16).max).clamp_min(1)).half()
 
 
 def windows_of(batch: dict[str, Tensor]) -> Tensor:
-    """Return which window each row of a batch is, (B,). Raises LwaError where the batch does not say it."""
+    """Return the index of each row's window, (B,).
+
+    Raises:
+        LwaError: if the batch does not have these.
+    """
     if "window" not in batch:
         raise LwaError('teacher outputs are found by window: each batch needs "window" (B,), as window_loader gives it')
     return batch["window"]
 
 
-def vocabulary_size(model: nn.Module) -> int:
-    """Return how many tokens a model tells apart."""
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the size of a model's vocabulary, the number of rows of its head."""
     return len(model.get_output_embeddings().weight)
 
 
 def _starts(batches: Batches) -> np.ndarray:
-    """First position of every window, and the number of positions: (windows + 1,). Raises LwaError for windows out of order."""
+    """Return the first position of every window, then the number of positions, (windows + 1,).
+
+    Raises:
+        LwaError: if the windows are out of order, or there are none.
+    """
     counts: list[int] = []
     for batch in batches:
         if windows_of(batch).tolist() != list(range(len(counts), len(counts) + len(batch["window"]))):
@@ -208,7 +264,16 @@ def _starts(batches: Batches) -> np.ndarray:
 
 @contextmanager
 def output_arrays(folder: Path, shapes: dict[str, tuple[int, ...]], k: int | None) -> Iterator[dict[str, np.memmap]]:
-    """Files of an outputs folder, mapped for writing: float16 of the given shapes, and items (P, k) int32 where k is set."""
+    """Create the arrays of an outputs folder, mapped for writing, and flush them at the end.
+
+    Args:
+        folder: the folder to create.
+        shapes: shape of each float16 array, by name.
+        k: how many items per position to store, as int32 (P, k); None stores no items.
+
+    Yields:
+        The arrays by name.
+    """
     folder.mkdir(parents=True)
     arrays = {name: open_memmap(folder / f"{name}.npy", "w+", np.float16, shape) for name, shape in shapes.items()}
     if k:
@@ -219,7 +284,7 @@ def output_arrays(folder: Path, shapes: dict[str, tuple[int, ...]], k: int | Non
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and values of a model's parameters and buffers."""
+    """Return a SHA-256 hash over the names, types, shapes and values of a model's parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -228,10 +293,10 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def batches_hash(batches: Batches, keys: Sequence[str]) -> str:
-    """SHA-256 over these tensors of every batch, padding included."""
+    """Return a SHA-256 hash over the tensors `keys` of every batch, padding included."""
     digest = hashlib.sha256()
     for batch in batches:
         for name in keys:
             digest.update(f"{name} {tuple(batch[name].shape)}\n".encode())
-            digest.update(batch[name].contiguous().numpy())
+            digest.update(batch[name].contiguous().numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Make a teacher: a language model given item tokens, then tuned to name the next item."""
+"""Make a teacher: give a language model item tokens, then tune it to predict the next item."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -35,9 +36,9 @@ from lwa_helpers.ranking.head_transfer import carry_head, label_states
 from lwa_helpers.ranking.task import RankingTask
 from lwa_helpers.ranking.training import RankingTrainer, train_or_resume, training_arguments, window_loader
 
-CARRY_WINDOWS = 300  # windows on which a head is carried from the first layers to all of them
-HEAD_SCALE = 0.02  # of the head's first map: scores start small, nothing is ruled out
-RIDGE = 1e-2
+CARRY_WINDOWS = 300  # windows that the map which carries the head over to all layers is fitted on
+HEAD_SCALE = 0.02  # standard deviation of the random map that starts the head: with small scores no item is ruled out
+RIDGE = 1e-2  # ridge penalty, times the mean square of the collaborative vectors
 
 
 def item_model(
@@ -48,14 +49,19 @@ def item_model(
     evaluation: EvaluationConfig,
     seed: int,
 ) -> LanguageModel:
-    """Return a copy of a language model with a token for each item, untuned.
+    """Return a copy of a language model with a token for each item, not tuned yet.
 
-    An item's input row is the mean embedding of its title's tokens plus a linear map of its collaborative vector, fitted so
-    that the map alone comes close to the titles; its output row is a random map of the vector. Items without interactions get
-    the vector that their title suggests.
+    An item's input row is the mean embedding of its title's tokens plus a linear map of its collaborative vector. The
+    map is fitted to predict the mean embeddings. An item's output row is a random linear map of its vector. The vectors
+    of items without interactions are predicted from their titles.
 
     Args:
-        vectors: collaborative vectors of the items, (N, k), as SASRec.item_vectors.
+        full: the language model.
+        data: the dataset.
+        vectors: collaborative vectors of the items, (N, k), such as SASRec.item_vectors.
+        cut: how histories are read.
+        evaluation: how many items of a history are read.
+        seed: of the random map.
     """
     titles = title_rows(full, data.titles)
     known = torch.from_numpy(with_cold_rows(vectors, data.counts, titles.cpu().numpy())).float().to(titles)
@@ -74,7 +80,12 @@ def item_model(
 
 
 def reinitialised(full: LanguageModel, seed: int) -> LanguageModel:
-    """Return a model of the same architecture whose weights, embedding included, are drawn anew: the control without reading."""
+    """Return a model of the same architecture with random weights, a control without pretraining.
+
+    Args:
+        full: the language model.
+        seed: of the weights, those of the embedding included.
+    """
     torch.manual_seed(seed)
     config = copy.deepcopy(full.model.config)
     return replace(full, model=type(full.model)._from_config(config, dtype=full.model.dtype).eval())
@@ -90,21 +101,31 @@ def tune(
     co_teachers: Mapping[str, CrossFitted] | None = None,
     validation: RankingTask | None = None,
 ) -> RankingTrainer:
-    """Tune the task's model in place and return the trainer of all its layers: on labels alone, or taught by baselines as well.
+    """Tune the task's model in place, on labels and, optionally, on the predictions of baselines.
 
-    First its item rows are fitted behind its first few layers, which learn with them at a fraction of the cost: there is most
-    to learn. Then the head is carried over to all layers (carry_head), and all are trained, on the labels and on what the
-    shallow model has made of them. With first_layers: 0 all layers are trained from the start.
+    The first step trains the item rows, which have the most to learn, together with only the first few layers, at a
+    fraction of the cost. Then the head is carried over to all layers (see carry_head). The second step trains all
+    layers on the labels and on the predictions of the shallow model. With first_layers = 0, the first step is skipped.
 
     Args:
-        valid: what the best weights are chosen by, where section.evaluate_every is set.
-        co_teachers: baselines that teach all layers beside the first ones.
-        validation: on whom these are weighed, and the scale of their scores is fitted.
+        task: the dataset and the model.
+        section: settings of the teacher.
+        seed: of the training runs.
+        valid: maps the model to the metric that the best weights are chosen by; needed if section.evaluate_every is
+            set.
+        logs: folder for TensorBoard; None writes no such logs.
+        callbacks: callbacks of the second step.
+        co_teachers: baselines that teach in the second step, together with the shallow model.
+        validation: the validation cases that weights and score scales of the co-teachers are fitted on; needed if there
+            are co-teachers.
+
+    Returns:
+        The trainer of the second step.
 
     Raises:
-        LwaError: for co-teachers without first layers.
+        LwaError: if there are co-teachers but no first layers.
     """
-    teacher = None
+    teacher: LanguageModel | TeacherOutputs | None = None
     if 0 < section.first_layers < len(decoder_layers(task.lm.model)):
         teacher = shallow = shallow_model(task, section, seed)
         start_from_shallow(task, shallow, section, seed)
@@ -113,6 +134,7 @@ def tune(
             raise LwaError(
                 "teacher.co_teachers teach beside the first layers: set teacher.first_layers, below the number of all"
             )
+        assert validation is not None  # needed with co-teachers
         teacher = with_co_teachers(task, shallow, section, co_teachers, validation)
     trainer = train(task, task.lm, section, seed, teacher, valid, logs, callbacks)
     write_cold_rows(task.lm, task.data)
@@ -120,7 +142,7 @@ def tune(
 
 
 def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> LanguageModel:
-    """Return the task's model without all but its first layers, trained on labels."""
+    """Return a model of only the first layers of the task's model, trained on labels."""
     shallow = build_student(task.lm, section.first_layers, "first")
     short = section.model_copy(
         update={
@@ -142,9 +164,10 @@ def with_co_teachers(
     co_teachers: Mapping[str, CrossFitted],
     validation: RankingTask,
 ) -> TeacherOutputs:
-    """Return what the shallow model and the co-teachers say on all training windows, averaged."""
+    """Return the outputs of the shallow model and the co-teachers on all training windows, averaged."""
+    assert task.lm.items is not None  # the shallow model predicts item tokens
     windows = task.train_windows(section)
-    ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, 0, shuffle=False)
+    ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, 0, shuffle=False)  # seed unused
     own = TeacherOutputs.cached(shallow.model, ordered, [section.first_layers], section.bf16)
     return ensemble_outputs(
         own, windows, co_teachers, task.lm.items.tokens, calibrations(shallow.model, co_teachers, validation)
@@ -152,12 +175,13 @@ def with_co_teachers(
 
 
 def start_from_shallow(task: RankingTask, shallow: LanguageModel, section: TeacherConfig, seed: int) -> None:
-    """Put the item rows and layers of the shallow model into the task's, in place, and carry its head over to all layers."""
+    """Copy the embedding and the layers of the shallow model into the task's model, and carry its head over."""
     model = task.lm.model
+    own, fitted = (cast(nn.Embedding, each.get_input_embeddings()) for each in (model, shallow.model))
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(shallow.model.get_input_embeddings().weight)
-    for own, fitted in zip(decoder_layers(model), decoder_layers(shallow.model)):
-        own.load_state_dict(fitted.state_dict())
+        own.weight.copy_(fitted.weight)
+    for layer, trained in zip(decoder_layers(model), decoder_layers(shallow.model)):
+        layer.load_state_dict(trained.state_dict())
     windows = task.train_windows(section)
     drawn = np.random.default_rng(seed).permutation(len(windows))[:CARRY_WINDOWS]
     batches = window_loader([windows[i] for i in drawn], section.tokens_per_batch, task.lm.pad_id, seed, shuffle=False)
@@ -175,10 +199,21 @@ def train(
     logs: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RankingTrainer:
-    """Train a model of the task's tokens on labels, in place; a shallow model, or what several have said, teaches beside them
-    with weight first_alpha.
+    """Train a model with the task's tokens in place, on labels and, optionally, on a teacher's predictions.
 
-    In a catalogue so large that its softmax is sampled, it does not.
+    Args:
+        task: the task.
+        lm: the model to train.
+        section: settings of the teacher. The teacher's predictions have the weight section.first_alpha.
+        seed: of the training run.
+        teacher: a shallow model, or the outputs of several. It is not used if the catalogue is so large that its
+            softmax is sampled.
+        valid: maps the model to the metric that the best weights are chosen by.
+        logs: folder for TensorBoard; None writes no such logs.
+        callbacks: further callbacks.
+
+    Returns:
+        The trainer, after training.
     """
     torch.manual_seed(seed)
     loader = task.train_loader(section, seed)
@@ -189,9 +224,10 @@ def train(
     arguments = training_arguments(
         section, len(loader), seed, checkpoints=folder, evaluate_every=section.evaluate_every
     )
-    options = {"head_learning_rate": section.head_learning_rate, "dropout": section.dropout, "valid": valid}
-    options |= {"loader": loader, "patience": section.patience, "logs": logs, "callbacks": callbacks}
+    options: dict[str, Any] = {"head_learning_rate": section.head_learning_rate, "dropout": section.dropout}
+    options |= {"valid": valid, "loader": loader, "patience": section.patience, "logs": logs, "callbacks": callbacks}
     sampled = proposal(task, section)
+    trainer: RankingTrainer
     with low_rank(trained_rows(lm.model), section.rank):
         if teacher and not sampled:
             loss = LossConfig(alpha=section.first_alpha, temperature=1.0, beta=0.0)
@@ -205,15 +241,25 @@ def train(
 def checkpoints(
     models: Sequence[LanguageModel | TeacherOutputs | None], loader: DataLoader, section: TeacherConfig, seed: int
 ) -> Path:
-    """Where a run keeps its checkpoints: named by all that it depends on, so that it never goes on from another's."""
-    key = [m.directory.name if isinstance(m, TeacherOutputs) else weights_hash(m.model) for m in models if m]
+    """Return the folder of a run's checkpoints.
+
+    Its name is a hash of everything the run depends on, so a run never resumes from another run's checkpoint.
+
+    Args:
+        models: the model before training, and the teacher, if there is one.
+        loader: the batches.
+        section: settings of the teacher.
+        seed: of the training run.
+    """
+    key: list[Any] = [m.directory.name if isinstance(m, TeacherOutputs) else weights_hash(m.model) for m in models if m]
     key += [batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
     return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
 
 
 def proposal(task: RankingTask, section: TeacherConfig) -> tuple[Tensor, int] | None:
-    """Return what sampled_nll draws tokens from, and how many, where the catalogue is larger than section.softmax_items."""
+    """Return log q and n of sampled_nll, or None if the catalogue has at most section.softmax_items items."""
     items = task.lm.items
+    assert items is not None  # the tuned model predicts item tokens
     if len(items.ids) <= section.softmax_items:
         return None
     log_q = torch.full((items.tokens.stop,), -torch.inf)
@@ -223,10 +269,11 @@ def proposal(task: RankingTask, section: TeacherConfig) -> tuple[Tensor, int] | 
 
 @torch.no_grad()
 def write_cold_rows(lm: LanguageModel, data: Interactions) -> None:
-    """Give items without interactions the rows of the head that their titles suggest, in place.
+    """Replace, in place, the head's rows of items without interactions by predictions from their titles.
 
-    In training they are never the target, so that the softmax drives their scores down whatever they are.
+    These items are never a target in training, so the softmax lowers their scores whatever the items are.
     """
+    assert lm.items is not None  # the tuned model has item tokens
     rows = lm.model.get_output_embeddings().weight[lm.items.tokens]
-    titles = lm.model.get_input_embeddings().weight[lm.items.tokens]
+    titles = cast(nn.Embedding, lm.model.get_input_embeddings()).weight[lm.items.tokens]
     rows.copy_(torch.from_numpy(with_cold_rows(rows.cpu().numpy(), data.counts, titles.cpu().numpy())))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from lwa_helpers.config import LossConfig, read_yaml
 from lwa_helpers.distillation.losses import LogitsAt, hidden_distance, output_losses
@@ -24,29 +26,38 @@ from lwa_helpers.ranking.training import UNEVEN, RankingTrainer, zero_loss
 
 
 class DistillationTrainer(RankingTrainer):
-    """transformers.Trainer whose loss is (1-alpha) CE + alpha tau^2 KL(teacher || student) + beta mean_s w_s d(h_s, map(h_t)).
+    """transformers.Trainer with the loss of layerwise distillation.
 
-    The mean is over the student layers that loss.match names; `strategy` turns Fisher scores into w (mean 1); "none" leaves
-    the hidden-state term out, "labels" the teacher altogether. d is 1 - cosine similarity. Where widths differ, the
-    student's states pass through learned projections, which are part of the student while it trains.
+    The loss is (1-alpha) CE + alpha tau^2 KL(teacher || student) + beta mean_s w_s d(h_s, map(h_t)). The mean is over
+    the student layers that loss.match names, the weights w have mean 1, and d is 1 - cosine similarity. If the widths
+    differ, the student's states pass through learned projections, which are part of the student while it trains.
+
+    Args:
+        teacher_model: the teacher, or its outputs from the cache, which save its forward passes.
+        student_model: the student; it is trained in place.
+        fisher_weights: Fisher information of the teacher for the strategy, or the weights themselves, (n_layers,).
+        strategy: how Fisher information becomes the weights w. "none" leaves out the hidden-state term, "labels" leaves
+            out the teacher altogether.
+        loss: settings of the loss; None takes those of distillation_config.yaml.
+        args: settings of the training run; None takes default_arguments().
+        strategy_seed: seed of a strategy that draws its weights at random.
+        trainer: further arguments of RankingTrainer.
+
+    Raises:
+        LwaError: if the weights or the cached outputs do not fit the student or the loss.
     """
 
     def __init__(
         self,
-        teacher_model: nn.Module | LanguageModel | TeacherOutputs,
-        student_model: nn.Module | LanguageModel,
+        teacher_model: PreTrainedModel | LanguageModel | TeacherOutputs,
+        student_model: PreTrainedModel | LanguageModel,
         fisher_weights: FisherResult | np.ndarray | None = None,
         strategy: str | LayerwiseDistillation = "fisher",
         loss: LossConfig | None = None,
         args: TrainingArguments | None = None,
         strategy_seed: int = 0,
-        **trainer,
+        **trainer: Any,
     ):
-        """fisher_weights: scores of the teacher for the strategy, or the (n_layers,) weights themselves. strategy_seed: of a
-        strategy that draws its weights.
-
-        A TeacherOutputs cache in the teacher's place spares its forward passes. Raises LwaError when weights do not fit.
-        """
         student = student_model.model if isinstance(student_model, LanguageModel) else student_model
         teacher = teacher_model.model if isinstance(teacher_model, LanguageModel) else teacher_model
         self.loss_config = loss or LossConfig(**read_yaml("distillation_config.yaml")["loss"])
@@ -54,7 +65,8 @@ class DistillationTrainer(RankingTrainer):
             self.loss_config = self.loss_config.model_copy(update={"alpha": 0.0, "beta": 0.0})
         self.n_layers = len(decoder_layers(student))
         self.weights = layer_weights(fisher_weights, strategy, self.n_layers, self.loss_config.match, strategy_seed)
-        self.teacher, self.parts = teacher, []
+        self.teacher = teacher
+        self.parts: list[dict[str, Tensor]] = []  # the loss terms of each batch since the last entry of the log
         n_teacher = teacher.n_layers if isinstance(teacher, TeacherOutputs) else len(decoder_layers(teacher))
         self.map = layer_map(self.n_layers, n_teacher)
         width = student.config.hidden_size, teacher.config.hidden_size
@@ -66,30 +78,55 @@ class DistillationTrainer(RankingTrainer):
         if self.projections is not None:
             del student.projections  # until it trains
         if isinstance(teacher, nn.Module):
-            teacher.to(self.args.device).eval()
+            teacher.to(self.args.device).eval()  # type: ignore[arg-type]  # transformers' wrapper hides the signature
         else:
             self.check_outputs(teacher)
 
     def check_outputs(self, cache: TeacherOutputs) -> None:
-        """Raise LwaError for cached outputs that were made for another loss or another student."""
+        """Check that cached outputs fit the loss and the student.
+
+        Args:
+            cache: the cached outputs.
+
+        Raises:
+            LwaError: if they were made for another loss or another student.
+        """
         if cache.top_k and cache.temperature != self.loss_config.temperature:
             raise LwaError(
-                f"these teacher outputs were cut to {cache.top_k} items or tokens at temperature {cache.temperature}, the loss has "
-                f"{self.loss_config.temperature}: compute them again at that temperature, or with top_k=None"
+                f"these teacher outputs were cut to {cache.top_k} items or tokens at temperature {cache.temperature}, "
+                f"the loss has {self.loss_config.temperature}: "
+                "compute them again at that temperature, or with top_k=None"
             )
         if self.weights is not None and not set(self.map) <= set(cache.layers):
             raise LwaError(
-                f"these teacher outputs hold the states after the teacher's layers {cache.layers}; a student of {self.n_layers} "
-                f"is matched to {self.map}, as layer_map says: compute them again with those"
+                f"these teacher outputs hold the states after the teacher's layers {cache.layers}; "
+                f"a student of {self.n_layers} is matched to {self.map}, as layer_map says: "
+                "compute them again with those"
             )
 
-    def train(self, train_loader: Iterable[dict[str, Tensor]] | None = None, num_epochs: float | None = None, **kwargs):
-        """Train on `train_loader`, if given, for `num_epochs`, if given; returns what Trainer.train returns.
+    def train(  # type: ignore[override]  # its first arguments are those that a bare trainer needs
+        self,
+        train_loader: Iterable[dict[str, Tensor]] | None = None,
+        num_epochs: float | None = None,
+        **kwargs: Any,
+    ) -> TrainOutput:
+        """Train the student.
 
-        A list or generator of batches, which is read once, will do: each epoch then takes them in the order given.
+        Args:
+            train_loader: batches to train on, if the trainer has no loader yet or another one. A list or a generator,
+                which is read once, is accepted too; each epoch then takes the batches in the order given.
+            num_epochs: number of epochs; None leaves the length of the run to the trainer's arguments.
+            kwargs: further arguments of Trainer.train.
+
+        Returns:
+            What Trainer.train returns.
+
+        Raises:
+            LwaError: if there are no batches.
         """
         if train_loader is not None:
-            self.loader = train_loader if hasattr(train_loader, "dataset") else loader_of(train_loader)
+            is_loader = hasattr(train_loader, "dataset")
+            self.loader = cast(DataLoader, train_loader) if is_loader else loader_of(train_loader)
             self.train_dataset = self.loader.dataset
         if self.loader is None:
             raise LwaError("DistillationTrainer has no data: pass train(train_loader) a DataLoader of batches")
@@ -103,10 +140,10 @@ class DistillationTrainer(RankingTrainer):
         finally:
             del self.model.projections  # the student is saved without them
 
-    def total(self, student: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the loss of a batch, a scalar; its terms are noted for the log while training.
+    def total(self, student: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, a scalar, and keep its terms for the log while training.
 
-        A teacher that the loss does not need is not asked.
+        The teacher is not run if the loss does not need it.
         """
         own, config = self.student_outputs(student, inputs), self.loss_config
         if not len(own.states):
@@ -126,37 +163,46 @@ class DistillationTrainer(RankingTrainer):
         return total
 
     def student_outputs(self, student: nn.Module, inputs: dict[str, Tensor]) -> LabelOutputs:
-        """Return the student's outputs, its states brought to the teacher's width."""
+        """Return the student's outputs, with its states projected to the teacher's width."""
         out = label_outputs(student, inputs, hidden=self.weights is not None)
         if self.projections is not None and out.hidden:
-            project = [self.projections[str(place)] for place in range(self.n_layers)]
+            project = [cast(nn.Linear, self.projections[str(place)]) for place in range(self.n_layers)]
             out.hidden = [layer(state.to(layer.weight.dtype)) for layer, state in zip(project, out.hidden, strict=True)]
         return out
 
     @torch.no_grad()
     def teacher_outputs(self, inputs: dict[str, Tensor]) -> tuple[LogitsAt, list[Tensor]]:
-        """Return what the teacher says at given positions, logits (P, N) or TopLogits, and its states at the mapped layers, (P, d)."""
+        """Return the teacher's outputs for a batch, from the cache or computed.
+
+        Args:
+            inputs: the batch.
+
+        Returns:
+            A function from a slice of the positions to the logits (P, N) or TopLogits there, and the states after each
+            mapped layer, (P, d) each.
+        """
         if isinstance(self.teacher, TeacherOutputs):
             layers = self.map if self.weights is not None else []
-            logits_at, states = self.teacher.lookup(windows_of(inputs), self.args.device, layers)
-            return logits_at.__getitem__, states
+            logits, states = self.teacher.lookup(windows_of(inputs), self.args.device, layers)
+            return logits.__getitem__, states
         out, loss = label_outputs(self.teacher, inputs, hidden=True), self.loss_config
 
         @torch.no_grad()
         def logits_at(rows: slice) -> Tensor | TopLogits:
             logits = out.head(out.states[rows])
-            cut = loss.top_k and loss.top_k < logits.shape[-1]
-            return TopLogits.of(logits, loss.top_k, loss.temperature) if cut else logits
+            if loss.top_k and loss.top_k < logits.shape[-1]:
+                return TopLogits.of(logits, loss.top_k, loss.temperature)
+            return logits
 
         return logits_at, [out.hidden[layer - 1] for layer in self.map]
 
     def hidden_term(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        """Return the mean over the student's layers of weight times distance; a layer that is not matched has weight 0."""
+        """Return the mean of weight times distance over the student's layers; unmatched layers have weight 0."""
         distances = torch.stack([hidden_distance(s, t) for s, t in zip(student, teacher, strict=True)])
         return (distances * torch.as_tensor(self.weights, dtype=distances.dtype, device=distances.device)).mean()
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Add the means of the loss terms since the last entry."""
+        """Log as Trainer does, together with the means of the loss terms since the last entry."""
         if "loss" in logs and self.parts:
             logs |= {name: float(torch.stack([part[name] for part in self.parts]).mean()) for name in self.parts[0]}
             self.parts = []
@@ -164,15 +210,19 @@ class DistillationTrainer(RankingTrainer):
 
 
 def loader_of(batches: Iterable[dict[str, Tensor]]) -> DataLoader:
-    """Return a DataLoader that gives these batches, in their order, as often as wanted. Raises LwaError when there is none."""
+    """Return a DataLoader that gives these batches, in their order, as often as needed.
+
+    Raises:
+        LwaError: if there are no batches.
+    """
     kept = list(batches)
     if not kept:
         raise LwaError("train(train_loader) was given no batch: a generator can be read only once")
-    return DataLoader(kept, batch_size=None)
+    return DataLoader(kept, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style dataset
 
 
 def default_arguments() -> TrainingArguments:
-    """Settings for a bare DistillationTrainer(...).train(loader)."""
+    """Return the settings for DistillationTrainer(...).train(loader) without arguments."""
     return TrainingArguments(
         output_dir=str(TRAINER_OUTPUT),
         learning_rate=1e-4,

@@ -1,1 +1,1 @@
-"""How good is a ranking, and how sure can we be? Metrics, statistics, the test protocol and baselines."""
+"""Evaluation of rankings: metrics, statistics, the test protocol and baselines."""

@@ -1,9 +1,10 @@
-"""Recommenders without a language model, and their tuning: what a language model must beat."""
+"""Recommenders without a language model, and how they are tuned. A language model must beat them."""
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -22,23 +23,29 @@ EASE_LIMIT = 30_000
 
 
 class Popularity:
-    """The same scores for everybody: how often an item occurs in the train part."""
+    """The same scores for all users: how often an item occurs in the train part."""
 
     def fit(self, interactions: Interactions) -> Self:
-        """Count."""
+        """Count the interactions of each item in the train part."""
         self.counts = np.bincount(_columns(interactions), minlength=len(interactions.item_ids)).astype(float)
         return self
 
-    def scores(self, histories: list[list[int]]) -> np.ndarray:
-        """Counts, repeated for each history: (B, N)."""
+    def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the counts, repeated for each history, (B, N)."""
         return np.tile(self.counts, (len(histories), 1))
 
 
 class RecentPopularity(Popularity):
-    """Popularity in which an interaction's weight halves with every `half_life` of the train rows that are newer.
+    """Popularity in which older interactions weigh less.
 
-    weight = 2^(-(share of train rows newer than it) / half_life), so the unit of time does not matter. Where timestamp
-    is only an ordinal within the user, it measures position in the user's history and not the calendar.
+    weight = 2^(-(share of train rows that are newer) / half_life), so the unit of time does not matter. If timestamps
+    are only ordinals within a user, they measure the position in the user's history and not the date.
+
+    Args:
+        half_life: share of the train rows after which an interaction's weight halves.
+
+    Raises:
+        LwaError: if half_life is not positive.
     """
 
     def __init__(self, half_life: float = 0.05) -> None:
@@ -47,7 +54,7 @@ class RecentPopularity(Popularity):
         self.half_life = half_life
 
     def fit(self, interactions: Interactions) -> Self:
-        """Count with weights."""
+        """Sum the weights of each item's interactions in the train part."""
         age = 1 - stats.rankdata(interactions.train.timestamp) / len(interactions.train)
         weights = 0.5 ** (age / self.half_life)
         self.counts = np.bincount(_columns(interactions), weights, minlength=len(interactions.item_ids))
@@ -55,10 +62,17 @@ class RecentPopularity(Popularity):
 
 
 class ItemKNN:
-    """Sum, over the items of the history, of their cosine similarity to the candidate.
+    """Score of a candidate: its cosine similarity to the items of the history, summed.
 
-    s_ij = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrinkage), U_i the users of item i, s_ii = 0; each candidate keeps its
-    `neighbours` most similar items. Source: Sarwar et al., WWW 2001; Deshpande & Karypis, TOIS 2004.
+    s_ij = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrinkage), where U_i are the users of item i, and s_ii = 0.
+    Source: Sarwar et al., WWW 2001; Deshpande & Karypis, TOIS 2004.
+
+    Args:
+        neighbours: number of most similar items that each candidate keeps.
+        shrinkage: added to the denominator.
+
+    Raises:
+        LwaError: if neighbours < 1 or shrinkage < 0.
     """
 
     def __init__(self, neighbours: int = 100, shrinkage: float = 10.0) -> None:
@@ -67,18 +81,18 @@ class ItemKNN:
         self.neighbours, self.shrinkage = neighbours, shrinkage
 
     def fit(self, interactions: Interactions) -> Self:
-        """Build the sparse (N, N) similarity, column = candidate."""
-        with_co_teachers = _gram(interactions)
-        root = np.sqrt(with_co_teachers.diagonal())
-        with_co_teachers.setdiag(0)
-        with_co_teachers.eliminate_zeros()
-        pairs = with_co_teachers.tocoo()
+        """Build the sparse (N, N) similarity matrix, in which a column is a candidate."""
+        co_occurrence = _gram(interactions)
+        root = np.sqrt(co_occurrence.diagonal())
+        co_occurrence.setdiag(0)
+        co_occurrence.eliminate_zeros()
+        pairs = co_occurrence.tocoo()
         pairs.data = pairs.data / (root[pairs.row] * root[pairs.col] + self.shrinkage)
         self.similarity = _keep_largest(pairs.tocsc(), self.neighbours)
         return self
 
-    def scores(self, histories: list[list[int]]) -> np.ndarray:
-        """Summed similarity to the history: (B, N)."""
+    def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the summed similarity to each history, (B, N)."""
         return (_user_rows(histories, self.similarity.shape[0]) @ self.similarity).toarray()
 
 
@@ -87,6 +101,12 @@ class EASE:
 
     B minimises ||X - X B||^2 + l2 ||B||^2 with diag(B) = 0: with P = (X'X + l2 I)^-1, B_ij = -P_ij / P_jj off the
     diagonal. X (users, N) is the binary train matrix. Source: Steck, WWW 2019.
+
+    Args:
+        l2: strength of the regularisation.
+
+    Raises:
+        LwaError: if l2 is not positive and finite.
     """
 
     def __init__(self, l2: float = 250.0) -> None:
@@ -95,7 +115,14 @@ class EASE:
         self.l2 = l2
 
     def fit(self, interactions: Interactions) -> Self:
-        """Invert the dense (N, N) matrix; LwaError above EASE_LIMIT items."""
+        """Compute the weights by inverting a dense (N, N) matrix.
+
+        Returns:
+            The fitted model itself.
+
+        Raises:
+            LwaError: if there are more than EASE_LIMIT items.
+        """
         n = len(interactions.item_ids)
         if n > EASE_LIMIT:
             raise LwaError(f"EASE inverts a dense {n} x {n} matrix; its limit is {EASE_LIMIT} items: leave it out here")
@@ -106,20 +133,20 @@ class EASE:
         np.fill_diagonal(self.weights, 0.0)
         return self
 
-    def scores(self, histories: list[list[int]]) -> np.ndarray:
-        """X B for each history's binary row x: (B, N)."""
+    def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return x B for the binary row x of each history, (B, N)."""
         return _user_rows(histories, len(self.weights)) @ self.weights
 
 
 class Tuned(NamedTuple):
-    """The fitted baseline with the best valid NDCG@10, its settings, and every setting tried."""
+    """The fitted baseline with the best valid NDCG@10, its settings, and all settings tried."""
 
     best: Baseline
     settings: dict[str, Any]
     tried: pd.DataFrame
 
     def cross_fitted(self, interactions: Interactions, seed: int) -> CrossFitted:
-        """Return it with these settings, fitted on each half of the users apart."""
+        """Return the baseline with these settings, cross-fitted on two halves of the users."""
         return CrossFitted.of(lambda part: type(self.best)(**self.settings).fit(part), interactions, seed)
 
 
@@ -134,9 +161,20 @@ def tune(
 ) -> Tuned:
     """Fit `baseline(**setting)` for at most `budget` settings of the grid and keep the best on the valid part.
 
-    All combinations where the budget allows, else a random choice of them by seed. `tried` has one row per setting:
-    its values, valid NDCG@10 and HR@10, and the seconds it took. Ties go to the one tried first. LwaError for an empty
-    grid or budget < 1.
+    Args:
+        baseline: the class of the baseline.
+        grid: the values to try of each parameter.
+        interactions: the dataset.
+        budget: maximum number of settings. If the grid has more combinations, a random choice of them is tried.
+        seed: of the random choice.
+        exclude_seen: whether the items of the history are left out of the ranking.
+
+    Returns:
+        The baseline with the highest valid NDCG@10; ties go to the one tried first. `tried` has one row per setting:
+        its values, valid NDCG@10 and HR@10, and the seconds it took.
+
+    Raises:
+        LwaError: if the grid is empty or budget < 1.
     """
     settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if not settings or budget < 1:
@@ -144,7 +182,8 @@ def tune(
     if len(settings) > budget:
         chosen = np.random.default_rng(seed).choice(len(settings), budget, replace=False)
         settings = [settings[i] for i in sorted(chosen)]
-    eval_cases, rows, best = cases(interactions, "valid"), [], None
+    eval_cases, rows = cases(interactions, "valid"), []
+    best: tuple[float, Baseline, dict[str, Any]] | None = None
     for setting in settings:
         start = time.perf_counter()
         model = baseline(**setting).fit(interactions)
@@ -153,6 +192,7 @@ def tune(
         rows.append({**setting, **result, "seconds": time.perf_counter() - start})
         if best is None or result["NDCG@10"] > best[0]:
             best = (result["NDCG@10"], model, setting)
+    assert best is not None  # at least one setting was tried
     return Tuned(best[1], best[2], pd.DataFrame(rows))
 
 
@@ -163,13 +203,13 @@ def _columns(interactions: Interactions) -> np.ndarray:
 
 
 def _gram(interactions: Interactions) -> sparse.csr_array:
-    """X'X (N, N) of the binary train matrix: how many users two items share; the diagonal counts an item's users."""
+    """Return X'X (N, N) of the binary train matrix: the users that two items share, an item's users on the diagonal."""
     users, columns = pd.factorize(interactions.train.user_id)[0], _columns(interactions)
     shape = (users.max() + 1, len(interactions.item_ids))
     return (binary := _binary(users, columns, shape)).T.tocsr() @ binary
 
 
-def _user_rows(histories: list[list[int]], n_items: int) -> sparse.csr_array:
+def _user_rows(histories: Sequence[Sequence[int]], n_items: int) -> sparse.csr_array:
     rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     columns = np.fromiter(itertools.chain.from_iterable(histories), np.int64)
     return _binary(rows, columns, (len(histories), n_items))

@@ -1,4 +1,4 @@
-"""How sure a recommender may be: the scale at which its scores are best read as log-probabilities."""
+"""Calibration of recommenders: the scale at which scores are the best log-probabilities."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ RANGE = np.log(1e-3), np.log(1e3)
 
 
 class Calibration(NamedTuple):
-    """What a recommender is worth beside others: the scale of its scores, and its weight in an ensemble."""
+    """How a recommender enters an ensemble: the scale of its scores, and its weight."""
 
     scale: float
     weight: float
 
 
 def fitted_scale(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Return the s in [0.001, 1000] for which softmax(s scores) gives the targets the highest likelihood.
+    """Fit the scale s of scores by temperature scaling, s = 1 / temperature, on the valid part.
 
-    Temperature scaling, s = 1 / temperature (Guo et al., ICML 2017); fit it on the valid part. scores (B, N); targets (B,).
+    Source: Guo et al., ICML 2017.
+
+    Args:
+        scores: (B, N) scores of all items for each case.
+        targets: (B,) indices of the target items.
+
+    Returns:
+        The s in [0.001, 1000] for which softmax(s scores) gives the targets the highest likelihood.
     """
     rows, scores = np.arange(len(targets)), np.asarray(scores, dtype=np.float64)
 
@@ -35,9 +42,14 @@ def fitted_scale(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def calibrated(scores: np.ndarray, eval_cases: Cases) -> Calibration:
-    """Return the fitted scale of a recommender's scores (B, N), and its NDCG@10 as its weight.
+    """Fit the scale of a recommender's scores, and measure its weight.
 
-    asked: cases of the valid part, which the scores answer.
+    Args:
+        scores: (B, N) scores of all items for each case.
+        eval_cases: the B cases, of the valid part.
+
+    Returns:
+        The fitted scale, and the recommender's NDCG@10 as its weight.
     """
     rank = rank_of_target(scores, eval_cases.targets, exclude=eval_cases.histories)
     return Calibration(fitted_scale(scores, eval_cases.targets), float(ndcg_at_k(rank, 10).mean()))

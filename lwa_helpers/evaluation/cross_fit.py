@@ -1,4 +1,4 @@
-"""A baseline that speaks of each user from a fit on other users, so that it never repeats what it has learnt by heart."""
+"""Cross-fitting: score each user with a fit on other users, so that no score repeats memorised training rows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from lwa_helpers.evaluation.protocol import Baseline
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """One fit per fold of users, each without that fold's training rows. fold: of each user."""
+    """One fit per fold of users, without that fold's training rows.
+
+    Attributes:
+        models: the fit for each fold.
+        fold: the fold of each user.
+    """
 
     models: list[Baseline]
     fold: dict[str, int]
 
     @classmethod
     def of(cls, fit: Callable[[Interactions], Baseline], data: Interactions, seed: int, folds: int = 2) -> CrossFitted:
-        """Deal the users of the train part out to `folds` folds and call `fit` once for each, without its rows."""
+        """Divide the users of the train part into `folds` folds and call `fit` once per fold, without its rows."""
         users = data.train.user_id.unique()
         dealt = np.random.default_rng(seed).permutation(np.arange(len(users)) % folds)
         fold = dict(zip(users, dealt.tolist(), strict=True))
@@ -29,14 +34,21 @@ class CrossFitted:
         return cls([fit(part) for part in parts], fold)
 
     def scores(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> np.ndarray:
-        """Return the score of every item for each history, (B, N), by the fit that has not seen its user.
+        """Score every item for each history, with the fit that has not seen its user.
 
-        A user without training rows is answered by the first fit.
+        The first fit scores users without training rows.
+
+        Args:
+            histories: B sequences of item indices, oldest first.
+            users: the B users.
+
+        Returns:
+            The scores, (B, N).
         """
         which = np.array([self.fold.get(user, 0) for user in users])
         parts = {place: np.flatnonzero(which == place) for place in range(len(self.models))}
         found = {
-            place: self.models[place].scores([histories[row] for row in rows])
+            place: self.models[place].scores([histories[row] for row in rows.tolist()])
             for place, rows in parts.items()
             if len(rows)
         }

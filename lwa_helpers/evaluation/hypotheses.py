@@ -1,4 +1,4 @@
-"""The four hypotheses: what each asks of the data, and the verdict on it."""
+"""The four hypotheses: the test of each, and its verdict."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import numpy as np
 from lwa_helpers.evaluation.statistics import difference_of_arms, paired_difference, ratio_of_means, spearman
 
 UPPER_DEPTH = 0.3
-FEWEST = 5  # windows, or layers, that a bootstrap interval is taken over
+FEWEST = 5  # windows, or layers, that a bootstrap interval needs
 GROWING = ("linear", "exponential", "schedule")
 LLAMA = "llama3:latest"
 
 
 class Verdict(NamedTuple):
-    """supported, refuted or undecided; the effect with its 95 % interval, how that was made, from how many units, in words.
+    """The outcome of a hypothesis test.
 
-    Where nothing could be measured, effect, low and high are NaN and n_units is 0.
+    If nothing could be measured, effect, low and high are NaN and n_units is 0.
+
+    Attributes:
+        verdict: "supported", "refuted" or "undecided".
+        effect: the estimated effect.
+        low: lower end of the effect's 95 % interval.
+        high: upper end of the effect's 95 % interval.
+        test: how the interval was computed.
+        n_units: the number of units (windows, layers or users) that it was computed from.
+        sentence: the result in words.
     """
 
     verdict: str
@@ -31,21 +40,28 @@ class Verdict(NamedTuple):
 
 
 def verdict_of(low: float, high: float, null: float = 0.0) -> str:
-    """Return "supported" when the interval lies above `null`, "refuted" when below it, else "undecided"."""
+    """Return "supported" if the interval lies above `null`, "refuted" if it lies below, else "undecided"."""
     if low > null:
         return "supported"
     return "refuted" if high < null else "undecided"
 
 
 def unmeasured(sentence: str) -> Verdict:
-    """Return the verdict where there is nothing to judge by."""
+    """Return the verdict for a hypothesis that could not be measured."""
     return Verdict("undecided", np.nan, np.nan, np.nan, "none", 0, sentence)
 
 
 def h1_upper_layers(per_example: np.ndarray, seed: int) -> Verdict:
-    """H1: the upper layers have a larger mean trace than the lower ones; ratio above 1.
+    """Test H1: the upper layers have a larger mean trace than the lower ones.
 
-    per_example (n, L): Fisher trace of each layer for each window. ValueError on NaN.
+    Raises ValueError for NaN.
+
+    Args:
+        per_example: (n, L) Fisher trace of each layer for each window.
+        seed: of the bootstrap.
+
+    Returns:
+        The verdict. The effect is the ratio of the mean traces; H1 says that it is above 1.
     """
     n, n_layers = per_example.shape
     if n < FEWEST or n_layers < 2:
@@ -63,10 +79,18 @@ def h1_upper_layers(per_example: np.ndarray, seed: int) -> Verdict:
 
 
 def h2_predicts_worth(trace: np.ndarray, harm: np.ndarray, block_influence: np.ndarray, seed: int) -> Verdict:
-    """H2: a layer's trace foretells the loss of leaving it out; Spearman's correlation above 0.
+    """Test H2: a layer's trace predicts the loss when the layer is left out.
 
-    trace, harm (the leave-one-layer-out loss) and the rival block_influence: (L,). ValueError on NaN or where all layers
-    are alike.
+    Raises ValueError for NaN, or if all layers have the same value.
+
+    Args:
+        trace: (L,) Fisher trace of each layer.
+        harm: (L,) leave-one-layer-out loss of each layer.
+        block_influence: (L,) block influence of each layer, a rival predictor.
+        seed: of the bootstrap.
+
+    Returns:
+        The verdict. The effect is Spearman's correlation of trace and harm; H2 says that it is above 0.
     """
     if len(harm) < FEWEST:
         return unmeasured(f"{len(harm)} layers are too few for a rank correlation.")
@@ -83,9 +107,14 @@ def h2_predicts_worth(trace: np.ndarray, harm: np.ndarray, block_influence: np.n
 
 
 def h3_growing_weights(ndcg: Mapping[str, np.ndarray], seed: int) -> Verdict:
-    """H3: layer weights that grow with depth, pooled, give a better student than uniform ones; difference above 0.
+    """Test H3: layer weights that grow with depth give a better student than uniform ones.
 
-    ndcg: NDCG@10 (users, seeds) of each arm; "uniform" and those of GROWING are looked at.
+    Args:
+        ndcg: (users, seeds) NDCG@10 of each arm. Only "uniform" and the arms of GROWING are used.
+        seed: of the bootstrap.
+
+    Returns:
+        The verdict. The effect is the mean of the arms of GROWING minus "uniform"; H3 says that it is above 0.
     """
     grown = [ndcg[name] for name in GROWING if name in ndcg]
     if not grown or "uniform" not in ndcg:
@@ -106,9 +135,15 @@ def h3_growing_weights(ndcg: Mapping[str, np.ndarray], seed: int) -> Verdict:
 
 
 def h4_best_teacher(ndcg: Mapping[str, np.ndarray], untuned: Sequence[str], seed: int) -> Verdict:
-    """H4: llama3 is the best untuned teacher; its lead over the best of the others above 0.
+    """Test H4: llama3 is the best untuned teacher.
 
-    ndcg: NDCG@10 (users,) of each of `untuned` that answered.
+    Args:
+        ndcg: (users,) NDCG@10 of each teacher.
+        untuned: names of the untuned teachers that answered.
+        seed: of the bootstrap.
+
+    Returns:
+        The verdict. The effect is llama3's lead over the best of the others; H4 says that it is above 0.
     """
     rivals = [name for name in untuned if name != LLAMA]
     if LLAMA not in untuned or not rivals:
@@ -125,10 +160,11 @@ def h4_best_teacher(ndcg: Mapping[str, np.ndarray], untuned: Sequence[str], seed
         *lead,
         "paired bootstrap over users",
         len(ndcg[LLAMA]),
-        f"llama3 differs from the best other teacher, {rival}, by {lead.estimate:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}].",
+        f"llama3 differs from the best other teacher, {rival}, by {lead.estimate:+.3f} "
+        f"[{lead.low:+.3f}, {lead.high:+.3f}].",
     )
 
 
 def upper_layers(n_layers: int, depth: float = UPPER_DEPTH) -> np.ndarray:
-    """Return a mask (L,) of the layers in the top `depth` share of the stack, at least one of them."""
+    """Return a mask (L,) of the layers in the top `depth` share of the stack, at least one layer."""
     return np.arange(n_layers) >= n_layers - max(1, round(depth * n_layers))

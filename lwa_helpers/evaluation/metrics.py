@@ -1,9 +1,9 @@
-"""Ranking metrics for one relevant item per user, as vectorised functions of the target's rank."""
+"""Ranking metrics with one relevant item per user, as vectorised functions of the target's rank."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,21 @@ KS = (1, 3, 5, 10, 20)
 
 
 def rank_of_target(scores: np.ndarray, target: np.ndarray, exclude: np.ndarray | Sequence | None = None) -> np.ndarray:
-    """Rank of the target among the N items of each row, 1 = best; ties count against the target.
+    """Rank the target among the N items of each row; ties count against the target.
 
     rank_b = 1 + #{j != target_b, j not excluded : scores[b, j] >= scores[b, target_b]}
 
-    scores (B, N) numbers; target (B,) integers in [0, N). exclude leaves items out of the comparison: a boolean mask
-    (B, N), or B sequences of item indices (the seen items); the target itself is never left out. Returns int64 (B,).
-    Raises ValueError on NaN, wrong shapes and indices outside [0, N).
+    Args:
+        scores: (B, N) numbers.
+        target: (B,) integers in [0, N).
+        exclude: items to leave out of the comparison, for example those seen: a boolean mask (B, N) or B sequences of
+            item indices. The target itself is never left out.
+
+    Returns:
+        The ranks, int64 (B,); 1 is the best.
+
+    Raises:
+        ValueError: for NaN, wrong shapes and indices outside [0, N).
     """
     scores = _score_matrix(scores)
     target = _indices(target, scores.shape[1], "target")
@@ -34,10 +42,18 @@ def rank_of_target(scores: np.ndarray, target: np.ndarray, exclude: np.ndarray |
 
 
 def top_k(scores: np.ndarray, k: int, exclude: np.ndarray | Sequence | None = None) -> np.ndarray:
-    """Indices of the k highest scores of each row, best first; equal scores in item order.
+    """Find the k highest scores of each row.
 
-    scores (B, N); exclude as in `rank_of_target`. Returns int64 (B, k). Raises ValueError on NaN, and where a row has
-    fewer than k items left.
+    Args:
+        scores: (B, N) numbers.
+        k: the number of items.
+        exclude: items to leave out, as in `rank_of_target`.
+
+    Returns:
+        The item indices, int64 (B, k), best first, equal scores in item order.
+
+    Raises:
+        ValueError: for NaN, and if a row has fewer than k items left.
     """
     scores, k = _score_matrix(scores), _positive(k)
     left_out = np.zeros(scores.shape, bool) if exclude is None else _mask(exclude, scores.shape)
@@ -48,26 +64,32 @@ def top_k(scores: np.ndarray, k: int, exclude: np.ndarray | Sequence | None = No
 
 
 def hit_rate_at_k(rank: np.ndarray, k: int) -> np.ndarray:
-    """HR@k per example: 1 if rank <= k, else 0.
+    """Compute HR@k of each example: 1 if rank <= k, else 0.
 
-    rank (B,), 1-based; inf stands for a target that was not among the candidates. Returns float64 (B,).
-    Raises ValueError for k < 1, rank < 1 or a rank that is not one-dimensional and whole.
+    Raises ValueError for k < 1, rank < 1, or ranks that are not one-dimensional and whole.
+
+    Args:
+        rank: (B,) ranks from 1; inf stands for a target that was not among the candidates.
+        k: the cut-off.
+
+    Returns:
+        The values, float64 (B,).
     """
     return _within_k(np.ones_like, rank, k)
 
 
 def ndcg_at_k(rank: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k per example with one relevant item: 1 / log2(1 + rank) if rank <= k, else 0.
+    """Return NDCG@k of each example with one relevant item: 1 / log2(1 + rank) if rank <= k, else 0.
 
-    The ideal DCG is 1. Arguments, result and errors as in `hit_rate_at_k`.
+    The ideal DCG is 1. Arguments, result and errors are those of `hit_rate_at_k`.
     """
     return _within_k(lambda r: 1.0 / np.log2(1.0 + r), rank, k)
 
 
 def mrr_at_k(rank: np.ndarray, k: int) -> np.ndarray:
-    """Reciprocal rank per example, cut at k: 1 / rank if rank <= k, else 0.
+    """Return MRR@k, the reciprocal rank of each example cut at k: 1 / rank if rank <= k, else 0.
 
-    Arguments, result and errors as in `hit_rate_at_k`.
+    Arguments, result and errors are those of `hit_rate_at_k`.
     """
     return _within_k(lambda r: 1.0 / r, rank, k)
 
@@ -76,9 +98,18 @@ METRICS = {"HR": hit_rate_at_k, "NDCG": ndcg_at_k, "MRR": mrr_at_k}
 
 
 def metric_frame(ranks: np.ndarray, user_ids: Sequence, ks: Sequence[int] = KS) -> pd.DataFrame:
-    """HR, NDCG and MRR of every example at every k, in tidy form: columns user_id, rank, metric, k, value.
+    """Compute HR, NDCG and MRR of every example at every k, in tidy form.
 
-    ranks (B,), user_ids of length B. Raises ValueError as the metrics do, and where the lengths differ.
+    Args:
+        ranks: (B,) ranks from 1.
+        user_ids: the B users.
+        ks: the cut-offs.
+
+    Returns:
+        The columns user_id, rank, metric, k and value.
+
+    Raises:
+        ValueError: as in `hit_rate_at_k`, and if the lengths differ.
     """
     if len(user_ids) != len(ranks):
         raise ValueError(f"{len(user_ids)} user_ids for {len(ranks)} ranks")
@@ -92,19 +123,37 @@ def metric_frame(ranks: np.ndarray, user_ids: Sequence, ks: Sequence[int] = KS) 
 
 
 def coverage_at_k(top: np.ndarray, n_items: int, k: int) -> float:
-    """Share of the catalogue that stands in at least one user's first k recommendations.
+    """Compute the share of the catalogue that is among at least one user's first k recommendations.
 
-    top (B, K) item indices, best first, K >= k. Returns a float in [0, 1]. Raises ValueError on bad shapes or indices.
+    Raises ValueError for bad shapes or indices.
+
+    Args:
+        top: (B, K) item indices, best first, K >= k.
+        n_items: the number of items in the catalogue.
+        k: the cut-off.
+
+    Returns:
+        The share, in [0, 1].
     """
     return np.unique(_first_k(top, n_items, k)).size / n_items
 
 
 def popularity_at_k(top: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
-    """Mean popularity percentile of each user's first k recommendations; 0.5 is what random picks would have.
+    """Compute the mean popularity percentile of each user's first k recommendations.
 
-    The percentile of item j is (rank of counts_j - 1/2) / N, ties sharing their mean rank, so its mean over the
-    catalogue is exactly 0.5. top (B, K) item indices, K >= k; counts (N,) training interactions per item.
-    Returns float64 (B,). Raises ValueError on bad shapes or indices.
+    The percentile of item j is (rank of counts_j - 1/2) / N, where ties share their mean rank. Its mean over the
+    catalogue is exactly 0.5, which is also what random recommendations have.
+
+    Args:
+        top: (B, K) item indices, best first, K >= k.
+        counts: (N,) training interactions of each item.
+        k: the cut-off.
+
+    Returns:
+        The means, float64 (B,).
+
+    Raises:
+        ValueError: for bad shapes or indices.
     """
     counts = np.asarray(counts)
     if counts.ndim != 1 or not counts.size:
@@ -114,12 +163,12 @@ def popularity_at_k(top: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
 
 
 def bias_frame(top: np.ndarray, counts: np.ndarray, ks: Sequence[int] = KS) -> pd.DataFrame:
-    """coverage_at_k and the mean of popularity_at_k at every k: columns k, coverage, popularity. Arguments as there."""
+    """Return `coverage_at_k` and the mean of `popularity_at_k` at every k, in the columns k, coverage, popularity."""
     rows = [(k, coverage_at_k(top, len(counts), k), popularity_at_k(top, counts, k).mean()) for k in ks]
     return pd.DataFrame(rows, columns=["k", "coverage", "popularity"])
 
 
-def _within_k(gain, rank: np.ndarray, k: int) -> np.ndarray:
+def _within_k(gain: Callable[[np.ndarray], np.ndarray], rank: np.ndarray, k: int) -> np.ndarray:
     rank, k = _rank(rank), _positive(k)
     return np.where(rank <= k, gain(rank), 0.0)
 

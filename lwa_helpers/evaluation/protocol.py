@@ -1,7 +1,8 @@
-"""Who is asked for what: the test cases that every system ranks, and the ranks that a system gives them."""
+"""The evaluation cases that every system ranks, and the ranks that a system gives their targets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -14,17 +15,23 @@ if TYPE_CHECKING:
 
 
 class Baseline(Protocol):
-    """A recommender without a language model: learns from the train part, scores the whole catalogue."""
+    """A recommender without a language model: it learns from the train part and scores the whole catalogue."""
 
     def fit(self, interactions: Interactions) -> Self:
         """Learn from interactions.train; a method that stops early may look at interactions.valid."""
 
-    def scores(self, histories: list[list[int]]) -> np.ndarray:
-        """Score (B, N) of every item, in item_ids order, for B histories of item indices, oldest first."""
+    def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the scores (B, N) of all items, in item_ids order, for B histories of item indices, oldest first."""
 
 
 class Cases(NamedTuple):
-    """B questions: given histories[b] (item indices, oldest first) of user_ids[b], where does targets[b] stand?"""
+    """B evaluation cases: given histories[b], how high does a system rank targets[b] for user_ids[b]?
+
+    Attributes:
+        user_ids: the users.
+        histories: item indices, oldest first.
+        targets: (B,) indices of the target items.
+    """
 
     user_ids: list[str]
     histories: list[list[int]]
@@ -32,10 +39,19 @@ class Cases(NamedTuple):
 
 
 def cases(interactions: Interactions, part: str = "test", every_target: bool = False) -> Cases:
-    """One case per user of a part: the user's first item in it, given all items of the parts before.
+    """Make one case per user of a part: the user's first item in it, given all items of the parts before it.
 
-    every_target: one case for each of the user's items in the part, its history then including the earlier ones.
-    Raises LwaError when the part is empty.
+    Args:
+        interactions: the dataset.
+        part: "train", "valid" or "test".
+        every_target: whether to make a case for each of the user's items in the part, whose history then includes the
+            earlier ones.
+
+    Returns:
+        The cases, user by user.
+
+    Raises:
+        LwaError: if the part is empty.
     """
     index = item_index(interactions)
     histories, targets = interactions.histories(part), interactions.targets(part)
@@ -51,9 +67,16 @@ def cases(interactions: Interactions, part: str = "test", every_target: bool = F
 
 
 def ranks(baseline: Baseline, eval_cases: Cases, exclude_seen: bool = True, batch_size: int = 256) -> np.ndarray:
-    """Rank (B,) of each case's target in the whole catalogue, ties against the target.
+    """Rank each case's target in the whole catalogue; ties count against the target.
 
-    exclude_seen leaves the items of the history out of the comparison (the target never).
+    Args:
+        baseline: a fitted baseline.
+        eval_cases: the B cases.
+        exclude_seen: whether to leave the items of the history out of the comparison. The target is never left out.
+        batch_size: number of cases that are scored at a time.
+
+    Returns:
+        The ranks, int64 (B,); 1 is the best.
     """
     parts = []
     for start in range(0, len(eval_cases.targets), batch_size):
@@ -68,7 +91,7 @@ def ranks(baseline: Baseline, eval_cases: Cases, exclude_seen: bool = True, batc
 def recommended(
     baseline: Baseline, eval_cases: Cases, k: int, exclude_seen: bool = True, batch_size: int = 256
 ) -> np.ndarray:
-    """Items (B, k) that a baseline puts first for each case, best first; the history's own left out as in `ranks`."""
+    """Return the k items that a baseline ranks first for each case, (B, k), best first; the options as in `ranks`."""
     parts = []
     for start in range(0, len(eval_cases.targets), batch_size):
         histories = eval_cases.histories[start : start + batch_size]
@@ -77,5 +100,5 @@ def recommended(
 
 
 def item_index(interactions: Interactions) -> dict[str, int]:
-    """Position of each item id in `item_ids`, the column it has in every score matrix."""
+    """Return the position of each item id in `item_ids`, which is its column in every score matrix."""
     return {item: column for column, item in enumerate(interactions.item_ids)}

@@ -1,13 +1,13 @@
-"""SASRec with full-softmax cross-entropy, and eSASRec: the sequential recommenders that a language model must beat."""
+"""SASRec with full-softmax cross-entropy, and eSASRec: sequential recommenders that a language model must beat."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -25,11 +25,19 @@ if TYPE_CHECKING:
 
 
 class ItemTransformer(nn.Module):
-    """Causal transformer over item indices; index n_items starts every sequence and fills up short ones on the right.
+    """Causal transformer over item indices; index n_items starts every sequence and pads short ones on the right.
 
-    forward(items (B, T)) -> hidden states (B, T, dim); logits over the catalogue are hidden . item vectors (tied).
-    Places are counted from the newest item, as in SASRec, so that a longer history brings no place unseen in training.
-    gated: layers as in eSASRec in place of SASRec's.
+    Positions are counted from the newest item, as in SASRec, so that a longer history has no position unseen in
+    training. Logits over the catalogue are the products of hidden states and item vectors (tied weights).
+
+    Args:
+        n_items: the number of items in the catalogue.
+        max_length: maximum number of items in a sequence.
+        dim: the width of the hidden states, of the item vectors and of SASRec's feed-forward networks.
+        layers: the number of layers.
+        heads: the number of attention heads.
+        dropout: the dropout rate.
+        gated: whether to use the layers of eSASRec instead of SASRec's.
     """
 
     def __init__(
@@ -46,7 +54,15 @@ class ItemTransformer(nn.Module):
             nn.init.normal_(table.weight, std=dim**-0.5)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
-        """Hidden state after each place; it depends on the items up to it and on the number that follow."""
+        """Compute the hidden state at each position.
+
+        Args:
+            items: (B, T) item indices.
+
+        Returns:
+            The hidden states, (B, T, dim). Each depends on the items up to its position and on the number of items
+            that follow.
+        """
         length = items.shape[1]
         known = (items[:, 1:] != self.items.num_embeddings - 1).sum(dim=1, keepdim=True)
         age = (known - torch.arange(length, device=items.device)).clamp(min=0)
@@ -55,14 +71,14 @@ class ItemTransformer(nn.Module):
         return self.encoder(self.dropout(embedded), mask=mask, is_causal=True)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores (…, N) of all items for hidden states (…, dim)."""
+        """Return the scores (…, N) of all items for hidden states (…, dim)."""
         return hidden @ self.items.weight[:-1].T
 
 
 class GatedLayer(nn.Module):
-    """x + sigmoid(W x) f(norm x), once for attention and once for a SwiGLU network four times as wide.
+    """Layer of eSASRec: x + sigmoid(W x) f(norm x), once for attention and once for a SwiGLU network of width 4 dim.
 
-    Source: LiGR, Borisyuk et al. 2025, arXiv:2502.03417, whose layers eSASRec takes.
+    Source: LiGR, Borisyuk et al. 2025, arXiv:2502.03417, from which eSASRec takes its layers.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -74,7 +90,7 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """X (B, T, dim) -> (B, T, dim); mask (T, T) is added to the attention's scores."""
+        """Map x (B, T, dim) to (B, T, dim); mask (T, T) is added to the attention scores."""
         y = self.norms[0](x)
         y = self.attention(y, y, y, attn_mask=mask, need_weights=False, is_causal=True)[0]
         x = x + self.gates[0](x).sigmoid() * self.dropout(y)
@@ -83,7 +99,7 @@ class GatedLayer(nn.Module):
 
 
 class GatedEncoder(nn.Module):
-    """Gated layers and a last norm, called as nn.TransformerEncoder is."""
+    """Gated layers and a final norm, with the call signature of nn.TransformerEncoder."""
 
     def __init__(self, dim: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -91,18 +107,18 @@ class GatedEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, is_causal: bool = True) -> torch.Tensor:
-        """X (B, T, dim) -> (B, T, dim)."""
+        """Map x (B, T, dim) to (B, T, dim); mask as in `GatedLayer`."""
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)
 
 
 class SASRec:
-    """Self-attentive sequential recommendation, trained to name the next item out of the whole catalogue.
+    """Self-attentive sequential recommendation, trained to predict the next item out of the whole catalogue.
 
-    Loss: -log softmax over all N items at every place of the user's train sequence. Stops when valid NDCG@10 has not
-    risen for `patience` epochs and keeps the best epoch; `log` then holds one row per epoch. Source: Kang & McAuley,
-    ICDM 2018; the full softmax: Klenitskiy & Vasilev, RecSys 2023.
+    The loss is -log softmax over all N items at every position of the user's train sequence. Training stops when valid
+    NDCG@10 has not risen for `patience` epochs and keeps the best epoch; `log` then has one row per epoch. Source: Kang
+    & McAuley, ICDM 2018; the full softmax: Klenitskiy & Vasilev, RecSys 2023.
     """
 
     def __init__(
@@ -112,18 +128,28 @@ class SASRec:
     ) -> None:  # fmt: skip
         if min(dim, layers, heads, max_length, batch_size, max_epochs, patience) < 1 or dim % heads:
             raise LwaError("SASRec needs sizes of at least 1, and dim divisible by heads")
-        self.shape = {"max_length": max_length, "dim": dim, "layers": layers, "heads": heads, "dropout": dropout}
+        self.shape: dict[str, Any] = {"max_length": max_length, "dim": dim, "layers": layers, "heads": heads}
+        self.shape["dropout"] = dropout
         self.max_length, self.batch_size, self.seed, self.device = max_length, batch_size, seed, device
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.max_epochs, self.patience = max_epochs, patience
 
     @property
     def item_vectors(self) -> np.ndarray:
-        """The item table, (N, dim), in the order of `item_ids`."""
+        """The item vectors, (N, dim), in the order of `item_ids`."""
         return self.model.items.weight[:-1].detach().cpu().numpy()
 
     def fit(self, interactions: Interactions) -> Self:
-        """Train on the train part, stop on the valid part; the global random state is left as it was."""
+        """Train on the train part and stop early by the valid part.
+
+        The global random state stays as it was.
+
+        Returns:
+            The fitted model itself.
+
+        Raises:
+            LwaError: if the train part is empty.
+        """
         index = item_index(interactions)
         by_user = interactions.train.groupby("user_id", sort=False).parent_asin
         sequences = [[index[item] for item in items] for _, items in by_user]
@@ -136,13 +162,13 @@ class SASRec:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the model with its shape into one safetensors file."""
+        """Write the model and its shape to one safetensors file."""
         shape = self.shape | {"n_items": self.model.items.num_embeddings - 1}
         save_file(self.model.state_dict(), path, metadata={"shape": json.dumps(shape)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote, ready to score."""
+        """Load a model that `save` wrote; it is ready to score."""
         with safe_open(path, "pt") as file:
             shape = json.loads(file.metadata()["shape"])
         found = cls(**{name: shape[name] for name in ("dim", "layers", "heads", "dropout", "max_length")})
@@ -151,8 +177,8 @@ class SASRec:
         return found
 
     @torch.inference_mode()
-    def scores(self, histories: list[list[int]]) -> np.ndarray:
-        """Logits (B, N) of the next item after each history, of which the newest max_length items are read."""
+    def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the logits (B, N) of the next item after each history, from its newest max_length items."""
         self.model.eval()
         rows = [history[-self.max_length :] for history in histories]
         hidden = self.model(self._padded(rows))
@@ -162,7 +188,8 @@ class SASRec:
     def _train(self, sequences: list[list[int]], valid: Cases) -> None:
         optimizer = torch.optim.AdamW(self.model.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         rng = np.random.default_rng(self.seed)
-        self.log, best, stale = [], -1.0, 0
+        self.log: list[dict[str, float]] = []
+        best, stale = -1.0, 0
         while len(self.log) < self.max_epochs and stale < self.patience:
             loss = self._epoch(sequences, optimizer, rng)
             ndcg = float(ndcg_at_k(ranks(self, valid), 10).mean())
@@ -174,7 +201,7 @@ class SASRec:
 
     def _epoch(self, sequences: list[list[int]], optimizer: torch.optim.Optimizer, rng: np.random.Generator) -> float:
         self.model.train()
-        total = count = 0
+        total, count = 0.0, 0
         for rows in self._batches(sequences, rng):
             target = self._padded(rows)[:, 1:]
             known = target != self.model.items.num_embeddings - 1
@@ -190,7 +217,7 @@ class SASRec:
         return F.cross_entropy(self.model.logits(hidden), target)
 
     def _batches(self, sequences: list[list[int]], rng: np.random.Generator) -> Iterator[list[list[int]]]:
-        """Pieces of at most max_length, the first cut at random, in shuffled batches of like length."""
+        """Yield shuffled batches of pieces of similar length, at most max_length; a sequence's first cut is random."""
         pieces = []
         for sequence in sequences:
             first = rng.integers(self.max_length) + 1 if len(sequence) > self.max_length else len(sequence)
@@ -201,20 +228,24 @@ class SASRec:
         starts = np.arange(0, len(pieces), self.batch_size)
         yield from (pieces[start : start + self.batch_size] for start in rng.permutation(starts))
 
-    def _padded(self, rows: list[list[int]]) -> torch.Tensor:
-        """(B, 1 + longest) indices: the start index, the items, then padding on the right."""
+    def _padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return (B, 1 + longest) indices: the start index, the items, then padding on the right."""
         start = self.model.items.num_embeddings - 1
         width = 1 + max(map(len, rows))
         return torch.tensor([[start, *row] + [start] * (width - 1 - len(row)) for row in rows], device=self.device)
 
 
 class ESASRec(SASRec):
-    """SASRec with gated layers and a softmax over the target and `negatives` items drawn evenly, anew for each batch.
+    """SASRec with gated layers and a softmax over the target and random negatives.
 
     Source: eSASRec, Tikhonovich et al., RecSys 2025.
+
+    Args:
+        negatives: number of items drawn uniformly for each batch.
+        **settings: the arguments of `SASRec`.
     """
 
-    def __init__(self, negatives: int = 256, **settings) -> None:
+    def __init__(self, negatives: int = 256, **settings: Any) -> None:
         super().__init__(**settings)
         self.shape["gated"], self.negatives = True, negatives
 

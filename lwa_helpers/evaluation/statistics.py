@@ -1,12 +1,14 @@
-"""How sure can we be? One function per question, on per-user values of a metric.
+"""Intervals and tests for per-user values of a metric, one function per question.
 
-Arguments named a, b (n,) hold the values of two systems for the same n users, in the same order. Bootstrap intervals
-resample users and are percentile intervals: they need some fifty users for whom the values (or a and b) differ.
+Arguments named a and b, (n,), hold the values of two systems for the same n users, in the same order. Bootstrap
+intervals resample users and are percentile intervals: they need about fifty users for whom the values (or a and b)
+differ. Arguments that most functions share: seed of the random numbers, level of the confidence interval, number of
+resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +45,7 @@ class Correlation(NamedTuple):
 
 
 class Holm(NamedTuple):
-    """p-values adjusted for the number of comparisons, and which of them stay below alpha."""
+    """p-values adjusted for the number of comparisons, and which of them are at most alpha."""
 
     adjusted: np.ndarray
     rejected: np.ndarray
@@ -59,7 +61,7 @@ class VarianceComponents(NamedTuple):
 
 
 class SeedDifference(NamedTuple):
-    """Difference of two arms with its interval and p-value; the standard error due to users and to seeds, apart."""
+    """Difference of two arms with its interval and p-value, and its standard errors due to users and due to seeds."""
 
     estimate: float
     low: float
@@ -70,7 +72,7 @@ class SeedDifference(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """Shared part of two top-k sets, what chance would give, and P(at least this overlap by chance)."""
+    """Shared part of two top-k sets, its expectation by chance, and P(at least this overlap by chance)."""
 
     estimate: float
     chance: float
@@ -78,14 +80,20 @@ class Overlap(NamedTuple):
 
 
 def mean_interval(values: np.ndarray, *, seed: int, level: float = 0.95, resamples: int = RESAMPLES) -> Interval:
-    """Mean of one system over users (n,), with a bootstrap interval. ValueError on NaN or fewer than two users."""
+    """Return the mean of one system's values (n,) over users, with a bootstrap interval.
+
+    Raises ValueError for NaN or fewer than two users.
+    """
     return _bootstrap((_finite(values, 1),), lambda x, axis: x.mean(axis), seed, level, resamples)
 
 
 def paired_difference(
     a: np.ndarray, b: np.ndarray, *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """Mean of a - b over the same users, with a paired bootstrap interval. ValueError on NaN or unequal shapes."""
+    """Return the mean of a - b over the same users, with a paired bootstrap interval.
+
+    Raises ValueError for NaN or unequal shapes.
+    """
     a, b = _paired(a, b)
     return mean_interval(a - b, seed=seed, level=level, resamples=resamples)
 
@@ -93,10 +101,12 @@ def paired_difference(
 def ratio_of_means(
     a: np.ndarray, b: np.ndarray, *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """mean(a) / mean(b), e.g. the quality a student keeps, with a paired bootstrap interval.
+    """Return mean(a) / mean(b), e.g. the quality a student keeps, with a paired bootstrap interval.
 
-    A resample in which every b is zero counts as an infinite ratio. ValueError on NaN, unequal shapes, a negative b or
-    fewer than five positive ones.
+    A resample in which every b is zero counts as an infinite ratio.
+
+    Raises:
+        ValueError: for NaN, unequal shapes, a negative b or fewer than five positive ones.
     """
     a, b = _paired(a, b)
     if (b < 0).any() or (b > 0).sum() < 5:
@@ -105,11 +115,11 @@ def ratio_of_means(
 
 
 def randomization_test(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int = RESAMPLES - 1) -> Significance:
-    """Is the mean of a - b zero? Sign-flip test: under H0 swapping a user's two values changes nothing.
+    """Return the mean of a - b and its p-value by a sign-flip test of H0: the mean is zero.
 
-    Two-sided p over all 2^m assignments when they are at most `resamples`, else over a random sample, with the
-    observed one counted in ((b + 1) / (m + 1), never 0). Sums are equal that agree to 12 digits of sum |a - b|.
-    ValueError on NaN or unequal shapes.
+    Under H0, swapping a user's two values changes nothing. The two-sided p is over all 2^m assignments if they are at
+    most `resamples`. Otherwise it is over a random sample that includes the observed assignment ((b + 1) / (m + 1),
+    never 0). Sums that agree to 12 digits of sum |a - b| count as equal. Raises ValueError for NaN or unequal shapes.
     """
     a, b = _paired(a, b)
     difference = a - b
@@ -117,18 +127,26 @@ def randomization_test(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: in
     if moved.size < 2:
         return Significance(float(difference.mean()), 1.0)
     result = stats.permutation_test(
-        (moved / np.abs(moved).sum(),), lambda x, axis: x.sum(axis).round(12), permutation_type="samples", vectorized=True,
-        n_resamples=resamples, batch=BATCH, rng=np.random.default_rng(seed),
+        (moved / np.abs(moved).sum(),), lambda x, axis: x.sum(axis).round(12), permutation_type="samples",
+        vectorized=True, n_resamples=resamples, batch=BATCH, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return Significance(float(difference.mean()), float(result.pvalue))
 
 
 def contrasts(systems: Mapping[str, np.ndarray], reference: str, *, seed: int) -> pd.DataFrame:
-    """Every other system against the reference on the same users, a row each.
+    """Compare every other system with the reference on the same users.
 
-    systems: a value (B,) for each user. Columns system; difference, low, high of `paired_difference`; effect, Cohen's d of
-    `effect_size` (nan where all users differ alike); p of `randomization_test`; p_holm over the rows. ValueError on NaN or
-    unequal shapes.
+    Raises ValueError for NaN or unequal shapes.
+
+    Args:
+        systems: (B,) values of each system, one per user.
+        reference: the name of the system to compare with.
+        seed: of the random numbers.
+
+    Returns:
+        One row per system, with the columns system; difference, low and high of `paired_difference`; effect, the
+        Cohen's d of `effect_size` (nan if the difference is the same for all users); p of `randomization_test`; and
+        p_holm, which corrects p for the number of rows.
     """
     rows, base = [], systems[reference]
     for name, values in systems.items():
@@ -142,9 +160,19 @@ def contrasts(systems: Mapping[str, np.ndarray], reference: str, *, seed: int) -
 
 
 def holm(p_values: np.ndarray, alpha: float = 0.05) -> Holm:
-    """Holm's step-down correction of m p-values: adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)), p sorted.
+    """Adjust m p-values by Holm's step-down correction, which keeps the chance of any false rejection below alpha.
 
-    Keeps the chance of any false rejection below alpha. ValueError for values outside [0, 1].
+    adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)), p sorted.
+
+    Args:
+        p_values: (m,) p-values.
+        alpha: the level of the tests.
+
+    Returns:
+        The adjusted p-values, and which of them are at most alpha.
+
+    Raises:
+        ValueError: for no values, more than one dimension or values outside [0, 1].
     """
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1 or not p.size or not np.all((p >= 0) & (p <= 1)):
@@ -156,10 +184,13 @@ def holm(p_values: np.ndarray, alpha: float = 0.05) -> Holm:
 
 
 def effect_size(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Interval:
-    """Paired Cohen d = mean(a - b) / sd(a - b), with a delta-method interval that allows for non-normal differences.
+    """Return the paired Cohen's d = mean(a - b) / sd(a - b), with a delta-method interval.
 
-    Var(d) = (1 - g1 d + (g2 + 2) d^2 / 4) / n, with g1 the skewness and g2 the excess kurtosis of a - b.
-    ValueError on NaN, unequal shapes, or where a - b is the same for every user but for rounding (d undefined).
+    The interval allows for non-normal differences: Var(d) = (1 - g1 d + (g2 + 2) d^2 / 4) / n, with g1 the skewness and
+    g2 the excess kurtosis of a - b.
+
+    Raises:
+        ValueError: for NaN or unequal shapes, or if a - b is the same for every user up to rounding (d is undefined).
     """
     a, b = _paired(a, b)
     difference = a - b
@@ -173,10 +204,16 @@ def effect_size(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> Interva
 
 
 def variance_components(values: np.ndarray) -> VarianceComponents:
-    """Variance of a metric due to users and to seeds, apart: two-way random effects without replication.
+    """Separate the variance of a metric due to users and due to seeds: two-way random effects without replication.
 
-    values (users, seeds). With MS the mean squares: user = (MS_user - MS_residual) / seeds, seed = (MS_seed -
-    MS_residual) / users, both cut at zero; residual = MS_residual. ValueError for fewer than two users or seeds.
+    With MS the mean squares: user = (MS_user - MS_residual) / seeds, seed = (MS_seed - MS_residual) / users, both
+    cut at zero; residual = MS_residual. Raises ValueError for fewer than two users or seeds.
+
+    Args:
+        values: (users, seeds) values of the metric.
+
+    Returns:
+        The mean and the variance components.
     """
     x = _finite(values, 2)
     users, seeds = x.shape
@@ -188,14 +225,24 @@ def variance_components(values: np.ndarray) -> VarianceComponents:
 
 
 def difference_over_seeds(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) -> SeedDifference:
-    """Mean of a - b over users and seeds, for two arms trained with the same seeds, allowing for both.
+    """Estimate the mean of a - b over users and seeds, for two arms trained with the same seeds.
 
-    a, b (users, seeds): a column is one seed, which both arms share (start and order of the data), so differences are
-    paired by user and by seed. With d = a - b: squared standard error = Var(user means of d) / users + Var(seed means of
-    d) / seeds, the noise of single users counted in both, which errs on the wide side; t interval with Satterthwaite's
-    degrees of freedom (with two seeds whose variance outweighs the users', a 95 % interval covers about 87 %). Equal arms
-    differ by 0 [0, 0], p = 1. ValueError for NaN, unequal shapes, fewer than two users or seeds, or any other d that is the
-    same throughout.
+    A column is one seed, which both arms share (initial weights and order of the data), so differences are paired by
+    user and by seed. With d = a - b: squared standard error = Var(user means of d) / users + Var(seed means of d) /
+    seeds. Both terms contain the noise of single users, so the interval errs on the wide side. It is a t interval with
+    Satterthwaite's degrees of freedom; with two seeds whose variance outweighs the users', a 95 % interval covers
+    about 87 %.
+
+    Args:
+        a: (users, seeds) values of one arm.
+        b: (users, seeds) values of the other arm.
+        level: of the confidence interval.
+
+    Returns:
+        The difference. Equal arms differ by 0 [0, 0], p = 1.
+
+    Raises:
+        ValueError: for NaN, unequal shapes, fewer than two users or seeds, or if d is the same throughout and not zero.
     """
     a, b = _finite(a, 2), _finite(b, 2)
     if a.shape != b.shape:
@@ -219,16 +266,37 @@ def difference_over_seeds(a: np.ndarray, b: np.ndarray, *, level: float = 0.95) 
 
 
 def difference_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int) -> SeedDifference | Interval:
-    """Mean of a - b for two arms (users, seeds): over users and seeds where there are several seeds, else over users alone."""
+    """Estimate the mean of a - b for two arms, over users and seeds if there are several seeds, else over users alone.
+
+    Args:
+        a: (users, seeds) values of one arm.
+        b: (users, seeds) values of the other arm.
+        seed: of the bootstrap over users alone.
+
+    Returns:
+        `difference_over_seeds` or, for a single seed, `paired_difference`.
+    """
     a, b = np.asarray(a), np.asarray(b)
     return difference_over_seeds(a, b) if a.shape[1] > 1 else paired_difference(a[:, 0], b[:, 0], seed=seed)
 
 
 def ratio_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int, level: float = 0.95) -> Interval:
-    """mean(a) / mean(b) for two arms (users, seeds): over users and seeds where there are several seeds, else over users alone.
+    """Estimate mean(a) / mean(b) for two arms, over users and seeds if there are several seeds, else over users alone.
 
-    With several seeds, the interval is that of difference_over_seeds of a and r b, r the ratio, over mean(b) (delta method).
-    ValueError on NaN, unequal shapes or a mean(b) that is not above zero.
+    With several seeds, the interval is that of `difference_over_seeds` of a and r b, divided by mean(b), where r is the
+    ratio (delta method).
+
+    Args:
+        a: (users, seeds) values of one arm.
+        b: (users, seeds) values of the other arm.
+        seed: of the bootstrap over users alone.
+        level: of the confidence interval.
+
+    Returns:
+        The ratio and its interval.
+
+    Raises:
+        ValueError: for NaN, unequal shapes or a mean(b) that is not above zero.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim == 2 and a.shape[1] == 1:
@@ -241,10 +309,20 @@ def ratio_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int, level: float = 0.9
 
 
 def smallest_detectable_difference(sd: float, n_users: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest true mean difference that a two-sided test on n users finds with the given power.
+    """Compute the smallest true mean difference that a two-sided test on n users finds with the given power.
 
-    (z_{1 - alpha/2} + z_power) sd / sqrt(n), with sd that of the per-user differences (of two independent sets of
-    users: sqrt(2) times that of one system). ValueError for sd < 0, n < 2, or power or alpha outside (0, 1).
+    Args:
+        sd: standard deviation of the per-user differences. For two independent sets of users it is sqrt(2) times that
+            of one system.
+        n_users: the number of users n.
+        power: the probability that the test finds the difference.
+        alpha: the level of the test.
+
+    Returns:
+        (z_{1 - alpha/2} + z_power) sd / sqrt(n).
+
+    Raises:
+        ValueError: for sd < 0, n < 2, or power or alpha outside (0, 1).
     """
     if not (sd >= 0 and n_users >= 2 and 0 < power < 1 and 0 < alpha < 1):
         raise ValueError(f"need sd >= 0, n_users >= 2, 0 < power, alpha < 1; got {sd}, {n_users}, {power}, {alpha}")
@@ -254,10 +332,10 @@ def smallest_detectable_difference(sd: float, n_users: int, *, power: float = 0.
 def spearman(
     x: np.ndarray, y: np.ndarray, *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Correlation:
-    """Spearman's rank correlation of two scores of the same layers (n >= 5), with a bootstrap interval over layers.
+    """Return Spearman's rank correlation of two scores of the same layers, with a bootstrap interval over layers.
 
-    Resamples in which one side is constant have no correlation and are left out. ValueError on NaN, unequal shapes,
-    n < 5 or a constant side.
+    x and y are (n,), n >= 5. Resamples in which one side is constant have no correlation and are left out. Raises
+    ValueError for NaN, unequal shapes, n < 5 or a constant side.
     """
     x, y = _varied(x, y)
     indices = np.random.default_rng(seed).integers(x.size, size=(resamples, x.size))
@@ -269,28 +347,38 @@ def spearman(
 
 
 def kendall_tau(x: np.ndarray, y: np.ndarray) -> Significance:
-    """Kendall's tau-b of two scores of the same layers (n >= 5): concordant minus discordant pairs, ties allowed for.
+    """Return Kendall's tau-b of two scores of the same layers: concordant minus discordant pairs, corrected for ties.
 
-    ValueError as in `spearman`.
+    Arguments and errors are those of `spearman`.
     """
     result = stats.kendalltau(*_varied(x, y))
     return Significance(float(result.statistic), float(result.pvalue))
 
 
 def top_k_overlap(x: np.ndarray, y: np.ndarray, k: int) -> Overlap:
-    """Share of the k highest of x that are also among the k highest of y; equal scores in index order.
+    """Compute the share of the k highest of x that are also among the k highest of y; equal scores are in index order.
 
-    By chance the number shared is hypergeometric with mean k^2 / n. ValueError on NaN, unequal shapes or k not in 1..n.
+    Args:
+        x: (n,) scores.
+        y: (n,) other scores of the same things.
+        k: the number of highest scores.
+
+    Returns:
+        The overlap. By chance, the number shared is hypergeometric with mean k^2 / n.
+
+    Raises:
+        ValueError: for NaN, unequal shapes or k not in 1..n.
     """
     x, y = _paired(x, y)
     if not 1 <= k <= x.size:
         raise ValueError(f"k must lie in 1..{x.size}, got {k}")
-    shared = np.intersect1d(*(np.argsort(-side, kind="stable")[:k] for side in (x, y))).size
+    of_x, of_y = (np.argsort(-side, kind="stable")[:k] for side in (x, y))
+    shared = np.intersect1d(of_x, of_y).size
     return Overlap(shared / k, k / x.size, float(stats.hypergeom.sf(shared - 1, x.size, k, k)))
 
 
 def _alike_throughout(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether a - b is the same for every user, but for rounding."""
+    """Return whether a - b is the same for every user, up to rounding."""
     return bool(np.ptp(a - b) <= ROUNDING * max(np.abs(a).max(), np.abs(b).max()))
 
 
@@ -299,7 +387,9 @@ def _ratio(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     return np.divide(over, under, out=np.full(over.shape, np.inf), where=under > 0)
 
 
-def _bootstrap(data: tuple, statistic, seed: int, level: float, resamples: int) -> Interval:
+def _bootstrap(
+    data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], seed: int, level: float, resamples: int
+) -> Interval:
     with np.errstate(invalid="ignore"):  # scipy also takes the standard deviation, which infinite ratios do not have
         result = stats.bootstrap(
             data, statistic, paired=len(data) > 1, vectorized=True, method="percentile", confidence_level=level,

@@ -1,1 +1,1 @@
-"""Fisher information of causal LMs: per layer, module, attention head and parameter, exact and as cheap as a training step."""
+"""Exact Fisher information of causal LMs by layer, module, attention head and parameter, at a training step's cost."""

@@ -1,12 +1,12 @@
-"""What is often called Fisher information and is not: the squared gradient of a batch's mean loss."""
+"""What is often called Fisher information but is not: the squared gradient of a batch's mean loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.hooks import restored
@@ -14,11 +14,24 @@ from lwa_helpers.fisher.losses import next_token_nll
 from lwa_helpers.models.layers import decoder_layers
 
 
-def squared_batch_gradient(model: nn.Module, dataset: Iterable[dict], loss=None) -> np.ndarray:
-    """Mean over batches of || d(mean row loss of the batch) / d theta_l ||^2 per decoder layer, (L,): a baseline only.
+def squared_batch_gradient(
+    model: nn.Module, dataset: Iterable[dict], loss: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None
+) -> np.ndarray:
+    """Average || d(mean row loss of the batch) / d theta_l ||^2 over batches, for use as a baseline only.
 
-    The rows' gradients cancel inside the square, so it depends on the batch size, and shrinks with it, and estimates no
-    Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558, section 2). Raises LwaError for an empty dataset.
+    The rows' gradients cancel inside the square. The value therefore depends on the batch size and shrinks as it grows.
+    It estimates no Fisher matrix (Kunstner et al. 2019, arXiv:1905.12558, section 2).
+
+    Args:
+        model: The model. It comes back as it was.
+        dataset: Batches, as dicts of tensors.
+        loss: loss(model, batch) -> (B,), the loss of each row. The default is next_token_nll.
+
+    Returns:
+        The mean of each decoder layer, (L,).
+
+    Raises:
+        LwaError: If the dataset is empty.
     """
     loss = loss or next_token_nll
     parameters = [list(layer.parameters()) for layer in decoder_layers(model)]

@@ -1,4 +1,4 @@
-"""The Fisher information of a causal LM's decoder layers, read off one forward and one (lighter) backward pass per batch."""
+"""Fisher information of a causal LM's decoder layers, from one forward and one (lighter) backward pass per batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.collect import TraceCollector
 from lwa_helpers.fisher.convergence import SMALLEST, split_half_spearman
 from lwa_helpers.fisher.hooks import Float32Attention, Taps, restored
-from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.losses import Batch, Loss, next_token_nll
 from lwa_helpers.fisher.progress import (
     Found,
     collect_sums,
@@ -37,28 +37,33 @@ from lwa_helpers.fisher.result import FisherResult
 from lwa_helpers.fisher.sites import Site, device_of, find_sites
 from lwa_helpers.models.layers import decoder_layers
 
-Batch = dict[str, Tensor]
-Loss = Callable[[nn.Module, Batch], Tensor]
-CHECK_GROWTH = 1.25  # the stopping rule is looked at again after a quarter more examples
+CHECK_GROWTH = 1.25  # the stopping rule is checked again after a quarter more examples
 
 
 @dataclass
 class FisherInformationCalculator:
-    """F_l = mean over examples of || d(summed NLL of the example) / d theta_l ||^2, theta_l = every parameter of layer l.
+    """Compute F_l = mean over examples of || d(summed NLL of the example) / d theta_l ||^2 for each decoder layer l.
 
-    An example is one row of a batch. All parameters of a decoder layer count, trainable or frozen; embeddings, final norm and
-    heads do not. The model runs in evaluation mode (no dropout, no checkpointing by transformers) and comes back as it was.
+    An example is one row of a batch. theta_l is every parameter of layer l, trainable or frozen. Embeddings, the final
+    norm and heads do not count. The model runs in evaluation mode (no dropout, no checkpointing by transformers) and
+    comes back as it was.
 
-    estimator: "empirical" takes the labels of the data; "sampled" draws them from the model (the Fisher; loss.sample is used).
-    granularity: "layer", "module", "head" (attention projections split by head) or "parameter" (the diagonal as well).
-    autocast: run the forward pass under torch.autocast with this type. seed: of the sampled labels.
-    stop_at: end once the split-half Spearman of the layers' order reaches this value (0.95 is customary), and print the number
-    of examples that it took.
-    checkpoint: a file that keeps what is done, every checkpoint_every batches, until the end; a run that finds it goes on there
-    and gives the identical result. It is refused when the model, the loss or the data have changed.
+    Several processes (torchrun, accelerate) share the batches: each of them gets the whole dataset and computes its
+    part. All return the result of a single process, up to rounding. They check stop_at only after a turn, in which each
+    process computes one batch.
 
-    Several processes (torchrun, accelerate) share the batches of the dataset, which all of them are given whole; all return the
-    result of one process, to rounding. stop_at is then looked at after each turn of all processes.
+    Attributes:
+        estimator: "empirical" takes the labels from the data. "sampled" draws them from the model by loss.sample, which
+            gives the Fisher information proper.
+        granularity: "layer", "module", "head" (attention projections split by head) or "parameter" (adds the diagonal).
+        seed: Seed of the sampled labels.
+        autocast: Type with which the forward pass runs under torch.autocast.
+        stop_at: Stop once the split-half Spearman of the layers' order reaches this value (0.95 is customary), and
+            print the number of examples that it took.
+        checkpoint: File that keeps the work done so far and is deleted at the end. A run that finds the file resumes
+            there and gives the identical result. The file is refused when the model, the loss or the data have changed.
+        checkpoint_every: Number of batches after which the checkpoint is written again.
+        progress: Whether to show a progress bar.
     """
 
     estimator: Literal["empirical", "sampled"] = "empirical"
@@ -77,11 +82,20 @@ class FisherInformationCalculator:
                 raise LwaError(f"{name} {getattr(self, name)!r}: use one of {', '.join(values)}")
 
     def calculate(self, model: nn.Module, dataset: Iterable[Batch], loss: Loss | None = None) -> FisherResult:
-        """Read the batches once and return the result.
+        """Read the batches once and compute the Fisher information.
 
-        dataset: dicts of tensors whose first axis is the rows. loss(model, batch) -> (B,) summed NLL of each row; the default
-        is next_token_nll. loss.sample(model, batch, generator) -> batch with labels drawn is needed for "sampled" only.
-        Raises LwaError for an unsupported module, a loss of another shape or not finite, and an empty dataset.
+        Args:
+            model: The causal LM.
+            dataset: Batches, as dicts of tensors whose first axis is the rows.
+            loss: loss(model, batch) -> (B,), the summed NLL of each row. The default is next_token_nll. The estimator
+                "sampled" also needs loss.sample(model, batch, generator) -> batch with labels drawn.
+
+        Returns:
+            The traces of every example and, with granularity "parameter", the diagonal.
+
+        Raises:
+            LwaError: If `model` is no torch module or holds an unsupported module, if the loss has another shape or is
+                not finite, if the estimator "sampled" finds no loss.sample, or if the dataset is empty.
         """
         if not isinstance(model, nn.Module):
             raise LwaError(
@@ -100,8 +114,23 @@ class FisherInformationCalculator:
             forget(self.checkpoint)
         return self._result(traces, sites, collector)
 
-    def _read(self, model, first_layer, dataset, loss, sites: list[Site], collector: TraceCollector) -> np.ndarray:
-        """Traces (n, columns) of all rows, in the order of the dataset; batch i is the work of process i modulo their number."""
+    def _read(
+        self,
+        model: nn.Module,
+        first_layer: nn.Module,
+        dataset: Iterable[Batch],
+        loss: Loss,
+        sites: list[Site],
+        collector: TraceCollector,
+    ) -> np.ndarray:
+        """Compute the traces of all rows; process number i modulo the number of processes computes batch i.
+
+        Returns:
+            Traces (n, columns), in the order of the dataset.
+
+        Raises:
+            LwaError: If the dataset is empty.
+        """
         one_batch = partial(self._one_batch, model, first_layer, loss, sites, collector)
         rank, size = ranks()
         batches = enumerate(tqdm(dataset, desc="Fisher", unit="batch", disable=not self.progress or rank > 0))
@@ -109,19 +138,19 @@ class FisherInformationCalculator:
         seen, saved = sum(map(len, found.values())), len(found)
         next_check = _check_after(seen)
         while turn := list(islice(batches, size)):
+            # When the last turn has fewer batches than processes, the others are idle. They repeat the last batch,
+            # because a sharded model needs all processes in every pass.
             index, batch = turn[min(rank, len(turn) - 1)]
-            idle = rank >= len(
-                turn
-            )  # nothing is left for this process, but a sharded model needs all of them in every pass
+            idle = rank >= len(turn)
             traces = one_batch(batch, index, idle)
             found |= {} if idle else {index: traces}
             seen += sum(_rows(batch, index) for index, batch in turn)
             if self.checkpoint is not None and turn[-1][0] + 1 - saved >= self.checkpoint_every:
                 saved, found = turn[-1][0] + 1, merge(found)
-                self._keep(found, collector)
+                self._keep(self.checkpoint, found, collector)
             if self.stop_at is not None and seen >= next_check:
                 next_check, found = _check_after(seen), merge(found)
-                if self._converged(collector, np.concatenate(list(found.values()))):
+                if self._converged(self.stop_at, collector, np.concatenate(list(found.values()))):
                     break
         found = merge(found)
         if not found:
@@ -130,13 +159,29 @@ class FisherInformationCalculator:
         return np.concatenate(list(found.values()))
 
     def _one_batch(
-        self, model, first_layer, loss, sites, collector: TraceCollector, batch: Batch, index: int, idle: bool = False
+        self,
+        model: nn.Module,
+        first_layer: nn.Module,
+        loss: Any,  # a Loss; for the estimator "sampled", one with loss.sample
+        sites: list[Site],
+        collector: TraceCollector,
+        batch: Batch,
+        index: int,
+        idle: bool = False,
     ) -> np.ndarray:
-        """Traces (rows, columns); a spare pass adds nothing to the diagonal."""
+        """Return the traces of a batch, (rows, columns).
+
+        An idle pass adds nothing to the diagonal.
+
+        Raises:
+            LwaError: If the loss has another shape than (rows,) or is not finite.
+        """
         rows = _rows(batch, index)
         device = device_of(model)
         batch = {name: value.to(device) for name, value in batch.items()}
         if self.estimator == "sampled":
+            # A generator for each batch, so that its labels do not depend on which process draws them. The factor keeps
+            # the generators of different seeds apart for the first million batches.
             generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
             with torch.no_grad(), self._precision(device):
                 batch = loss.sample(model, batch, generator)
@@ -152,11 +197,14 @@ class FisherInformationCalculator:
                 raise LwaError(
                     f"the loss of batch {index} is not finite in row {int((~losses.isfinite()).nonzero()[0])}"
                 )
+            # The factor is 0 in an idle process: its gradients are zero and add nothing to the sums of the diagonal.
             taps.backward(losses.sum() * (not idle))
         return collector.finish().cpu().numpy()
 
-    def _resume(self, batches: Iterator, one_batch: Callable, collector: TraceCollector) -> Found:
-        """Read past the batches that the checkpoint holds, if there is one, and compute the last of them again as a check."""
+    def _resume(
+        self, batches: Iterator[tuple[int, Batch]], one_batch: Callable[..., np.ndarray], collector: TraceCollector
+    ) -> Found:
+        """Skip the batches that the checkpoint holds, if there is one, and recompute the last of them as a check."""
         if self.checkpoint is None or not Path(self.checkpoint).exists():
             return {}
         found, sums = load_progress(self.checkpoint, self._fingerprint(collector))
@@ -172,14 +220,14 @@ class FisherInformationCalculator:
             raise LwaError(
                 f"{self.checkpoint} holds the traces of another model, loss or dataset: delete it, or name another file"
             )
-        for name, total in collector.sums.items():
+        for name, total in collector.sums.items():  # overwrites what the check added; process 0 holds the sums of all
             total.copy_(sums[name] if ranks()[0] == 0 else torch.zeros_like(total))
         return found
 
-    def _keep(self, found: Found, collector: TraceCollector) -> None:
+    def _keep(self, path: str | Path, found: Found, collector: TraceCollector) -> None:
         collect_sums(collector.sums.values())
         if ranks()[0] == 0:
-            save_progress(self.checkpoint, self._fingerprint(collector), found, collector.sums)
+            save_progress(path, self._fingerprint(collector), found, collector.sums)
 
     def _fingerprint(self, collector: TraceCollector) -> dict:
         settings = {
@@ -190,12 +238,12 @@ class FisherInformationCalculator:
         }
         return settings | {"columns": [asdict(column) for column in collector.columns]}
 
-    def _converged(self, collector: TraceCollector, traces: np.ndarray) -> bool:
+    def _converged(self, stop_at: float, collector: TraceCollector, traces: np.ndarray) -> bool:
         rho = split_half_spearman(FisherResult(traces, collector.columns, self.estimator, self.granularity).per_example)
-        if rho < self.stop_at:
+        if rho < stop_at:
             return False
         if ranks()[0] == 0:
-            print(f"split-half Spearman {rho:.3f} >= {self.stop_at} after {len(traces)} examples")
+            print(f"split-half Spearman {rho:.3f} >= {stop_at} after {len(traces)} examples")
         return True
 
     def _result(self, traces: np.ndarray, sites: list[Site], collector: TraceCollector) -> FisherResult:
@@ -206,36 +254,42 @@ class FisherInformationCalculator:
         return result
 
     def _attention(self, model: nn.Module, device: torch.device) -> AbstractContextManager:
-        """Float32Attention where something is in bfloat16; elsewhere its look at every call of torch would take 1 % of a pass."""
-        cast = self.autocast is not None or torch.is_autocast_enabled(device.type)
-        return (
-            Float32Attention() if cast or any(p.dtype == torch.bfloat16 for p in model.parameters()) else nullcontext()
-        )
+        """Return Float32Attention where something is in bfloat16, else an empty context.
 
-    def _precision(self, device: torch.device):
-        """Autocast as asked for; without it, whatever surrounds the call."""
+        Float32Attention inspects every call of torch, which takes 1 % of a pass.
+        """
+        cast = self.autocast is not None or torch.is_autocast_enabled(device.type)
+        if cast or any(p.dtype == torch.bfloat16 for p in model.parameters()):
+            return Float32Attention()
+        return nullcontext()
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        """Return autocast with the type asked for; without one, the autocast that surrounds the call."""
         if self.autocast is None:
             return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type))
         return torch.autocast(device.type, self.autocast)
 
 
 def _check_after(seen: int) -> float:
-    """The number of examples at which the stopping rule is looked at next; the same whether a run was interrupted or not."""
-    check = SMALLEST
+    """Return how many examples must be seen before the next check of the stopping rule.
+
+    The checks come at the same numbers of examples whether a run was interrupted or not.
+    """
+    check: float = SMALLEST
     while check <= seen:
         check *= CHECK_GROWTH
     return check
 
 
 def _fisher_weight2(site: Site, diagonal: dict[str, Tensor]) -> float:
-    """sum_j F_jj w_j^2 over a site's parameters."""
+    """Return sum_j F_jj w_j^2 over a site's parameters."""
     with align_module_device(site.module):  # brings back what accelerate has offloaded
         parameters = site.module.named_parameters(recurse=False)
         return sum(float((diagonal[site.path(name)].double() * _whole(p) ** 2).sum()) for name, p in parameters)
 
 
 def _whole(parameter: nn.Parameter) -> Tensor:
-    """A parameter in float64, gathered from all processes when it is sharded."""
+    """Return a parameter in float64, gathered from all processes when it is sharded."""
     values = parameter.detach()
     return (values.full_tensor() if isinstance(values, DTensor) else values).double()
 

@@ -1,4 +1,4 @@
-"""From (site, input, output gradient) to per-row traces per layer, module or attention head, and to the diagonal."""
+"""Turn (site, input, output gradient) into per-row traces per layer, module or attention head and into the diagonal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ from lwa_helpers.fisher.kernels import (
 )
 from lwa_helpers.fisher.result import Column
 from lwa_helpers.fisher.sites import Site, device_of, head_parts, linear_size, scale_input
+from lwa_helpers.models.layers import weight_of
 
 
 @dataclass(frozen=True)
 class Place:
-    """Columns of one site: its weight's parts start at `first`, its bias's at `bias`; side is what the heads slice."""
+    """The columns of traces that belong to one site.
+
+    Attributes:
+        first: The first column of the weight's parts.
+        bias: The first column of the bias's parts.
+        n_parts: Number of parts of the weight: its attention heads, or 1.
+        side: What the heads slice, "input" or "output"; None without heads.
+    """
 
     first: int
     bias: int
@@ -31,8 +39,14 @@ class Place:
 
 
 class TraceCollector:
-    """Per-row squared gradient norms at one granularity, batch by batch; at "parameter" also `sums`: by parameter, its squared gradients
-    added up over all rows so far.
+    """Collect per-row squared gradient norms at one granularity, batch by batch.
+
+    With granularity "parameter", `sums` also holds each parameter's squared gradients, added up over all rows so far.
+
+    Args:
+        sites: All sites of the decoder layers: see find_sites.
+        layers: The decoder layers.
+        granularity: "layer", "module", "head" or "parameter": see FisherInformationCalculator.
     """
 
     def __init__(self, sites: list[Site], layers: nn.ModuleList, granularity: str):
@@ -51,7 +65,7 @@ class TraceCollector:
                 self.sums[site.path(name)] = torch.zeros(p.shape, dtype=dtype, device=device_of(site.module))
 
     def _place(self, site: Site, heads: tuple[str, int] | None) -> Place:
-        """Append the columns of a site."""
+        """Append the columns of a site and return where they are."""
         first = len(self.columns)
         if heads is None:
             self.columns.append(Column(site.layer, site.name, site.n_parameters))
@@ -59,7 +73,7 @@ class TraceCollector:
         side, n_parts = heads
         bias = getattr(site.module, "bias", None)
         own_bias = 0 if bias is None or side == "input" else bias.numel()
-        count = (site.module.weight.numel() + own_bias) // n_parts
+        count = (weight_of(site.module).numel() + own_bias) // n_parts
         self.columns += [Column(site.layer, site.name, count, head) for head in range(n_parts)]
         if bias is not None and side == "input":
             self.columns.append(Column(site.layer, f"{site.name}.bias", bias.numel()))
@@ -71,12 +85,18 @@ class TraceCollector:
         self._input_gram: tuple[Tensor, list[Tensor]] | None = None
 
     def finish(self) -> Tensor:
-        """Return the batch's traces and let go of the last module's working set."""
+        """Return the batch's traces and free the working set of the last module."""
         self._input_gram = None
         return self.traces
 
     def receive(self, site: Site, x: Tensor, gradient: Tensor) -> None:
-        """Add what a site's input (a divisible one's output) and output gradient, both (B, ..., d), say of its parameters."""
+        """Add what one site contributes to the traces.
+
+        Args:
+            site: The site.
+            x: The input of its module, (B, ..., d); for a divisible site the output.
+            gradient: The gradient at the output of its module, (B, ..., d).
+        """
         x = x.to(gradient.device)
         place, bias = self._places[site], getattr(site.module, "bias", None)
         if site.divisible:
@@ -91,19 +111,20 @@ class TraceCollector:
     def _vector(
         self, site: Site, name: str, column: int, terms: Tensor, n_parts: int = 1, divisor: Tensor | float = 1.0
     ) -> None:
-        """A parameter whose gradient is the sum over tokens of `terms` (B, ..., d) by `divisor` (d,), in n_parts equal slices."""
+        """Add a vector parameter, in n_parts equal slices.
+
+        The gradient of a row is the sum over tokens of `terms` (B, ..., d), divided by `divisor` (d,).
+        """
         squares = (wide(terms).flatten(1, -2).sum(1) / divisor).square()
         self._add(column, squares.double().unflatten(1, (n_parts, -1)).sum(2))
         if self.sums:
             self.sums[site.path(name)] += squares.sum(0)
 
     def _linear(self, site: Site, place: Place, a: Tensor, b: Tensor) -> Tensor:
-        """Traces (B, n_parts) of a weight matrix from a (B, T, d_in), b (B, T, d_out)."""
-        sums, on_gpu = (
-            self.sums.get(site.path("weight")),
-            by_triton(b),
-        )  # on a GPU each Gram is half computed, none is shared
+        """Return a weight matrix's traces (B, n_parts) from its input a (B, T, d_in) and gradient b (B, T, d_out)."""
+        sums, on_gpu = self.sums.get(site.path("weight")), by_triton(b)
         known = self._input_gram is not None and _same(self._input_gram[0], a)
+        # On a GPU no Gram is shared but only half of each is computed, so one of the two is counted as free there too.
         if place.side or (sums is None and gram_is_cheaper(a.shape[1], *linear_size(site), known or on_gpu)):
             return self._ghost(place, a, b, on_gpu)
         left, right = (b, a.to(b.dtype)) if site.kind == "linear" else (a.to(b.dtype), b)
@@ -112,7 +133,7 @@ class TraceCollector:
         return direct_traces(left, right, sums).unsqueeze(1)
 
     def _ghost(self, place: Place, a: Tensor, b: Tensor, on_gpu: bool) -> Tensor:
-        """The token-Gram form, (B, n_parts); the slices are those of the input or of the output."""
+        """Return the traces (B, n_parts) by the token-Gram form; place.side says which side the parts slice."""
         if on_gpu:
             whole, sliced = (b, a.to(b.dtype)) if place.side == "input" else (a.to(b.dtype), b)
             return triton_kernels().ghost_traces(whole, sliced, place.n_parts)
@@ -121,9 +142,12 @@ class TraceCollector:
         return part_traces(self._gram_of_input(a, b.dtype), b, place.n_parts)
 
     def _gram_of_input(self, a: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """Gram of a, in the precision of the matrix product that read it; query, key and value share one, gate and up too."""
+        """Return the Gram of a, in the precision of the matrix product that read it.
+
+        It is kept for the next call: the query, key and value projections share one, and so do the gate and up ones.
+        """
         if self._input_gram is None or not _same(self._input_gram[0], a):
-            self._input_gram = None
+            self._input_gram = None  # frees the old Gram before the new one is computed
             self._input_gram = (a, pair_gram(a.to(dtype)))
         return self._input_gram[1]
 
@@ -132,7 +156,7 @@ class TraceCollector:
 
 
 def _same(kept: Tensor, a: Tensor) -> bool:
-    """Whether two live tensors are the same memory read the same way."""
+    """Whether two live tensors read the same memory in the same way."""
     return (
         kept.data_ptr() == a.data_ptr()
         and kept.shape == a.shape

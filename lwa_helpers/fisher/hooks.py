@@ -1,4 +1,4 @@
-"""Read each site's input and output gradient as they pass, and leave the model as it was."""
+"""Read each site's input and output gradient during a pass, and leave the model as it was."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Receive = Callable[[Site, Tensor, Tensor], None]
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (dropout off) inside; mode, requires_grad and gradients of every part as before afterwards."""
+def restored(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model into evaluation mode (dropout off); afterwards restore all modes, requires_grad and gradients."""
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
     try:
@@ -34,9 +34,9 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 class Float32Attention(TorchFunctionMode):
-    """Inside, attention that would run in bfloat16 on a CPU is computed in float32, and its result is bfloat16 again.
+    """A context in which attention that would run in bfloat16 on a CPU runs in float32; its result is bfloat16 again.
 
-    It is the more exact, and on rows of a hundred tokens its backward pass takes less than half the time.
+    Float32 is more exact, and on rows of a hundred tokens its backward pass takes less than half the time.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -59,7 +59,10 @@ def _wide(x: object) -> object:
 
 
 class _Tap(torch.autograd.Function):
-    """The identity on y, whose backward shows (x, dL/dy); x is kept as autograd keeps it, checkpointing included."""
+    """The identity on y, whose backward pass hands (x, dL/dy) to `receive`.
+
+    Autograd keeps x as it keeps any saved tensor, also under checkpointing.
+    """
 
     @staticmethod
     def forward(ctx, y: Tensor, x: Tensor, receive: Callable[[Tensor, Tensor], None]) -> Tensor:
@@ -74,10 +77,17 @@ class _Tap(torch.autograd.Function):
 
 
 class Taps:
-    """Call receive(site, x, dL/dy) once per site and backward pass, with the calls of a module used twice joined.
+    """Call receive(site, x, dL/dy) once per site and backward pass.
 
-    In place of x a divisible site gets its output y, which the next module keeps anyway. x and dL/dy are (B, tokens, d).
-    Use as a context around `total = loss(...).sum()` and `taps.backward(total)`.
+    The calls of a module that is used several times are joined along the tokens. A divisible site passes its output y
+    in place of x, because the next module keeps y anyway. x and dL/dy are (B, tokens, d). Use this as a context around
+    `total = loss(...).sum()` and `taps.backward(total)`.
+
+    Args:
+        first_layer: The first decoder layer.
+        sites: The sites to read.
+        receive: Called as receive(site, x, dL/dy).
+        batch_size: Number of rows of the batch, B.
     """
 
     def __init__(self, first_layer: nn.Module, sites: list[Site], receive: Receive, batch_size: int):
@@ -98,7 +108,14 @@ class Taps:
             handle.remove()
 
     def backward(self, total: Tensor) -> None:
-        """Run the backward pass and hand over what is left. Raises LwaError when a site's module was never called."""
+        """Run the backward pass and deliver what is left.
+
+        Args:
+            total: The summed loss, a scalar.
+
+        Raises:
+            LwaError: If a site's module was never called.
+        """
         silent = [site.label for site in self._sites if not self._calls[site]]
         if silent:
             raise LwaError(f"{silent[0]} took no part in the forward pass as a module, so its gradient cannot be seen")
@@ -122,7 +139,8 @@ class Taps:
     def _arrive(self, site: Site, x: Tensor, gradient: Tensor) -> None:
         if x.ndim < 3 or len(x) != self._batch_size:
             raise LwaError(
-                f"{site.label} got an input of shape {tuple(x.shape)}; its first axis must be the {self._batch_size} rows"
+                f"{site.label} got an input of shape {tuple(x.shape)}; "
+                f"its first axis must be the {self._batch_size} rows"
             )
         self._arrived[site].append((x, gradient))
         if len(self._arrived[site]) == self._calls[site]:
@@ -141,7 +159,7 @@ class Taps:
 
 
 def _start_gradients(_layer: nn.Module, args: tuple, kwargs: dict):
-    """Let the gradient flow begin at the first decoder layer's input: no parameter asks for one."""
+    """Make the first decoder layer's input require a gradient, because no parameter does."""
     if not torch.is_grad_enabled():
         return None
     if args:

@@ -1,13 +1,14 @@
-"""Rivals of Fisher information as scores of a decoder layer's importance, and the ground truth they all try to predict.
+"""Alternatives to Fisher information as a score of layer importance, and the ground truth that all try to predict.
 
-Each function takes (model, batches, loss): batches is an iterable of dicts of tensors, read once; loss(model, batch) -> (B,) is
-one number per row, by default the summed next-token NLL. Each returns a float64 array of one score per layer, larger = more
-important, and leaves the model as it was. All raise LwaError when there is no batch.
+Each function takes (model, batches, loss). batches is an iterable of dicts of tensors, read once. loss(model, batch) ->
+(B,) is one number per row, by default the summed next-token NLL. Each function returns a float64 array of one score per
+layer, where larger means more important, and leaves the model as it was. Each raises LwaError when it reads batches and
+there is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,15 +18,17 @@ from torch import Tensor, nn
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.hooks import restored
-from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.losses import Loss, next_token_nll
 from lwa_helpers.models.layers import decoder_layers
-
-Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
 
 def block_influence(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll) -> np.ndarray:
-    """BI_l = 1 - mean over real tokens of cos(h_l, h_{l+1}), (L,) (ShortGPT, Men et al. 2024, arXiv:2403.03853, eq. 1)."""
-    sums, count = 0.0, 0
+    """Return BI_l = 1 - mean over real tokens of cos(h_l, h_{l+1}), (L,).
+
+    This is equation 1 of ShortGPT (Men et al. 2024, arXiv:2403.03853).
+    """
+    sums: np.ndarray = np.zeros(())
+    count = 0
     for cosines, mask in _layer_cosines(model, batches, loss):
         sums = sums + (cosines * mask).sum((1, 2)).cpu().numpy()
         count += int(mask.sum())
@@ -33,23 +36,29 @@ def block_influence(model: nn.Module, batches: Iterable[dict], loss: Loss = next
 
 
 def angular_distance(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll) -> np.ndarray:
-    """arccos(cos(h_l, h_{l+1})) / pi at each row's last real token, averaged over rows, (L,) (Gromov et al. 2024, arXiv:2403.17887)."""
+    """Return arccos(cos(h_l, h_{l+1})) / pi at each row's last real token, averaged over rows, (L,).
+
+    The score is that of Gromov et al. (2024, arXiv:2403.17887).
+    """
     rows = []
     for cosines, mask in _layer_cosines(model, batches, loss):
-        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)  # argmax finds the first real token from the right
         rows.append(cosines[:, torch.arange(len(mask)), last].clamp(-1, 1).arccos().cpu().numpy() / np.pi)
     return np.concatenate(rows, axis=1).mean(1)
 
 
 def weight_magnitude(model: nn.Module, batches: Iterable[dict] = (), loss: Loss = next_token_nll) -> np.ndarray:
-    """Sum |w| over a layer's parameters, (L,); batches and loss are not read."""
+    """Return the sum of |w| over each layer's parameters, (L,); batches and loss are not used."""
     return np.array(
         [sum(p.detach().double().abs().sum().item() for p in layer.parameters()) for layer in decoder_layers(model)]
     )
 
 
 def taylor(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll) -> np.ndarray:
-    """sum_j |w_j g_j|, g the gradient of the mean row loss over all batches, (L,) (LLM-Pruner, Ma et al. 2023, arXiv:2305.11627)."""
+    """Return sum_j |w_j g_j| of each layer, (L,), where g is the gradient of the mean row loss over all batches.
+
+    The score is that of LLM-Pruner (Ma et al. 2023, arXiv:2305.11627).
+    """
     layers = [list(layer.parameters()) for layer in decoder_layers(model)]
     n = 0
     with restored(model), torch.enable_grad():
@@ -68,15 +77,15 @@ def taylor(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nl
 
 
 def leave_one_layer_out(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll) -> np.ndarray:
-    """Mean increase of the row loss when layer l passes its input on unchanged, (L,): the measured effect."""
+    """Return the measured effect: the mean increase of the row loss when layer l returns its input unchanged, (L,)."""
     return leave_one_layer_out_rows(model, batches, loss).mean(0)
 
 
 @torch.no_grad()
 def leave_one_layer_out_rows(model: nn.Module, batches: Iterable[dict], loss: Loss = next_token_nll) -> np.ndarray:
-    """Loss without layer l minus loss of the whole model, for each row, (n, L): for bootstrap intervals.
+    """Return the loss without layer l minus the loss of the whole model for each row, (n, L), for bootstrap intervals.
 
-    The layers before l are not computed again: layer l hands on the input that it had in the whole model.
+    The layers before l are not computed again: layer l passes on the input that it had in the whole model.
     """
     layers = list(decoder_layers(model))
     rows = []
@@ -93,7 +102,14 @@ def leave_one_layer_out_rows(model: nn.Module, batches: Iterable[dict], loss: Lo
 
 
 def _on_device(model: nn.Module, batches: Iterable[dict]) -> Iterator[dict[str, Tensor]]:
-    """Batches on the model's device; LwaError when there is none."""
+    """Yield the batches on the model's device.
+
+    Yields:
+        Batches, as dicts of tensors.
+
+    Raises:
+        LwaError: If there is no batch.
+    """
     device, batch = next(model.parameters()).device, None
     for batch in batches:
         yield {name: value.to(device) for name, value in batch.items()}
@@ -103,7 +119,11 @@ def _on_device(model: nn.Module, batches: Iterable[dict]) -> Iterator[dict[str, 
 
 @torch.no_grad()
 def _layer_cosines(model: nn.Module, batches: Iterable[dict], loss: Loss) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per batch: cosine of each layer's input and output at each token (L, B, T) float64, and the mask of real tokens (B, T)."""
+    """Compare each layer's input and output at each token.
+
+    Yields:
+        For each batch the cosines (L, B, T), float64, and the mask of real tokens (B, T).
+    """
     layers = list(decoder_layers(model))
     with restored(model):
         for batch in _on_device(model, batches):

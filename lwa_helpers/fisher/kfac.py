@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 import torch
@@ -17,13 +17,27 @@ from lwa_helpers.models.layers import decoder_layers
 
 
 def kfac_effective_ranks(
-    model: nn.Module, dataset: Iterable[dict], loss=None, layers: Iterable[int] | None = None
+    model: nn.Module,
+    dataset: Iterable[dict],
+    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None,
+    layers: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """Effective rank tr(M)^2 / tr(M^2) of A = sum_t a_t a_t^T and S = sum_t b_t b_t^T of every linear module.
+    """Compute effective ranks tr(M)^2 / tr(M^2) of A = sum_t a_t a_t^T and S = sum_t b_t b_t^T of every linear module.
 
-    a: inputs, b: gradients of the summed NLL at the outputs (Martens & Grosse 2015), over tokens whose gradient is not zero.
-    layers: only these (memory: d_in^2 + d_out^2 numbers a module). Returns layer, module, input_rank, gradient_rank.
-    Raises LwaError for an empty dataset or a module that is not supported.
+    a are the inputs and b the gradients of the summed NLL at the outputs (Martens & Grosse 2015). The sums run over the
+    tokens whose gradient is not zero.
+
+    Args:
+        model: The causal LM. It comes back as it was.
+        dataset: Batches, as dicts of tensors with input_ids (B, T).
+        loss: loss(model, batch) -> (B,), the summed NLL of each row. The default is next_token_nll.
+        layers: Only these layers, to save memory: a module takes d_in^2 + d_out^2 numbers. The default is all.
+
+    Returns:
+        One row per linear module, with the columns layer, module, input_rank (of A) and gradient_rank (of S).
+
+    Raises:
+        LwaError: If the dataset is empty or a module is not supported.
     """
     every = decoder_layers(model)
     chosen = set(range(len(every))) if layers is None else set(layers)
@@ -51,6 +65,6 @@ def kfac_effective_ranks(
 
 
 def _effective_rank(factor: Tensor) -> float:
-    """tr(M)^2 / tr(M^2), between 1 and the rank; NaN for a zero matrix."""
+    """Return tr(M)^2 / tr(M^2), which lies between 1 and the rank; NaN for a zero matrix."""
     factor = factor.double()
     return float(factor.trace() ** 2 / factor.square().sum())

@@ -14,17 +14,27 @@ from torch import Tensor, nn
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.kernels import wide
 
+Batch = dict[str, Tensor]  # tensors whose first axis is the rows
+Loss = Callable[[nn.Module, Batch], Tensor]  # the summed NLL of each row, (B,)
+
 IGNORED = -100
-CHUNK = 64  # positions whose logits are looked at together: they stay in the cache
-TRANSFORMING: WeakSet[nn.Module] = WeakSet()  # models seen to say something else than their head does
+CHUNK = 64  # positions whose logits are processed together, few enough to stay in the cache
+TRANSFORMING: WeakSet[nn.Module] = WeakSet()  # models that were seen to change what their head returns
 
 
 def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Summed -log p(label_t | tokens before t) of each row: (B,), float32 or better.
+    """Compute -log p(label_t | tokens before t), summed over each row.
 
-    labels (B, T) are aligned with input_ids and shifted here; -100 is ignored. A label counts only where its token and the
-    one before it are both real by attention_mask, so that a padded row (on either side) gives what it gives alone.
-    Raises LwaError when the batch lacks input_ids or labels.
+    A label counts only where attention_mask says that its token and the one before it are both real. A row padded on
+    either side therefore gives the same as without padding. A batch that lacks input_ids or labels raises LwaError.
+
+    Args:
+        model: The causal LM.
+        batch: input_ids (B, T), labels (B, T) and, if any token is padding, attention_mask (B, T). Labels are aligned
+            with input_ids and shifted here; the label -100 is ignored.
+
+    Returns:
+        The sums, (B,), float32 or better.
     """
     kept = counted(batch)
     logits, _ = read_at(model, batch, kept)
@@ -34,7 +44,7 @@ def next_token_nll(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _sample(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """The batch with every label that counts drawn from the model, given the data's tokens before it."""
+    """Return the batch with every label that counts drawn from the model, given the data's tokens before it."""
     kept = counted(batch)
     logits, _ = read_at(model, batch, kept)
     drawn = torch.multinomial(wide(logits).softmax(-1), 1, generator=generator).squeeze(1)
@@ -43,13 +53,13 @@ def _sample(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generat
     return {**batch, "labels": labels}
 
 
-next_token_nll.sample = _sample
+next_token_nll.sample = _sample  # type: ignore[attr-defined]  # mypy does not let a function have attributes
 
 
 class _TokenNLL(torch.autograd.Function):
-    """-log softmax(logits)[label]: logits (P, V), labels (P,) -> (P,), float32 or better.
+    """Compute -log softmax(logits)[label] from logits (P, V) and labels (P,): (P,), float32 or better.
 
-    Keeps the logits as they are, not their log-softmax.
+    It keeps the logits as they are for the backward pass, not their log-softmax.
     """
 
     @staticmethod
@@ -70,7 +80,17 @@ class _TokenNLL(torch.autograd.Function):
 
 
 def counted(batch: dict[str, Tensor]) -> Tensor:
-    """Where labels[:, 1:] count: bool (B, T-1)."""
+    """Find the labels that count.
+
+    Args:
+        batch: input_ids (B, T), labels (B, T) and perhaps attention_mask (B, T).
+
+    Returns:
+        Whether each of labels[:, 1:] counts, bool (B, T-1).
+
+    Raises:
+        LwaError: If input_ids or labels are missing or have different shapes.
+    """
     missing = {"input_ids", "labels"} - set(batch)
     if missing:
         raise LwaError(
@@ -86,15 +106,25 @@ def counted(batch: dict[str, Tensor]) -> Tensor:
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return getattr(model, "get_output_embeddings", lambda: None)()
 
 
 def read_at(
     model: nn.Module, batch: dict[str, Tensor], kept: Tensor, call: Callable | None = None, **options: bool
 ) -> tuple[Tensor, Any]:
-    """Logits (P, V) of the P kept positions, and all else that `call`, by default the model, returns with `options`.
+    """Compute logits at the kept positions only.
 
-    The head sees only those positions, whatever the model does with its output.
+    The head sees only these positions. What the model does with its head's output is unchanged.
+
+    Args:
+        model: The causal LM.
+        batch: The batch: see next_token_nll.
+        kept: The positions whose logits are wanted, bool (B, T-1).
+        call: What to call in place of the model, with the same arguments.
+        **options: More arguments of the call.
+
+    Returns:
+        Logits (P, V) of the P kept positions, and the whole output of the call.
     """
 
     def pack(_head: nn.Module, args: tuple) -> tuple:
@@ -115,10 +145,20 @@ def read_at(
 def states_at(
     model: nn.Module, batch: dict[str, Tensor], kept: Tensor, **options: bool
 ) -> tuple[Tensor, Callable, Any]:
-    """States (P, d) that the head reads at the P kept positions, the head, and all else that the model's forward returns.
+    """Compute the states that the head reads at the kept positions, so that not all logits need to exist at once.
 
-    So that logits need not exist all at once. Of a model without a head of its own, or that transforms what its head says
-    (Gemma 2 caps it, Granite scales it; one position tells), the logits (P, V) and the identity.
+    Some models have no head of their own, and some change what their head returns (Gemma 2 caps it, Granite scales it;
+    one position is enough to tell). For these models the logits take the place of the states.
+
+    Args:
+        model: The causal LM.
+        batch: The batch: see next_token_nll.
+        kept: The positions whose states are wanted, bool (B, T-1).
+        **options: More arguments of the model's forward.
+
+    Returns:
+        States (P, d) at the P kept positions, the head, and the whole output of the model's forward. For the models
+        above, and where no position is kept, logits (P, V), the identity, and the whole output.
     """
     head = _head(model)
     if head is not None and model not in TRANSFORMING and kept.any():
@@ -141,9 +181,10 @@ def states_at(
 
 
 def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
-    """Model arguments: positions count real tokens only, so that left padding changes nothing.
+    """Return the model's arguments, with positions that count real tokens only, so that left padding changes nothing.
 
-    Padding on the right needs no mask: a causal model's real tokens never look at it, and attention without a mask is faster.
+    Padding on the right needs no mask: the real tokens of a causal model never attend to it, and attention without a
+    mask is faster.
     """
     accepted = inspect.signature(model.forward).parameters
     inputs: dict[str, Tensor | bool] = {"input_ids": batch["input_ids"]}

@@ -1,10 +1,10 @@
-"""One dataset read by several processes, and a long run that can be killed and goes on where it was."""
+"""One dataset read by several processes, and long runs that can be killed and resume where they were."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,10 @@ Found = dict[int, np.ndarray]  # traces (rows, columns) by the batch's place in 
 
 
 def ranks() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) outside torch.distributed.
+    """Return this process's number and how many there are; (0, 1) outside torch.distributed.
 
-    Raises LwaError when a launcher started several processes that do not know of each other.
+    Raises:
+        LwaError: If a launcher started several processes that do not know of each other.
     """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -44,8 +45,8 @@ def merge(found: Found) -> Found:
     return {index: joined[index] for index in sorted(joined)}
 
 
-def collect_sums(sums: Iterator[Tensor]) -> None:
-    """Move the sums of all processes to the first, in place; zero is left in the others."""
+def collect_sums(sums: Iterable[Tensor]) -> None:
+    """Move the sums of all processes to the first, in place; the others keep zeros."""
     rank, size = ranks()
     for total in sums if size > 1 else ():
         dist.reduce(total, dst=0)
@@ -53,14 +54,21 @@ def collect_sums(sums: Iterator[Tensor]) -> None:
             total.zero_()
 
 
-def share_sums(sums: Iterator[Tensor]) -> None:
-    """Add up the sums of all processes, in place, for every one of them."""
+def share_sums(sums: Iterable[Tensor]) -> None:
+    """Add up the sums of all processes, in place, so that every process has the total."""
     for total in sums if ranks()[1] > 1 else ():
         dist.all_reduce(total)
 
 
 def save_progress(path: str | Path, fingerprint: dict, found: Found, sums: dict[str, Tensor]) -> None:
-    """Write (atomically) the traces of batches 0 … k-1, how many rows each had, and the running sums of the diagonal."""
+    """Write a checkpoint atomically.
+
+    Args:
+        path: The file.
+        fingerprint: What identifies the calculation; load_progress refuses a file with another one.
+        found: Traces (rows, columns) of the batches 0 … k-1. The file also tells how many rows each batch had.
+        sums: Running sums of the diagonal.
+    """
     tensors = {f"sum.{name}": value for name, value in sums.items()}
     tensors["traces"] = torch.from_numpy(np.concatenate(list(found.values())))
     tensors["rows"] = torch.tensor([len(traces) for traces in found.values()])
@@ -69,7 +77,15 @@ def save_progress(path: str | Path, fingerprint: dict, found: Found, sums: dict[
 
 
 def load_progress(path: str | Path, fingerprint: dict) -> tuple[Found, dict[str, Tensor]]:
-    """Read what save_progress wrote. Raises LwaError when it was written by a calculation of another kind."""
+    """Return the traces and sums that save_progress wrote.
+
+    Args:
+        path: The file.
+        fingerprint: What identifies the calculation.
+
+    Raises:
+        LwaError: If the file belongs to a calculation of another kind.
+    """
     with safe_open(path, "pt") as file:
         if json.loads((file.metadata() or {}).get("meaning", "null")) != json.loads(json.dumps(fingerprint)):
             raise LwaError(f"{path} is the checkpoint of another calculation: delete it, or name another file")
@@ -80,7 +96,7 @@ def load_progress(path: str | Path, fingerprint: dict) -> tuple[Found, dict[str,
 
 
 def forget(path: str | Path) -> None:
-    """Delete a checkpoint whose calculation is done, before any process goes on."""
+    """Delete a checkpoint whose calculation is done, before any process continues."""
     rank, size = ranks()
     if rank == 0:
         Path(path).unlink(missing_ok=True)

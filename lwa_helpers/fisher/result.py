@@ -1,4 +1,4 @@
-"""What a Fisher pass found, and how to keep it."""
+"""The result of a Fisher pass, and how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from lwa_helpers.fisher.convergence import convergence_curve, examples_needed
 
 @dataclass
 class FisherResult:
-    """Traces of Fisher blocks, one row per example, in the order the examples came.
+    """Traces of Fisher blocks, one row per example, in the order of the examples.
 
-    traces (n, C) float64: squared norm of each example's gradient, per column; columns say which layer and module.
-    diagonal: with granularity "parameter", mean squared gradient of every entry, by "layer.module.parameter".
-    weighted (C,): sum_j F_jj w_j^2 per column, with granularity "parameter"; rescaling a weight leaves it unchanged.
+    Attributes:
+        traces: Squared norm of each example's gradient per column, (n, C) float64.
+        columns: The layer and module of each column.
+        estimator: The estimator of the calculation, "empirical" or "sampled".
+        granularity: The granularity of the calculation, "layer", "module", "head" or "parameter".
+        diagonal: Mean squared gradient of every entry, by "layer.module.parameter"; empty unless granularity is
+            "parameter".
+        weighted: sum_j F_jj w_j^2 per column, (C,); None unless granularity is "parameter". Rescaling a weight leaves
+            it unchanged.
     """
 
     traces: np.ndarray
@@ -35,11 +41,12 @@ class FisherResult:
 
     @property
     def n_examples(self) -> int:
-        """Rows read, those without any label (zero gradient) included."""
+        """Number of rows read, including those without any label, whose gradient is zero."""
         return len(self.traces)
 
     @property
     def n_layers(self) -> int:
+        """Number of decoder layers, L."""
         return 1 + max(column.layer for column in self.columns)
 
     @property
@@ -49,7 +56,7 @@ class FisherResult:
 
     @property
     def per_layer(self) -> np.ndarray:
-        """Trace of the Fisher block of each decoder layer, (L,): the mean over examples."""
+        """Trace of the Fisher block of each decoder layer, averaged over examples, (L,)."""
         return self.per_example.mean(0)
 
     @property
@@ -64,15 +71,21 @@ class FisherResult:
 
     @property
     def per_layer_weighted(self) -> np.ndarray:
-        """Fisher x weight^2, sum_j F_jj w_j^2 of each layer, (L,). Raises LwaError unless granularity is "parameter"."""
+        """Fisher x weight^2 of each layer, sum_j F_jj w_j^2, (L,).
+
+        Raises:
+            LwaError: If granularity is not "parameter".
+        """
         if self.weighted is None:
             raise LwaError('Fisher x weight^2 needs the diagonal: use granularity="parameter"')
         return self._by_layer(self.weighted[None])[0]
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy frame, a row per column of traces: layer, module, trace, n_parameters, trace_per_parameter, standard_error.
+        """Convert the result to a tidy frame.
 
-        Also head (granularity "head") and fisher_weight2 (granularity "parameter").
+        Returns:
+            One row per column of traces: layer, module, trace, n_parameters, trace_per_parameter, standard_error.
+            Granularity "head" adds head, granularity "parameter" adds fisher_weight2.
         """
         frame = pd.DataFrame([asdict(column) for column in self.columns])
         frame["trace"] = self.traces.mean(0)
@@ -88,9 +101,16 @@ class FisherResult:
         return frame[names]
 
     def by_group(self, groups: Sequence) -> pd.DataFrame:
-        """Per-layer trace of each group of examples: group, layer, n_examples, trace, standard_error.
+        """Compute the per-layer trace of each group of examples.
 
-        groups: one label per example (category, history length …). Raises LwaError when the lengths differ.
+        Args:
+            groups: One label per example (category, history length …).
+
+        Returns:
+            One row per group and layer: group, layer, n_examples, trace, standard_error.
+
+        Raises:
+            LwaError: If the number of labels is not the number of examples.
         """
         if len(groups) != self.n_examples:
             raise LwaError(f"{len(groups)} group labels for {self.n_examples} examples")
@@ -111,15 +131,15 @@ class FisherResult:
         return pd.concat(frames, ignore_index=True)
 
     def convergence(self, n_splits: int = 20, seed: int = 0) -> pd.DataFrame:
-        """Split-half Spearman of the layers' order against the number of examples: n_examples, spearman."""
+        """Return the split-half Spearman of the layers' order by number of examples: n_examples, spearman."""
         return convergence_curve(self.per_example, n_splits, seed)
 
     def examples_needed(self, threshold: float = 0.95) -> int | None:
-        """Examples from which the split-half Spearman stays at or above the threshold; None when it does not."""
+        """Return how many examples it takes for the split-half Spearman to stay at or above the threshold, or None."""
         return examples_needed(self.convergence(), threshold)
 
     def save(self, path: str | Path) -> None:
-        """Write the arrays to `path` (safetensors) and what they mean to the same name with .json."""
+        """Write the arrays to `path` (safetensors) and their description to the same name with .json."""
         path, description = _files(path)
         tensors = {f"diagonal.{name}": value.contiguous() for name, value in self.diagonal.items()}
         tensors["traces"] = torch.from_numpy(np.ascontiguousarray(self.traces))
@@ -127,7 +147,7 @@ class FisherResult:
             tensors["weighted"] = torch.from_numpy(self.weighted)
         with atomic_write(path) as temporary:
             save_file(tensors, temporary)
-        description = {
+        contents = {
             "estimator": self.estimator,
             "granularity": self.granularity,
             "n_examples": self.n_examples,
@@ -136,19 +156,26 @@ class FisherResult:
             "columns": [asdict(column) for column in self.columns],
         }
         with atomic_write(description) as temporary:
-            temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(contents, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> FisherResult:
-        """Read what save wrote. Raises LwaError when a file is missing or the two do not belong together."""
+        """Return the result that `save` wrote.
+
+        Args:
+            path: The path that `save` got.
+
+        Raises:
+            LwaError: If a file is missing, or the two files do not belong together.
+        """
         path, description = _files(path)
         for file in (path, description):
             if not file.is_file():
                 raise LwaError(f"{file} does not exist: save a FisherResult first")
         try:
-            description = json.loads(description.read_text(encoding="utf-8"))
-            columns = [Column(**column) for column in description["columns"]]
-            estimator, granularity, sha256 = (description[key] for key in ("estimator", "granularity", "sha256"))
+            contents = json.loads(description.read_text(encoding="utf-8"))
+            columns = [Column(**column) for column in contents["columns"]]
+            estimator, granularity, sha256 = (contents[key] for key in ("estimator", "granularity", "sha256"))
         except (ValueError, KeyError, TypeError) as error:
             raise LwaError(
                 f"{description} is not the description of a FisherResult ({error!r}): compute it again"
@@ -164,7 +191,7 @@ class FisherResult:
         return cls(traces, columns, estimator, granularity, diagonal, None if weighted is None else weighted.numpy())
 
     def _by_layer(self, values: np.ndarray) -> np.ndarray:
-        """Sum columns (…, C) by layer: (…, L)."""
+        """Sum the columns of values (n, C) by layer, (n, L)."""
         summed = np.zeros((len(values), self.n_layers))
         np.add.at(summed.T, [column.layer for column in self.columns], values.T)
         return summed
@@ -180,7 +207,7 @@ def _files(path: str | Path) -> tuple[Path, Path]:
 
 
 def _standard_error(rows: np.ndarray) -> np.ndarray:
-    """Of the mean over rows (n, …), as if they were drawn independently."""
+    """Return the standard error of the mean over rows (n, C), as if they were drawn independently, (C,)."""
     if len(rows) < 2:
         return np.full(rows.shape[1], np.nan)
     return rows.std(0, ddof=1) / np.sqrt(len(rows))
@@ -188,7 +215,14 @@ def _standard_error(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Column:
-    """What one column of traces belongs to; module "" is the whole layer, head None the whole module."""
+    """What one column of traces belongs to.
+
+    Attributes:
+        layer: The decoder layer, from 0.
+        module: The module's path within the layer; "" is the whole layer.
+        n_parameters: Number of parameters that the column covers.
+        head: The attention head; None is the whole module.
+    """
 
     layer: int
     module: str

@@ -1,10 +1,11 @@
-"""Where the parameters of the decoder layers sit: one Site per module that owns some, or an error naming what is unsupported."""
+"""Where decoder layers keep their parameters: one Site per module that owns any; an error names unsupported ones."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,26 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from lwa_helpers.errors import LwaError
+from lwa_helpers.models.layers import weight_of
 
 OUTPUT_SPLIT = {"q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn"}  # heads are slices of the output
 INPUT_SPLIT = {"o_proj", "out_proj", "c_proj"}  # heads are slices of the input
-SMALLEST_FACTOR = 1e-6
+SMALLEST_FACTOR = 1e-6  # a scale is divided by its factors only where all of them are larger than this
 
 
 @dataclass(eq=False)
 class Site:
-    """A module with parameters inside decoder layer `layer`; `name` is its path within the layer.
+    """A module with parameters inside a decoder layer.
 
-    kind "linear" (weight out x in), "conv1d" (weight in x out) or "scale" (y = x_hat * weight, or x_hat * (1 + weight), + bias).
-    unit is the weight at which a "scale" returns x_hat: 1, or 0 for the (1 + weight) form. divisible: x_hat is had from y, by
-    dividing by what it was multiplied with; to compute it from x again takes a dozen passes over it.
+    Attributes:
+        layer: The decoder layer, from 0.
+        name: The module's path within the layer.
+        module: The module.
+        kind: "linear" (weight out x in), "conv1d" (weight in x out) or "scale" (y = x_hat * weight + bias, or
+            y = x_hat * (1 + weight) + bias).
+        unit: The weight at which a "scale" returns x_hat: 1, or 0 for the (1 + weight) form.
+        divisible: Whether x_hat is computed from y, by dividing by what it was multiplied with. Computing it from x
+            again takes a dozen passes over x.
     """
 
     layer: int
@@ -37,25 +45,27 @@ class Site:
     @property
     def factor(self) -> Tensor:
         """What a "scale" multiplies x_hat by, (d,)."""
-        return self.module.weight.detach() + (1 - self.unit)
+        return weight_of(self.module).detach() + (1 - self.unit)
 
     @property
     def label(self) -> str:
+        """The site's name in messages."""
         return f"layer {self.layer}: {self.name} ({type(self.module).__name__})"
 
     def path(self, parameter: str) -> str:
-        """The name of one of its parameters in a result's diagonal."""
+        """Return the name of one of its parameters in a result's diagonal."""
         return f"{self.layer}.{self.name}.{parameter}"
 
     @property
     def n_parameters(self) -> int:
+        """Number of entries of the parameters that the module itself owns."""
         return sum(p.numel() for p in self.module.parameters(recurse=False))
 
 
-def find_sites(model: nn.Module, layers: Sequence[nn.Module]) -> list[Site]:
+def find_sites(model: nn.Module, layers: Iterable[nn.Module]) -> list[Site]:
     """Return every module that owns parameters inside a model's decoder layers, in order.
 
-    Raises LwaError naming the module when it is of an unsupported kind or shares a parameter with another module.
+    A module that is of an unsupported kind or shares a parameter with another module raises LwaError, which names it.
     """
     sites = [
         _site(index, name, module)
@@ -76,9 +86,9 @@ def _site(layer: int, name: str, module: nn.Module) -> Site:
     unit = _scale_unit(module)
     if unit is None:
         raise LwaError(
-            f"layer {layer}: {name or 'the layer itself'} ({type(module).__name__}) owns parameters but is neither a linear map "
-            "nor an elementwise scale, so its Fisher information cannot be computed; supported are nn.Linear, Conv1D, "
-            "LayerNorm, RMSNorm and other modules of the form normalised(x) * weight + bias"
+            f"layer {layer}: {name or 'the layer itself'} ({type(module).__name__}) owns parameters but is neither a "
+            "linear map nor an elementwise scale, so its Fisher information cannot be computed; supported are "
+            "nn.Linear, Conv1D, LayerNorm, RMSNorm and other modules of the form normalised(x) * weight + bias"
         )
     site = Site(layer, name, module, "scale", unit)
     site.divisible = _divisible(site)
@@ -86,15 +96,19 @@ def _site(layer: int, name: str, module: nn.Module) -> Site:
 
 
 def _divisible(site: Site) -> bool:
-    """Whether x_hat is the output divided by what it is multiplied with: no bias, nothing near zero, the whole weight at hand."""
-    weight = site.module.weight
+    """Whether x_hat is y / factor: there is no bias, no factor is near zero, and the whole weight is present."""
+    weight = weight_of(site.module)
     if getattr(site.module, "bias", None) is not None or weight.is_meta or isinstance(weight, DTensor):
         return False
     return bool((site.factor.abs() > SMALLEST_FACTOR).all())
 
 
 def _scale_unit(module: nn.Module) -> float | None:
-    """Test whether module(x) = x_hat(x) * (weight or 1 + weight) + bias; return the weight that gives x_hat, or None."""
+    """Test whether module(x) is x_hat(x) * weight + bias or x_hat(x) * (1 + weight) + bias.
+
+    Returns:
+        The weight that gives x_hat: 1 or 0. None for a module of another form.
+    """
     shapes = {name: p.shape for name, p in module.named_parameters()}
     size = shapes.get("weight", ())
     if not set(shapes) <= {"weight", "bias"} or len(size) != 1 or shapes.get("bias", size) != size:
@@ -116,16 +130,17 @@ def _scale_unit(module: nn.Module) -> float | None:
 
 
 def scale_input(module: nn.Module, x: Tensor, unit: float) -> Tensor:
-    """Return x_hat (shape of x): the module's output with every weight `unit` and bias 0."""
-    weight = torch.full(module.weight.shape, unit, dtype=x.dtype, device=x.device)
+    """Return x_hat (the shape of x): the module's output when every weight is `unit` and the bias is 0."""
+    weight = torch.full(weight_of(module).shape, unit, dtype=x.dtype, device=x.device)
     return _output(module, x, weight, None if getattr(module, "bias", None) is None else torch.zeros_like(weight))
 
 
 @torch.no_grad()
 def _output(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What the module's class computes with these parameters, past any hook or wrapper of the module itself."""
+    """Return what the module's class computes with these parameters, without any hook or wrapper of the module."""
     other = copy.copy(module)
-    other._parameters = {name: {"weight": weight, "bias": bias}[name] for name in module._parameters}
+    values: dict[str, Any] = {"weight": weight, "bias": bias}  # a forward pass reads plain tensors like parameters
+    other._parameters = {name: values[name] for name in module._parameters}
     return type(module).forward(other, x)
 
 
@@ -146,9 +161,16 @@ def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
 
 
 def head_parts(site: Site, layer: nn.Module) -> tuple[str, int] | None:
-    """Return ("output" | "input", number of heads) when a site is an attention projection, else None.
+    """Return ("output" | "input", number of heads) for an attention projection, None for any other site.
 
-    A fused projection has its query, key and value heads in a row. Raises LwaError when the attention module has no head_dim.
+    A fused projection holds its query, key and value heads one after the other.
+
+    Args:
+        site: The site.
+        layer: The decoder layer of the site.
+
+    Raises:
+        LwaError: If the attention module has no head_dim, or the projection does not split into heads of that size.
     """
     parent, _, leaf = site.name.rpartition(".")
     if "attn" not in parent or leaf not in OUTPUT_SPLIT | INPUT_SPLIT or site.kind == "scale":
@@ -162,16 +184,19 @@ def head_parts(site: Site, layer: nn.Module) -> tuple[str, int] | None:
 
 
 def linear_size(site: Site) -> tuple[int, int]:
-    """(d_in, d_out) of a linear site."""
-    rows, columns = site.module.weight.shape
+    """Return (d_in, d_out) of a linear site."""
+    rows, columns = weight_of(site.module).shape
     return (columns, rows) if site.kind == "linear" else (rows, columns)
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: where its first parameter lies, or where accelerate brings it when it is offloaded."""
+    """Return the device where a module computes.
+
+    This is the device of its first parameter, or the one to which accelerate brings an offloaded parameter.
+    """
     device = next(module.parameters()).device
-    hooks = (getattr(part, "_hf_hook", None) for part in module.modules()) if device.type == "meta" else ()
-    return next(
-        (torch.device(hook.execution_device) for hook in hooks if getattr(hook, "execution_device", None) is not None),
-        device,
-    )
+    if device.type != "meta":
+        return device
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((torch.device(place) for place in places if place is not None), device)

@@ -1,7 +1,7 @@
 """The two sums of squares on a GPU, without any T x T matrix or per-row gradient in memory. Needs Triton.
 
-Inputs a (B, T, p) and output gradients b (B, T, q), of any floating type; products are accumulated in float32, partial sums of
-the traces in float64. Tiles are square, TILE on a side; what hangs over an edge is read as zero.
+Inputs a (B, T, p) and output gradients b (B, T, q) may be of any floating type. Products are accumulated in float32,
+partial sums of the traces in float64. Tiles are square with sides of TILE; what lies beyond an edge is read as zero.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ TILE = 64
 
 
 def _readable(x: Tensor) -> Tensor:
-    """Triton's interpreter has no bfloat16 products; float32 holds every bfloat16 number as it is."""
+    """Return x as float32 for Triton's interpreter, which has no bfloat16 products; float32 holds bfloat16 exactly."""
     return x.float() if triton.knobs.runtime.interpret else x
 
 
 @triton.jit
 def _tile(base, row, n_rows, column, n_columns, row_stride, column_stride):
-    """Load rows x columns of a matrix, zero outside of it."""
+    """Load rows x columns of a matrix; entries outside the matrix are zero."""
     inside = (row[:, None] < n_rows) & (column[None, :] < n_columns)
     return tl.load(
         base + row[:, None].to(tl.int64) * row_stride + column[None, :] * column_stride, mask=inside, other=0.0
@@ -30,7 +30,7 @@ def _tile(base, row, n_rows, column, n_columns, row_stride, column_stride):
 
 @triton.jit
 def _gram(base, t, u, tokens, width, token_stride, column_stride, TILE: tl.constexpr):
-    """Inner products of tokens t with tokens u: (TILE, TILE) float32."""
+    """Return the inner products of tokens t with tokens u, (TILE, TILE) float32."""
     total = tl.zeros((TILE, TILE), dtype=tl.float32)
     for start in range(0, width, TILE):
         column = start + tl.arange(0, TILE)
@@ -44,7 +44,7 @@ def _gram(base, t, u, tokens, width, token_stride, column_stride, TILE: tl.const
 def _ghost(
     a, b, out, tokens, p, q, a_row, a_token, a_column, b_row, b_token, b_column, n_tiles, n_parts, TILE: tl.constexpr
 ):
-    """One pair of token tiles (s, r <= s) of one row and part; a pair off the diagonal stands for two."""
+    """Add up one pair of token tiles (s, r <= s) of one row and part; a pair off the diagonal stands for two."""
     row, part, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     s, r = pair // n_tiles, pair % n_tiles
     if r <= s:
@@ -57,7 +57,7 @@ def _ghost(
 
 
 def ghost_traces(a: Tensor, b: Tensor, n_parts: int = 1) -> Tensor:
-    """|| sum_t b_t a_t^T ||_F^2 of each row and of each of n_parts equal slices of b: (B, n_parts) float64."""
+    """Return || sum_t b_t a_t^T ||_F^2 of each row and each of n_parts equal slices of b, (B, n_parts) float64."""
     a, b = _readable(a), _readable(b)
     rows, tokens, p = a.shape
     n_tiles = triton.cdiv(tokens, TILE)
@@ -87,7 +87,7 @@ def _squares(
     n_tiles,
     TILE: tl.constexpr,
 ):
-    """One tile of the weight's gradient: for each row in turn sum_t b_t a_t^T, squared and added up."""
+    """Compute one tile of the weight's gradient, sum_t b_t a_t^T, for each row in turn; square it and add it up."""
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
     j = tl.program_id(1) * TILE + tl.arange(0, TILE)
     squares = tl.zeros((TILE, TILE), dtype=tl.float32)
@@ -111,7 +111,16 @@ def _squares(
 
 
 def square_sums(b: Tensor, a: Tensor, sums: Tensor) -> Tensor:
-    """Add to sums (q, p), float32, contiguous, the squared entries of each row's sum_t b_t a_t^T; return the traces (B,) float64."""
+    """Square the entries of each row's sum_t b_t a_t^T and add them up.
+
+    Args:
+        b: Output gradients, (B, T, q).
+        a: Inputs, (B, T, p).
+        sums: The squared entries of all rows are added to it, (q, p), float32, contiguous.
+
+    Returns:
+        Traces (B,), float64: the sum of the squared entries of each row.
+    """
     a, b = _readable(a), _readable(b)
     rows, tokens, q = b.shape
     p = a.shape[2]

@@ -1,4 +1,4 @@
-"""Write a model as a GGUF file with a Modelfile beside it, for llama.cpp and `ollama create`."""
+"""Write a model as a GGUF file with a Modelfile next to it, for llama.cpp and `ollama create`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,27 @@ from lwa_helpers.files import atomic_write
 from lwa_helpers.models.language_model import LanguageModel
 
 GGUF_FILE = "model.gguf"
-MODELFILE = (
-    f'FROM ./{GGUF_FILE}\nTEMPLATE "{{{{ .Prompt }}}}"\nPARAMETER temperature 0\n'  # prompts are sent as they are
-)
+# The template passes prompts on as they are.
+MODELFILE = f'FROM ./{GGUF_FILE}\nTEMPLATE "{{{{ .Prompt }}}}"\nPARAMETER temperature 0\n'
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
 
 
 def export_gguf(lm: LanguageModel, directory: str | Path, dtype: Literal["f32", "f16"] = "f16") -> Path:
-    """Write model.gguf and Modelfile into `directory` and return the path of the first; the item head is not part of it.
+    """Write model.gguf and Modelfile into a folder; the item head is not part of them.
 
-    Matrices are stored as `dtype`, vectors as f32. transformers' GGUF reader and llama.cpp give the logits of `lm` (to the
-    precision of the dtype) and its tokens. Raises LwaError for what is no Llama (as SmolLM2 is), scales its positions, or has
-    another kind of tokenizer.
+    transformers' GGUF reader and llama.cpp reproduce the logits of the model (to the precision of the dtype) and its
+    tokens.
+
+    Args:
+        lm: The model.
+        directory: The folder.
+        dtype: Type in which matrices are stored. Vectors are stored as f32.
+
+    Returns:
+        The path of model.gguf.
+
+    Raises:
+        LwaError: If the model is no Llama (SmolLM2 is one), scales its positions, or has another kind of tokenizer.
     """
     if dtype not in FILE_TYPES:
         raise LwaError(f"dtype {dtype!r}: choose one of {', '.join(FILE_TYPES)}")
@@ -55,7 +64,7 @@ def export_gguf(lm: LanguageModel, directory: str | Path, dtype: Literal["f32", 
 
 
 def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
-    """The model's shape under llama.cpp's names."""
+    """Write the model's shape under llama.cpp's names."""
     config = lm.model.config
     rope = config.rope_parameters
     if config.attention_bias or config.mlp_bias:
@@ -82,8 +91,9 @@ def _add_config(writer: GGUFWriter, lm: LanguageModel, dtype: str) -> None:
 
 
 def _add_tokenizer(writer: GGUFWriter, lm: LanguageModel) -> None:
-    """Vocabulary, merges and special tokens; rows of the embedding that no token names are marked as unused, and tokens that
-    the embedding has no row for are left out.
+    """Write vocabulary, merges and special tokens.
+
+    Rows of the embedding without a token are marked as unused. Tokens without a row of the embedding are left out.
     """
     spec, size = json.loads(lm.tokenizer.backend_tokenizer.to_str()), lm.model.config.vocab_size
     tokens = [f"[PAD{i}]" for i in range(size)]
@@ -107,7 +117,13 @@ def _add_tokenizer(writer: GGUFWriter, lm: LanguageModel) -> None:
 
 
 def _pre_tokenizer(name: str, spec: dict) -> str:
-    """llama.cpp's name for the rule that cuts a text into words: "gpt-2" is a ByteLevel pre-tokenizer as it comes."""
+    """Return llama.cpp's name for the rule that cuts a text into words.
+
+    "gpt-2" is a ByteLevel pre-tokenizer with its default settings.
+
+    Raises:
+        LwaError: If the tokenizer cuts words in another way.
+    """
     pre = spec["pre_tokenizer"] or {}
     plain = pre.get("type") == "ByteLevel" and pre["use_regex"] and not pre["add_prefix_space"]
     if spec["model"]["type"] != "BPE" or spec["normalizer"] or not plain:
@@ -116,7 +132,7 @@ def _pre_tokenizer(name: str, spec: dict) -> str:
 
 
 def _tensors(lm: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name in the file, tensor) of every parameter; a tied head is left out, which tells the reader to tie it."""
+    """Yield (name in the file, tensor) of every parameter; a tied head is left out, so that the reader ties it."""
     config = lm.model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in lm.model.state_dict().items():
@@ -126,9 +142,11 @@ def _tensors(lm: LanguageModel) -> Iterator[tuple[str, Tensor]]:
             tensor = _interleaved(tensor, config.num_attention_heads)
         if ".k_proj." in name:
             tensor = _interleaved(tensor, config.num_key_value_heads)
-        yield names.get_name(name, try_suffixes=(".weight",)), tensor
+        stored = names.get_name(name, try_suffixes=(".weight",))
+        assert stored is not None  # llama.cpp has a name for every parameter of a Llama without biases
+        yield stored, tensor
 
 
 def _interleaved(tensor: Tensor, heads: int) -> Tensor:
-    """Reorder each head's rows from halves to pairs: llama.cpp rotates pairs of neighbours. (heads * d, …) in and out."""
+    """Reorder each head's rows (heads * d, …) from halves to pairs, because llama.cpp rotates pairs of neighbours."""
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)

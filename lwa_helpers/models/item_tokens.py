@@ -1,8 +1,8 @@
-"""Items as tokens: a causal LM whose vocabulary ends in one token for each item of a catalogue.
+"""Items as tokens: a causal LM whose vocabulary ends with one token for each item of a catalogue.
 
 The text of an item's token is its title and a line break, so that a list of titles is a prompt and the next token is a
-title. The model stays an ordinary causal LM: its head on these tokens ranks the catalogue, and a checkpoint needs no code
-of ours to be loaded, served or exported.
+title. The model stays an ordinary causal LM: its head on these tokens ranks the catalogue, and a checkpoint needs no
+code of ours to be loaded, served or exported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models.language_model import ItemTokens, LanguageModel
-from lwa_helpers.models.layers import filled
+from lwa_helpers.models.layers import filled, weight_of
 from lwa_helpers.models.vocabulary import trim_vocabulary
 
 
@@ -33,45 +33,55 @@ def with_item_tokens(
     """Return a copy of a model whose vocabulary is what `texts` need, then one token for each title.
 
     Args:
-        titles: texts of the item tokens, without the line break that is added; no two alike.
-        inputs: rows of the items in the input embedding, (N, d).
-        outputs: rows of the items in the head, (N, d). The head's other rows are zero.
-        items: what is kept beside the model about its items; `first` is set here.
-        texts: what the model must still read as text: see trim_vocabulary.
+        lm: The model to copy.
+        titles: Texts of the item tokens, all different, without the line break that is added.
+        inputs: Rows of the items in the input embedding, (N, d).
+        outputs: Rows of the items in the head, (N, d). The head's other rows are zero.
+        items: What is kept with the model about its items; `first` is set here.
+        texts: What the model must still read as text: see trim_vocabulary.
 
     Raises:
-        LwaError: for a tokenizer that is not BPE, a head with a bias, or a title that is a token already.
+        LwaError: If the tokenizer is not BPE, the head has a bias, or a title is a token already.
     """
     cut = trim_vocabulary(lm, texts)
     model = cut.model
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise LwaError(f"model {lm.name!r} has a head with a bias: item tokens need one without")
-    first = model.get_input_embeddings().weight.shape[0]
+    first = weight_of(model.get_input_embeddings()).shape[0]
     tokenizer = with_tokens(cut.tokenizer, titles, first)
     config = copy.deepcopy(model.config)
     config.vocab_size, config.tie_word_embeddings = first + len(titles), False
     state, ends = model.state_dict(), {}
     for name, module in model.named_modules():
         if module is model.get_input_embeddings():
-            ends[f"{name}.weight"] = torch.cat([module.weight.detach(), inputs.to(module.weight)])
+            weight = weight_of(module)
+            ends[f"{name}.weight"] = torch.cat([weight.detach(), inputs.to(weight)])
         if module is head:
-            ends[f"{name}.weight"] = torch.cat([torch.zeros_like(module.weight), outputs.to(module.weight)])
+            weight = weight_of(module)
+            ends[f"{name}.weight"] = torch.cat([torch.zeros_like(weight), outputs.to(weight)])
     grown = filled(type(model), config, state | ends, model)
     name = f"{lm.name}-{len(titles)}items"
     return replace(cut, name=name, model=grown, tokenizer=tokenizer, items=replace(items, first=first))
 
 
 def with_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], first: int) -> PreTrainedTokenizerBase:
-    """Return a copy of a tokenizer that reads each title and its line break as one token: first, first + 1, …
+    """Return a copy of a tokenizer that reads each title and its line break as one token.
 
-    Raises LwaError where a title is a token already, or would not get its number.
+    Args:
+        tokenizer: The tokenizer to copy.
+        titles: The titles, without the line break. Their tokens are first, first + 1, …
+        first: The token of the first title.
+
+    Raises:
+        LwaError: If a title is a token already, or would not get its number.
     """
     grown = copy.deepcopy(tokenizer)
     if (gap := first - len(grown)) > 0:  # rows of the embedding that no token names
         grown.add_tokens([f"<unused{place}>" for place in range(gap)])
     grown.add_tokens([AddedToken(f"{title}\n", normalized=False) for title in titles])
     found = grown.convert_tokens_to_ids([f"{title}\n" for title in titles])
+    assert isinstance(found, list)  # as it is for a list of tokens
     if wrong := [title for place, title in enumerate(titles) if found[place] != first + place]:
         raise LwaError(f"the title {wrong[0]!r} cannot be a token of its own: the tokenizer has that token already")
     return grown
@@ -79,6 +89,6 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], first
 
 def title_rows(lm: LanguageModel, titles: Sequence[str]) -> Tensor:
     """Return the mean input embedding of each title's tokens, (N, d)."""
-    table = lm.model.get_input_embeddings().weight.detach()
+    table = weight_of(lm.model.get_input_embeddings()).detach()
     rows = lm.tokenizer(list(titles), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return torch.stack([table[torch.tensor(row, device=table.device)].mean(0) for row in rows])

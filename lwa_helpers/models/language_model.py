@@ -17,10 +17,15 @@ ITEMS_FILE = "items.json"
 
 @dataclass(frozen=True)
 class ItemTokens:
-    """Which tokens of a model are items, and how it was taught to read a history of them.
+    """Which tokens of a model are items, and how the model was trained to read a history of them.
 
-    ids: the catalogue's item ids; item i is token first + i. reading: a history is "items" (a token each), "titles" (text) or
-    "hybrid": tokens, the newest `text_items` of them followed by their titles. history_items: how many of the newest it reads.
+    Attributes:
+        ids: The catalogue's item ids. Item i is token first + i.
+        first: The token of the first item.
+        reading: How the model reads a history: as "items" (a token each), as "titles" (text) or as "hybrid" (tokens, of
+            which the newest `text_items` are followed by their titles).
+        text_items: Number of newest items with a title in the "hybrid" reading.
+        history_items: Number of newest items of a history that the model reads.
     """
 
     ids: Sequence[str]
@@ -31,7 +36,7 @@ class ItemTokens:
 
     @property
     def tokens(self) -> slice:
-        """The columns of the logits that are items."""
+        """The columns of the logits that belong to items."""
         return slice(self.first, self.first + len(self.ids))
 
     def save(self, directory: str | Path) -> None:
@@ -41,7 +46,14 @@ class ItemTokens:
 
     @classmethod
     def load(cls, directory: str | Path) -> ItemTokens | None:
-        """Read items.json; None where there is none. Raises LwaError for a file that is not what `save` writes."""
+        """Return what items.json holds, or None if there is no such file.
+
+        Args:
+            directory: The folder of the checkpoint.
+
+        Raises:
+            LwaError: If the file is not what `save` writes.
+        """
         path = Path(directory) / ITEMS_FILE
         if not path.is_file():
             return None
@@ -53,9 +65,15 @@ class ItemTokens:
 
 @dataclass
 class LanguageModel:
-    """A causal LM in float32 on the CPU with its tokenizer; `sha256` names the weights it came from.
+    """A causal LM in float32 on the CPU with its tokenizer.
 
-    items: the item tokens at the end of its vocabulary; None for a model of text alone.
+    Attributes:
+        name: The model's name in messages and results.
+        model: The causal LM.
+        tokenizer: Its tokenizer.
+        sha256: What identifies the weights that the model came from.
+        prompt: How the model is asked to write: see ModelSpec.
+        items: The item tokens at the end of the vocabulary; None for a model of text alone.
     """
 
     name: str
@@ -67,7 +85,7 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """Token used for padding (its value never matters: attention is masked there)."""
+        """The token used for padding. Its value never matters, because attention is masked there."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(i for i in ids if i is not None)
 

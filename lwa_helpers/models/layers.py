@@ -1,11 +1,11 @@
-"""The decoder layers of any causal LM, and copies of it with fewer of them."""
+"""The decoder layers of any causal LM, and copies of a model with fewer of them."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from lwa_helpers.errors import LwaError
@@ -14,9 +14,12 @@ BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in a co
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the stack of decoder layers of any causal LM or wrapper around one: its longest list of like modules.
+    """Return the decoder layers of any causal LM or wrapper around one.
 
-    Raises LwaError when there is none.
+    They are the nn.ModuleList of modules of one type that holds the most parameters.
+
+    Raises:
+        LwaError: If there is no such list.
     """
     stacks = [
         module
@@ -39,8 +42,15 @@ def backbone(model: nn.Module) -> nn.Module:
     return next(module for module in model.modules() if any(child is layers for child in module.children()))
 
 
+def weight_of(module: nn.Module) -> Tensor:
+    """Return the `weight` of a module that has one."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)  # torch annotates it as a tensor or a submodule
+    return weight
+
+
 def filled(model_class, config, state: dict[str, torch.Tensor], original):
-    """Build a model of `config` holding copies of `state`, with the original's dtype, device and generation settings."""
+    """Build a model of `config` with `state` copied and the original's dtype, device, mode and generation config."""
     with no_init_weights():
         student = model_class._from_config(config, dtype=original.dtype).to(original.device)
     student.load_state_dict(state, strict=True)
@@ -50,14 +60,14 @@ def filled(model_class, config, state: dict[str, torch.Tensor], original):
 
 
 def without_layer(model: nn.Module, index: int) -> None:
-    """Take one decoder layer out of a model, in place."""
+    """Remove one decoder layer from a model, in place."""
     layers = decoder_layers(model)
     del layers[index]
     keep_settings(model.config, [place for place in range(len(layers) + 1) if place != index])
 
 
 def keep_settings(config, kept: list[int]) -> None:
-    """Leave the layers `kept` in a config and, of its settings by layer, theirs, in place."""
+    """Reduce a config to the layers `kept` and to the settings of these layers, in place."""
     config.num_hidden_layers = len(kept)
     for name in BY_LAYER:
         if values := getattr(config, name, None):
@@ -65,7 +75,7 @@ def keep_settings(config, kept: list[int]) -> None:
 
 
 def with_layers(model, kept: list[int]):
-    """Copy a causal LM with only the layers `kept`, renumbered from 0."""
+    """Return a copy of a causal LM with only the layers `kept`, renumbered from 0."""
     config = copy.deepcopy(model.config)
     keep_settings(config, kept)
     path = next(name for name, module in model.named_modules() if module is decoder_layers(model)) + "."

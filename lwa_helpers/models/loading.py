@@ -16,10 +16,17 @@ from lwa_helpers.models.registry import ModelSpec, model_spec
 
 
 def load_teacher(name: str | Path) -> LanguageModel:
-    """Load a registered model, a local checkpoint directory or a .gguf file as an ordinary float32 causal LM.
+    """Load a registered model, a local checkpoint directory or a .gguf file.
 
-    Raises LwaError when the model is unknown, absent, served by Ollama (which shows no weights), or nothing that transformers
-    reads without running code that comes with the model.
+    Args:
+        name: A registered name or a path.
+
+    Returns:
+        The model, an ordinary causal LM in float32.
+
+    Raises:
+        LwaError: If the model is unknown, absent or served by Ollama (which gives no access to weights), or if
+            transformers cannot read it without running code that comes with the model.
     """
     spec = model_spec(str(name))
     try:
@@ -50,7 +57,7 @@ def _find_and_load(spec: ModelSpec) -> LanguageModel:
 
 
 def _load_hub(spec: ModelSpec) -> LanguageModel:
-    """Load a hub repository at its pinned revision; offline, only what is in the local cache."""
+    """Load a hub repository at its pinned revision; without a network, only from the local cache."""
     try:
         return _load(spec.name, spec.id, f"{spec.id}@{spec.revision}", revision=spec.revision)
     except OSError as error:
@@ -61,7 +68,7 @@ def _load_hub(spec: ModelSpec) -> LanguageModel:
 
 
 def _load_gguf(name: str, path: Path) -> LanguageModel:
-    """Load a .gguf file through its conversion to safetensors, made once under the cache folder and named by its hash."""
+    """Load a .gguf file by way of a safetensors copy, made once under the cache folder and named by its hash."""
     sha256 = assets.cached_sha256(path)
     converted = paths.CACHE / "models" / sha256
     if not converted.is_dir():
@@ -71,14 +78,14 @@ def _load_gguf(name: str, path: Path) -> LanguageModel:
 
 
 def _load(name: str, source: str | Path, sha256: str, **where: Any) -> LanguageModel:
-    """Load tokenizer and weights, and free the model of what the GGUF reader leaves on it."""
+    """Load tokenizer and weights, and remove from the model what the GGUF reader leaves on it."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, **where)
     for attribute in ("hf_quantizer", "quantization_method"):
         if hasattr(model, attribute):
             delattr(model, attribute)
     if hasattr(model, "is_quantized"):
-        model.is_quantized = False
+        model.is_quantized = False  # type: ignore[assignment]  # an nn.Module may hold a flag too
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return LanguageModel(name, model.eval(), tokenizer, sha256, items=ItemTokens.load(source))

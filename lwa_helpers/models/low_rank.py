@@ -1,4 +1,4 @@
-"""Train the item rows of embedding and head in few dimensions, and leave ordinary matrices behind."""
+"""Train the item rows of the embedding and the head in few dimensions, and leave ordinary matrices behind."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lwa_helpers.models.layers import weight_of
+
 
 class LowRankUpdate(nn.Module):
-    """weight = base + left right, of which `left` (V, rank) and `right` (rank, d) are trained.
+    """Compute weight = base + left right, where only `left` (V, rank) and `right` (rank, d) are trained.
 
-    `right` starts at zero, so that nothing is changed at first.
+    `right` starts at zero, so that the weight is unchanged at first.
+
+    Args:
+        base: The weight at the start, (V, d).
+        left: The start of `left`, (V, rank).
     """
+
+    base: Tensor
 
     def __init__(self, base: Tensor, left: Tensor):
         super().__init__()
@@ -31,26 +39,33 @@ class LowRankUpdate(nn.Module):
 
 
 def main_directions(rows: Tensor, rank: int) -> Tensor:
-    """Return coordinates of rows (V, d) along the directions in which they differ most, (V, rank), of mean square norm 1.
+    """Compute the coordinates of rows along the directions in which they differ most.
 
-    A learning rate then means the same for every matrix. (Rows eight times as long act as a rate eight times as high, and cost
-    MovieLens-100K a tenth of its NDCG@10.)
+    The mean square norm of the coordinates is 1, so that a learning rate means the same for every matrix. (Rows eight
+    times as long act like a rate eight times as high, which cost MovieLens-100K a tenth of its NDCG@10.)
+
+    Args:
+        rows: The rows, (V, d).
+        rank: Number of directions.
+
+    Returns:
+        Coordinates (V, rank).
     """
     left, scale, _ = torch.linalg.svd(rows.detach().float(), full_matrices=False)
     left = (left * scale)[:, :rank]
-    return (left / left.square().sum(1).mean().sqrt().clamp_min(1e-12)).contiguous()  # FSDP takes no other
+    return (left / left.square().sum(1).mean().sqrt().clamp_min(1e-12)).contiguous()  # contiguous, as FSDP requires
 
 
 @contextmanager
 def low_rank(modules: list[nn.Module], rank: int) -> Iterator[None]:
-    """Within it the `weight` of each module is trained as a LowRankUpdate; afterwards it is a plain parameter again.
+    """Train the `weight` of each module as a LowRankUpdate inside; afterwards it is a plain parameter again.
 
-    All start from the main directions of the last module's rows. With embedding and head these are the head's, which tell the
-    items apart as their users do; the embedding's own would tell apart the words of their titles.
+    All modules start from the main directions of the last module's rows. For [embedding, head] these are the head's,
+    which separate the items as their users do. The embedding's own directions would separate the words of the titles.
     """
-    left = main_directions(modules[-1].weight, rank)
+    left = main_directions(weight_of(modules[-1]), rank)
     for module in modules:
-        parametrize.register_parametrization(module, "weight", LowRankUpdate(module.weight, left))
+        parametrize.register_parametrization(module, "weight", LowRankUpdate(weight_of(module), left))
     try:
         yield
     finally:

@@ -1,4 +1,7 @@
-"""The model registry: what model_config.yaml says of each model, checked; needs no torch, so that `lwa status` is quick."""
+"""The model registry: what model_config.yaml says about each model, checked.
+
+This module does not import torch, so that `lwa status` is quick.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,21 @@ from lwa_helpers.config import read_yaml
 from lwa_helpers.errors import LwaError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")  # a branch or tag may move
+_COMMIT = re.compile(r"[0-9a-f]{40}")  # a commit, because a branch or tag may move
 
 
 class ModelSpec(BaseModel):
     """One entry of model_config.yaml.
 
-    prompt: how a local model is asked to write, "chat" (its tokenizer's template) or "plain"; None: chat where it has one.
+    Attributes:
+        name: The registered name.
+        backend: "embedded" (a GGUF file inside a Python package), "huggingface", "ollama" or "path" (a folder or file).
+        id: The model's name in its backend, such as owner/name of a repository, or its path.
+        revision: The pinned commit of a Hugging Face repository.
+        licence: The model's licence.
+        prompt: How a local model is asked to write: "chat" (by its tokenizer's template) or "plain". None is "chat"
+            where the tokenizer has a template, else "plain".
+        think: Ollama's setting of that name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,7 +43,7 @@ class ModelSpec(BaseModel):
 
 
 def registry() -> dict[str, ModelSpec]:
-    """Return the registered models by name. Raises LwaError naming the entry and the field that is wrong."""
+    """Return the registered models by name; a wrong entry raises LwaError, which names the entry and the field."""
     return {name: _entry(name, fields) for name, fields in read_yaml("model_config.yaml").items()}
 
 
@@ -54,9 +65,13 @@ def _entry(name: str, fields: Any) -> ModelSpec:
 
 
 def model_spec(name: str) -> ModelSpec:
-    """Look a model up by its registered name, or take an existing directory or .gguf file at its word.
+    """Return the entry of a registered name, or a new one for an existing directory or a .gguf file.
 
-    Raises LwaError listing the known names.
+    Args:
+        name: A registered name or a path.
+
+    Raises:
+        LwaError: If the model is unknown. The message lists the known names.
     """
     known = registry()
     if name in known:

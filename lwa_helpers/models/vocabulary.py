@@ -1,4 +1,4 @@
-"""Cut a model's vocabulary to what given texts need: rows of embedding and head, and a tokenizer of the kept tokens."""
+"""Cut a model's vocabulary to what given texts need: rows of embedding and head, and the tokens of the tokenizer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models.language_model import LanguageModel
-from lwa_helpers.models.layers import filled
+from lwa_helpers.models.layers import filled, weight_of
 
-WORDS = "words_kept"  # in a cut tokenizer's settings: the words whose tokens are the original's
+WORDS = "words_kept"  # setting of a cut tokenizer: the words that it cuts into the same tokens as the original
 
 
 def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
-    """Return a copy of the model whose vocabulary is what the texts need, old order kept; logits of kept tokens are the same.
+    """Return a copy of the model whose vocabulary is what the texts need.
 
-    A text of `texts` gets the same tokens as before (renumbered) because each merge that its tokens are made of is kept. The
-    byte or character alphabet and the special tokens stay, so any text can be read and written exactly, but one with another
-    word may be cut into smaller tokens than before, on which the model is worse: check_covered refuses it.
-    Item tokens stay, all of them. Raises LwaError for a tokenizer that is not BPE, and for one text in place of several.
+    The kept tokens stay in their order and their logits are the same. A text of `texts` gets the same tokens as before
+    (renumbered), because each merge that its tokens are made of is kept. The byte or character alphabet and the special
+    tokens stay, so any text can be read and written exactly. A text with another word may be cut into smaller tokens
+    than before, on which the model is worse; check_covered refuses such a text. All item tokens stay.
+
+    Args:
+        lm: The model to copy.
+        texts: The texts that the model must read as before.
+
+    Raises:
+        LwaError: If the tokenizer is not BPE, or `texts` is one text instead of several.
     """
     if isinstance(texts, str):
         raise LwaError(f"texts must be a list of texts, not the one text {texts[:40]!r}: put it in brackets")
@@ -34,10 +41,9 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
         raise LwaError(
             f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}"
         )
-    rows = len(lm.model.get_input_embeddings().weight)
-    kept = {
-        index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows
-    }  # Gemma 3 names one more than it has
+    rows = len(weight_of(lm.model.get_input_embeddings()))
+    # Gemma 3's tokenizer has one token more than the embedding has rows.
+    kept = {index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows}
     items = lm.items
     old_ids = sorted(kept | set(range(items.first, items.first + len(items.ids))) if items else kept)
     tokenizer = _renumbered(lm.tokenizer, spec, old_ids)
@@ -49,29 +55,39 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
 
 
 def words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """Return the pieces that a BPE tokenizer cuts a text into before it merges: no token crosses their borders."""
+    """Return the pieces into which a BPE tokenizer cuts a text before it merges; no token crosses their borders."""
     raw = tokenizer.backend_tokenizer
     text = raw.normalizer.normalize_str(text) if raw.normalizer else text
     return [word for word, _ in raw.pre_tokenizer.pre_tokenize_str(text)] if raw.pre_tokenizer else [text]
 
 
 def check_covered(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> None:
-    """Raise LwaError naming the first text with a word that a cut vocabulary was not made for; others hold every text."""
+    """Check that a tokenizer with a cut vocabulary was cut for these texts; any other tokenizer passes.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: The texts.
+
+    Raises:
+        LwaError: If a text has a word that the cut vocabulary was not made for. The message names the first such text.
+    """
     if WORDS not in tokenizer.init_kwargs:
         return
     kept = set(tokenizer.init_kwargs[WORDS])
     for text in texts:
         if new := [word for word in words(tokenizer, text) if word not in kept]:
             raise LwaError(
-                f"the text {text!r} is outside the model's cut vocabulary ({new[0]!r} was not in the texts it was cut to): "
+                f"the text {text!r} is outside the model's cut vocabulary "
+                f"({new[0]!r} was not in the texts it was cut to): "
                 "use the model with an uncut vocabulary, or cut it again with this text among them"
             )
 
 
 def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[str]) -> list[int]:
-    """Return the old ids to keep, rising: special tokens, alphabet, the texts' tokens, and the parts these are merged from.
+    """Return the old ids to keep, in rising order.
 
-    The texts' tokens are those with special tokens recognised in them and those with special tokens spelt out.
+    They are the special tokens, the alphabet, the texts' tokens, and the parts from which these are merged. The texts
+    are tokenized twice, once with special tokens recognised and once with special tokens spelt out.
     """
     vocabulary = spec["model"]["vocab"]
     parts: dict[str, set[str]] = {}
@@ -79,7 +95,7 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[
         parts.setdefault(left + right, set()).update((left, right))
     names = {index: token for token, index in vocabulary.items()}
     kept = {token["id"] for token in spec["added_tokens"] if token["special"]}
-    bytes_ = [token for token in vocabulary if len(token) == 6 and token.startswith("<0x")]
+    bytes_ = [token for token in vocabulary if len(token) == 6 and token.startswith("<0x")]  # "<0x00>" to "<0xFF>"
     waiting = bytes_ or [token for token in vocabulary if len(token) == 1]
     used = _used(tokenizer, list(texts))
     kept.update(used - names.keys())
@@ -93,13 +109,13 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[
 
 
 def _used(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> set[int]:
-    """Ids of all tokens of the texts, special tokens recognised or spelt out."""
+    """Return the ids of all tokens of the texts, with special tokens recognised and with special tokens spelt out."""
     ways = [tokenizer(texts, split_special_tokens=spelt)["input_ids"] for spelt in (False, True)] if texts else []
     return {index for rows in ways for row in rows for index in row}
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """A merge rule as its two parts, whichever way the file writes it."""
+    """Return the two parts of a merge rule, whichever way the file writes it."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
@@ -129,7 +145,7 @@ def _renumbered(tokenizer: PreTrainedTokenizerBase, spec: dict, old_ids: list[in
 
 
 def _with_rows(model, old_ids: list[int]):
-    """Copy a causal LM with only these rows of its embedding and head."""
+    """Return a copy of a causal LM with only these rows of its embedding and head."""
     config = copy.deepcopy(model.config)
     rows = model.get_input_embeddings().weight.shape[0]
     config.vocab_size = len(old_ids)
@@ -147,8 +163,8 @@ def _with_rows(model, old_ids: list[int]):
     return trimmed
 
 
-def _mapped(value: int | list[int] | None, new_id: dict[int, int]):
-    """Renumber a token id, or a list of them; an id that was cut becomes None."""
+def _mapped(value: int | list[int] | None, new_id: dict[int, int]) -> int | list[int] | None:
+    """Renumber a token id or a list of them; an id that was cut becomes None."""
     if isinstance(value, list):
         return [new_id[old] for old in value if old in new_id] or None
-    return new_id.get(value)
+    return None if value is None else new_id.get(value)

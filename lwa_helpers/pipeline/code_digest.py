@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
@@ -16,9 +17,13 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def notebook_tree(path: Path) -> ast.Module:
-    """Parse a notebook's code cells, without its parameters cell, as one module.
+    """Parse a notebook's code cells as one module.
 
-    Raises LwaError unless exactly one cell is tagged `parameters` and it assigns profile (str) and overrides (dict).
+    Returns:
+        The syntax tree of all code cells but the parameters cell.
+
+    Raises:
+        LwaError: unless exactly one cell is tagged `parameters` and it assigns profile (str) and overrides (dict).
     """
     return _notebook_tree(path, _read(path))
 
@@ -40,8 +45,8 @@ def _notebook_tree(path: Path, text: str) -> ast.Module:
 def _check_parameters(path: Path, tree: ast.Module) -> None:
     """Compare the parameters cell with what the runner sets."""
     try:
-        found = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
-    except (AttributeError, ValueError):
+        found = dict(_assignment(node) for node in tree.body)
+    except ValueError:
         raise LwaError(
             f"{path}: its parameters cell may hold nothing but `name = value` lines with plain values"
         ) from None
@@ -50,6 +55,13 @@ def _check_parameters(path: Path, tree: ast.Module) -> None:
     for name, kind in PARAMETERS.items():
         if not isinstance(found[name], kind):
             raise LwaError(f"{path}: parameter {name} = {found[name]!r} must be of type {kind.__name__}")
+
+
+def _assignment(node: ast.stmt) -> tuple[str, Any]:
+    """The name and the plain value of an assignment; ValueError for any other statement."""
+    if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+        raise ValueError(f"line {node.lineno} is not an assignment to a name")
+    return node.targets[0].id, ast.literal_eval(node.value)
 
 
 def _read(path: Path) -> str:
@@ -125,6 +137,8 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
             parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parts, *filter(None, [node.module])])
             names |= {base} | {_home(base, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
     return {name for name in names if name.split(".")[0] == "lwa_helpers"}
 
 
@@ -137,7 +151,9 @@ def _home(base: str, name: str) -> str:
 def _public_names() -> dict[str, str]:
     """The lazy table of lwa_helpers/__init__.py: public name -> module."""
     tree = module_tree(paths.PACKAGE / "__init__.py")
-    tables = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "_HOME"]
+    tables = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOME"
+    ]
     return {name: f"lwa_helpers.{home}" for name, home in ast.literal_eval(tables[0]).items()}
 
 

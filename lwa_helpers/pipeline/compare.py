@@ -15,9 +15,18 @@ _MACRO = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}$")
 def compare(run: str, reference: str, tolerance: float = 0.05, ignore: str | None = None) -> dict[str, list[dict]]:
     """Sort every number into identical, within, changed, missing (not in the run) or new (not in the reference).
 
-    A number is identical when it is printed the same, and within when |a - b| <= tolerance * |b|, b the reference's.
-    `ignore`: names that this regular expression finds are left out (wall times, say).
-    Raises LwaError when a file is absent or holds no numbers.
+    Args:
+        run: a results folder, a results.tex or a manifest.json.
+        reference: likewise.
+        tolerance: relative. A number is within it when |a - b| <= tolerance * |b|, where b is the reference's, and
+            identical when it is printed the same.
+        ignore: a regular expression; names that it matches are left out (wall times, for example).
+
+    Returns:
+        For each kind its numbers, each with its name and as expected and obtained.
+
+    Raises:
+        LwaError: when a file is absent or holds no numbers.
     """
     ours, theirs = read_numbers(Path(run)), read_numbers(Path(reference))
     found: dict[str, list[dict]] = {kind: [] for kind in ("identical", "within", "changed", "missing", "new")}
@@ -39,7 +48,7 @@ def _kind(obtained: str | None, expected: str | None, tolerance: float) -> str:
 
 
 def _value(text: str) -> float | None:
-    """The number in a printed value, such as "1\\,682" or "93.2\\%"; None when it is words."""
+    r"""The number in a printed value, such as "1\,682" or "93.2\%"; None when it is words."""
     plain = re.sub(r"\\,|,|\\%|\s", "", text)
     try:
         return float(plain) if math.isfinite(float(plain)) else None

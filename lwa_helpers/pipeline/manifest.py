@@ -29,6 +29,14 @@ def load(results: Path, notebook: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def load_named(results: Path, notebook: str) -> dict[str, Any]:
+    """Read the manifest of a notebook that has finished."""
+    record = load(results, notebook)
+    if record is None:
+        raise LwaError(f"{notebook} has no manifest in {results}: run it first")
+    return record
+
+
 def load_all(results: Path) -> list[dict[str, Any]]:
     """Read the manifests of all finished notebooks, in order."""
     files = sorted((results / "manifests").glob("*.json"))
@@ -71,7 +79,7 @@ def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(git("status", "--porcelain")),
         "device": device_name(device),
-        "has_bf16": has_bf16(device),
+        "has_bf16": computes_bf16(device),
         "instructions": instructions(device),
         "speed": None if device is None else time_estimate.machine_speed(),
         "python": platform.python_version(),
@@ -100,8 +108,8 @@ def device_name(device: Any) -> str:
     return f"cpu ({model or platform.machine()}, {os.cpu_count()} cores)"
 
 
-def has_bf16(device: Any) -> bool | None:
-    """Whether the device computes in bfloat16, which is what `bf16: auto` then does; None where nothing was computed."""
+def computes_bf16(device: Any) -> bool | None:
+    """Whether `bf16: auto` means bfloat16 on the device; None where nothing was computed."""
     if device is None:
         return None
     from lwa_helpers.models import precision

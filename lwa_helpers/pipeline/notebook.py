@@ -13,8 +13,8 @@ from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
 
 HEARTBEAT = 30.0
-# glibc gives large blocks back to the system when they are freed, and every training step asks for the same ones again: a step
-# of 30 layers takes a tenth less time where up to a GiB is kept. Other systems' libraries do not read these.
+# glibc gives large blocks back to the system when they are freed, and every training step asks for the same ones again.
+# A step of 30 layers takes a tenth less time where up to a GiB is kept. Other systems' libraries do not read these.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
@@ -79,7 +79,14 @@ def clock(seconds: float) -> str:
 def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Progress) -> None:
     """Execute a notebook in the checkout; its executed copy is written to `target` only when it succeeds.
 
-    Raises LwaError with notebook, cell, line, error and the path of the failed copy when a cell fails.
+    Args:
+        source: the notebook.
+        target: where its executed copy goes.
+        parameters: what its parameters cell is to hold.
+        progress: what prints a line at each cell.
+
+    Raises:
+        LwaError: with notebook, cell, line, error and the path of the failed copy, when a cell fails.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError

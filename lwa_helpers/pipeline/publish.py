@@ -17,11 +17,14 @@ from lwa_helpers.report.tables import escape, format_number, results_tex, verdic
 
 
 def merge(results: Path, names: list[str]) -> None:
-    """Write results.tex, one \\newcommand per number and verdict, and manifest.json from the manifests of the named notebooks.
+    r"""Write results.tex and manifest.json from the manifests of the named notebooks.
 
-    Raises LwaError when two notebooks recorded a number or a verdict of the same name.
+    results.tex holds one \newcommand for each number and verdict.
+
+    Raises:
+        LwaError: when two notebooks recorded a number or a verdict of the same name, or one has no manifest.
     """
-    records = [manifest.load(results, name) for name in names]
+    records = [manifest.load_named(results, name) for name in names]
     numbers, verdicts = _union(records, "numbers"), _union(records, "verdicts")
     origin = _origin(records)
     facts = {
@@ -68,7 +71,8 @@ def paper_profile() -> str:
 def publish(profile: str) -> None:
     """Replace figures/, paper/tables/ and paper/results.tex by a profile's results.
 
-    Raises LwaError when one of its notebooks has not been run, is stale, or ran with other settings than the rest.
+    Raises:
+        LwaError: when one of its notebooks has not been run, is stale, or ran with other settings than the rest.
     """
     results = paths.results_dir(profile)
     records = _current_records(profile, results)
@@ -93,7 +97,8 @@ def _current_records(profile: str, results: Path) -> list[dict[str, Any]]:
     for stage in stages():
         record = manifest.load(results, stage.name)
         overrides = record["records"]["overrides"] if record else {}
-        if reason := why_stale(stage, load_config(profile, overrides), results):
+        reason = why_stale(stage, load_config(profile, overrides), results)
+        if record is None or reason:
             raise LwaError(
                 f"{stage.name} is stale ({reason}): run `lwa reproduce --profile {profile}` before publishing"
             )

@@ -15,9 +15,16 @@ START, END = "<!-- claims: written by `lwa publish` -->", "<!-- end of claims --
 
 
 def claims_table(manifest: dict[str, Any]) -> str:
-    """Return a Markdown table of the claims in paper/claims.yaml: claim, notebook, figure, command, minutes, measured value.
+    """Make a Markdown table of the claims in paper/claims.yaml.
 
-    manifest: a run's manifest.json. Raises LwaError when a claim names a number that the run did not measure.
+    Args:
+        manifest: a run's manifest.json.
+
+    Returns:
+        A line for each claim: claim, notebook, figure, command, minutes, measured value.
+
+    Raises:
+        LwaError: when a claim names a number that the run did not measure.
     """
     claims = yaml.safe_load((paths.PAPER / "claims.yaml").read_text(encoding="utf-8"))
     values = {

@@ -61,7 +61,20 @@ def _bring_up_to_date(
     start: float,
     expected: dict[str, float],
 ) -> None:
-    """Run one stage if it is stale, or skip it; one line says which and why. expected: seconds of each stage, as far as known."""
+    """Run one stage if it is stale, or skip it; one line says which and why.
+
+    Args:
+        stage: the notebook.
+        config: its settings.
+        overrides: those of them that differ from the profile's.
+        results: the profile's folder.
+        force: run it even if it is current.
+        start: when the whole run began, on the monotonic clock.
+        expected: seconds that each stage takes, as far as known.
+
+    Raises:
+        LwaError: when the notebook ran through and saved nothing.
+    """
     every = stages()
     label = f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"
     reason = why_stale(stage, config, results) or ("--force" if force else None)
@@ -71,7 +84,7 @@ def _bring_up_to_date(
     print(f"{label} runs: {reason}", flush=True)
     before, began = components(stage, config), time.time()
     later = [expected.get(other.name) for other in every if other.name > stage.name]
-    remaining = None if None in later else sum(later)
+    remaining = None if None in later else sum(seconds for seconds in later if seconds)
     with Progress(label, start, expected.get(stage.name), remaining) as progress:
         parameters = {"profile": config.profile, "overrides": overrides}
         execute(stage.path, results / "notebooks" / stage.path.name, parameters, progress)

@@ -65,9 +65,16 @@ class Run:
         return target
 
     def input(self, name: str) -> Path:
-        """Return the path of an output of this or an earlier notebook.
+        """Find an output of this or an earlier notebook.
 
-        Raises LwaError naming the notebook to run first when it is not there.
+        Args:
+            name: such as "models/teacher".
+
+        Returns:
+            Its path.
+
+        Raises:
+            LwaError: naming the notebook to run first, when it is not there.
         """
         if name in self._outputs:
             return self.staging / name
@@ -114,7 +121,7 @@ class Run:
         return target
 
     def save_table(self, table: str | pd.DataFrame, name: str, caption: str) -> Path:
-        """Write tables/<name>.tex, a booktabs tabular: LaTeX text with \\toprule, or a frame to be set as one."""
+        r"""Write tables/<name>.tex, a booktabs tabular: LaTeX text with \toprule, or a frame to be set as one."""
         if isinstance(table, pd.DataFrame):
             style = table.style.hide(axis="index").format(precision=4, escape="latex")
             table = style.format_index(escape="latex", axis=1).to_latex(hrules=True)
@@ -125,9 +132,18 @@ class Run:
         return target
 
     def number(self, name: str, value: float | str, form: str = "{}") -> str:
-        """Record one number of the text as the LaTeX macro \\<name>; returns it as it will be printed.
+        r"""Record one number of the text as the LaTeX macro \<name>.
 
-        Raises LwaError on a name that is not letters only, a repeated name, or a value that is not finite.
+        Args:
+            name: letters only, since it names a macro.
+            value: the number, or a text.
+            form: how it is printed, as for str.format.
+
+        Returns:
+            The number as it will be printed.
+
+        Raises:
+            LwaError: for a name that is not letters only, a repeated name, or a value that is not finite.
         """
         if not re.fullmatch(r"[A-Za-z]+", name):
             raise LwaError(f"number {name!r}: a LaTeX macro's name has letters only")
@@ -153,7 +169,11 @@ class Run:
     def finish(self) -> Path:
         """Check that every declared output was written, move all into place and write the manifest.
 
-        Raises LwaError when nothing was declared, or an output is missing or empty.
+        Returns:
+            The manifest's path.
+
+        Raises:
+            LwaError: when nothing was declared, or an output is missing or empty.
         """
         if not self._outputs:
             raise LwaError(f"{self.notebook} saved nothing: a finished run has at least one output")

@@ -78,7 +78,8 @@ def why_stale(stage: Stage, config: ExperimentConfig, results: Path) -> str | No
 def status(profile: str) -> list[str]:
     """One line per notebook: current, or stale and why."""
     config, results = load_config(profile), paths.results_dir(profile)
-    lines, stale = [], {}
+    lines: list[str] = []
+    stale: dict[str, set[str]] = {}
     for stage in stages():
         reason = why_stale(stage, config, results)
         record = manifest.load(results, stage.name)
@@ -123,7 +124,7 @@ def load_state(results: Path, stage: Stage) -> dict[str, Any] | None:
 
 def save_state(results: Path, stage: Stage, before: dict[str, str], seconds: float) -> None:
     """Record a success and its wall time: `before` are the components as they were when the stage began."""
-    record = manifest.load(results, stage.name)
+    record = manifest.load_named(results, stage.name)
     read = {f"input {name}": sha256 for name, sha256 in record["inputs"].items()}
     state = {"started": record["started"], "seconds": seconds, "components": before | read}
     with files.atomic_write(_state_file(results, stage)) as temporary:

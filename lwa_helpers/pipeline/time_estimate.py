@@ -15,9 +15,10 @@ SECONDS = 0.3
 
 
 def machine_speed() -> float:
-    """Return how many products like those of the default model's layers this machine computes a second, in billions of operations.
+    """Time matrix products like those of the default model's layers.
 
-    In bfloat16 where the processor has it, as `bf16: auto` does.
+    Returns:
+        Billions of operations a second: in bfloat16 where the processor has it, as `bf16: auto` does.
     """
     import torch
 
@@ -50,10 +51,18 @@ def write_times(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def expected_seconds(folder: Path, profile: str) -> dict[str, float]:
-    """Return what each notebook should take here; empty where no run of this profile is published, or none that computed."""
+    """Scale the published run's times to this machine.
+
+    Args:
+        folder: where the published times lie.
+        profile: the profile that is to be run.
+
+    Returns:
+        Seconds of each notebook; none where no run of this profile is published that says how fast its machine was.
+    """
     path = folder / TIMES_FILE
-    times = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"profile": None}
-    if times["profile"] != profile or not times["speed"]:
+    times = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if times.get("profile") != profile or not times["speed"]:
         return {}
     scale = times["speed"] / machine_speed()
     return {name: scale * seconds for name, seconds in times["seconds"].items()}

@@ -1,1 +1,1 @@
-"""How a language model ranks items, and how it is trained to: heads, training, the task."""
+"""How a language model ranks items and how it is trained to: heads, training, the task."""

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, memory of its weights and of a process that uses it, and time side by side with another."""
+"""What a model costs: its parameters, the memory of its weights and of a process that uses it, and its run time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import nn
 
 
 def n_parameters(model: nn.Module) -> int:
-    """Number of parameters, a tied one counted once."""
+    """Number of parameters; tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes that parameters and buffers hold, a tied one counted once."""
+    """Size of the parameters and buffers in bytes; tied tensors count once."""
     held = {
         tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()]
     }
@@ -45,22 +45,37 @@ print(1024 * peak)
 
 
 def peak_memory(folder: str | Path, prompts: Sequence[Sequence[int]], batch_size: int) -> int:
-    """Return the most bytes that a process of its own holds while it loads a checkpoint and ranks the catalogue, in float32.
+    """Measure the peak memory of a separate process that loads a checkpoint and ranks the catalogue in float32.
 
-    Linux: VmHWM of /proc, since ru_maxrss would also count the parent that started it. The interpreter and torch are part of it.
-    Raises subprocess.CalledProcessError where the process fails.
+    On Linux this is VmHWM from /proc, because ru_maxrss would also count the parent that started the process. The
+    interpreter and torch are included. If the process fails, subprocess.CalledProcessError is raised.
+
+    Args:
+        folder: the checkpoint, with item tokens.
+        prompts: token ids of each prompt, at least one each.
+        batch_size: number of prompts that are read together.
+
+    Returns:
+        The peak memory in bytes.
     """
-    eval_cases = json.dumps(
+    request = json.dumps(
         {"folder": str(folder), "prompts": [list(map(int, prompt)) for prompt in prompts], "batch_size": batch_size}
     )
-    done = subprocess.run([sys.executable, "-c", PEAK], input=eval_cases, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", PEAK], input=request, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
 def time_side_by_side(calls: dict[str, Callable[[], object]], rounds: int) -> pd.DataFrame:
-    """Time callables in turn, A B A B …, after one untimed call each, so that a busy machine disturbs all alike.
+    """Time callables in turn (A B A B …), so that a busy machine disturbs all of them alike.
 
-    Returns columns round, name, seconds.
+    Each callable is called once before the timing starts.
+
+    Args:
+        calls: the callables by name.
+        rounds: how often each is timed.
+
+    Returns:
+        One row per timed call, with columns round, name and seconds.
     """
     for call in calls.values():
         call()
@@ -74,6 +89,6 @@ def time_side_by_side(calls: dict[str, Callable[[], object]], rounds: int) -> pd
 
 
 def speed_ratio(times: pd.DataFrame, slow: str, fast: str) -> pd.Series:
-    """Time of `slow` over time of `fast` in each round of time_side_by_side."""
+    """Time of `slow` divided by time of `fast`, for each round of time_side_by_side."""
     wide = times.pivot(index="round", columns="name", values="seconds")
     return wide[slow] / wide[fast]

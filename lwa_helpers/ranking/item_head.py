@@ -1,4 +1,7 @@
-"""The item head: where a history ends, the logits of the item tokens rank the whole catalogue. The other: title_ranker.py."""
+"""The item head: after a history, the logits of the item tokens rank the whole catalogue.
+
+The other head is the title head, in title_head.py.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ from lwa_helpers.ranking.last_layer import last_layer_at
 
 
 def sampled_nll(head: nn.Linear, states: Tensor, targets: Tensor, log_q: Tensor, n: int) -> Tensor:
-    """Return the mean -log p of the targets with the softmax's denominator Z estimated from n drawn tokens, a scalar.
+    """Return the mean -log p of the targets, with the softmax denominator Z estimated from n sampled tokens, a scalar.
 
-    Tokens are drawn with replacement from q, once for all P positions. Z = e^(s of the target) + (1/n) sum over the drawn
-    tokens that are not the target of e^(s - log q), which is unbiased; its logarithm errs by O(1/n).
+    The tokens are drawn with replacement from a proposal q, once for all P positions. The estimate is
+    Z = e^(s of the target) + (1/n) sum of e^(s - log q) over the drawn tokens other than the target. It is unbiased,
+    and its logarithm has an error of O(1/n) (Bengio & Senecal, IEEE Trans. Neural Networks 2008).
 
     Args:
         head: maps states to scores s of V tokens.
-        states: (P, d).
-        targets: tokens, (P,).
-        log_q: logarithm of the proposal, (V,); -inf for what is never drawn.
-
-    Source: Bengio & Senecal, IEEE Trans. Neural Networks 2008.
+        states: final states, (P, d).
+        targets: target tokens, (P,).
+        log_q: logarithm of the proposal, (V,); -inf for tokens that are never drawn.
+        n: number of tokens to draw.
     """
     drawn = torch.multinomial(log_q.exp(), n, replacement=True)
     own = (states * head.weight[targets].to(states.dtype)).sum(-1).float()
@@ -41,7 +44,7 @@ def sampled_nll(head: nn.Linear, states: Tensor, targets: Tensor, log_q: Tensor,
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask (B, T) of rows of different length."""
+    """Pad rows of different lengths on the right; return their ids and attention mask, (B, T) each."""
     length = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
@@ -66,16 +69,18 @@ def rank_catalogue(
     bf16: Bf16 = False,
     progress: bool = True,
 ) -> np.ndarray:
-    """Return the logits of all item tokens after each prompt, (B, N) float32, in the prompts' order.
-
-    Prompts of like length are read together, `batch_size` at a time.
+    """Return the logits of all item tokens after each prompt, (B, N) float32, in the order of the prompts.
 
     Args:
-        prompts: token ids, at least one each.
-        items: the columns of the logits that are items, as ItemTokens.tokens has them.
+        model: a causal LM with item tokens.
+        prompts: token ids of each prompt, at least one each.
+        items: the columns of the logits that are items, as in ItemTokens.tokens.
+        batch_size: number of prompts that are read together; they have similar lengths.
+        bf16: whether to compute in bfloat16, except for the head.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for an empty prompt.
+        ValueError: if a prompt is empty.
     """
     if empty := [row for row, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} is empty: after a history without items there is nothing to predict from")
@@ -88,13 +93,21 @@ def rank_catalogue(
         ids, mask = (part.to(model.device) for part in pad_right([prompts[row] for row in rows]))
         with autocast(bf16, model.device):
             states = end_states(model, ids, mask)
-        with torch.autocast(model.device.type, enabled=False):  # close scores need float32, whatever surrounds the call
+        with torch.autocast(model.device.type, enabled=False):  # close scores need float32, even inside autocast
             scores[rows] = model.get_output_embeddings()(states.float())[:, items].cpu().numpy()
     return scores
 
 
 class ItemRanker:
-    """The item head for histories of item indices, as TitleRanker and the baselines are asked."""
+    """The item head for histories of item indices, called in the same way as TitleRanker and the baselines.
+
+    Args:
+        lm: a language model with item tokens.
+        reading: how histories become tokens.
+        batch_size: number of histories that are read together; they have similar lengths.
+        bf16: whether to compute in bfloat16, except for the head.
+        max_items: how many of the newest items of a history are read; None reads all.
+    """
 
     def __init__(
         self,
@@ -104,13 +117,13 @@ class ItemRanker:
         bf16: Bf16 = False,
         max_items: int | None = None,
     ):
-        """batch_size: histories read together, of like length; max_items: the newest, that are read (None: all)."""
         self.lm, self.reading, self.batch_size, self.bf16, self.max_items = lm, reading, batch_size, bf16, max_items
 
     def scores(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the score of every item of the catalogue after each history, (B, N) float32.
 
-        Raises ValueError for an item index outside the catalogue, and for an empty history where items are read.
+        An item index outside the catalogue raises ValueError. So does an empty history if the reading has no header.
         """
+        assert self.lm.items is not None  # this head ranks item tokens
         prompts = [self.reading.prompt(history, self.max_items) for history in histories]
         return rank_catalogue(self.lm.model, prompts, self.lm.items.tokens, self.batch_size, self.bf16)

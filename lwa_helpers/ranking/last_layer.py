@@ -1,4 +1,4 @@
-"""The last decoder layer, computed only where its result is read."""
+"""Compute the last decoder layer only at the positions whose result is read."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from torch import Tensor, nn
 
 from lwa_helpers.models.layers import decoder_layers
 
-OWN = (
-    "mlp",
-    "self_attn.q_proj",
-    "self_attn.o_proj",
-)  # parts of a layer whose result at a position no other position reads
+# Parts of a layer whose result at a position is read by no other position.
+OWN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 
 
 @contextmanager
 def last_layer_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Within it, the last layer's MLP, queries and attention output are computed at the P positions (rows, columns) alone.
+    """Within this context, compute the last layer's MLP, queries and attention output only at P positions.
 
-    The final states there are those of the whole model, to rounding; elsewhere they mean nothing. Keys and values are computed
-    everywhere, as are parts that go by other names. For forward passes without gradients.
+    At these positions, the final states equal those of the whole model up to rounding; elsewhere they are meaningless.
+    Keys and values are computed everywhere, and so are parts whose names are not in OWN. The context is meant for
+    forward passes without gradients.
+
+    Args:
+        model: a causal LM.
+        rows: the row of each position in the batch, (P,).
+        columns: the column of each position, (P,).
     """
 
     def only(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def there(states: Tensor, *more: Tensor) -> Tensor:
             found = None if more else forward(states[rows, columns][None])
-            if not isinstance(
-                found, Tensor
-            ):  # Bloom's MLP takes a residual too; a mixture of experts also says whom it chose
+            # Bloom's MLP also takes a residual; a mixture of experts also returns its routing.
+            if not isinstance(found, Tensor):
                 return forward(states, *more)
             out = found.new_zeros(*states.shape[:2], found.shape[-1])
             out[rows, columns] = found[0]

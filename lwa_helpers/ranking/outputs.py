@@ -1,4 +1,4 @@
-"""What a model says at the positions where labels are predicted: states, and logits as they are needed."""
+"""A model's outputs at the positions that predict labels: states, and logits computed when needed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from torch.utils.checkpoint import checkpoint
 from lwa_helpers.fisher.losses import counted, states_at
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-FLOAT32_HEAD = 2**15  # rows: the items of a catalogue, not the words of a language
+FLOAT32_HEAD = 2**15  # rows: room for the items of a catalogue, but not for the vocabulary of a language
 
 
 @dataclass
 class LabelOutputs:
-    """What is compared at the P positions that predict: logits head(states) (P, V), which need not exist all at once, the
-    token (P,) that follows each, and the states (P, d) after each layer.
+    """A model's outputs at the P positions that predict a label.
+
+    The logits head(states) need not all exist at the same time.
+
+    Attributes:
+        states: final states, (P, d).
+        head: maps states to logits, (P, d) to (P, V).
+        targets: the token that follows each position, (P,).
+        hidden: the states after each layer, (P, d) each; empty if they were not kept.
     """
 
     states: Tensor
@@ -29,19 +36,28 @@ class LabelOutputs:
 
     @property
     def logits(self) -> Tensor:
+        """The logits of all positions, (P, V)."""
         return self.head(self.states)
 
     def parts(self) -> list[slice]:
-        """The positions in parts that have at most LOGITS_AT_ONCE logits (or are a single position)."""
+        """Split the positions into parts with at most LOGITS_AT_ONCE logits each, but at least one position."""
         size = max(1, LOGITS_AT_ONCE // self.head(self.states[:1]).shape[-1])
         return [slice(start, min(start + size, len(self.states))) for start in range(0, len(self.states), size)]
 
 
 def label_outputs(model: nn.Module, batch: dict[str, Tensor], hidden: bool = False) -> LabelOutputs:
-    """Run a causal LM and keep only the positions that labels are predicted at (as in next_token_nll).
+    """Run a causal LM and keep only the positions that predict labels, as in next_token_nll.
 
-    hidden: keep the states after each layer as well. Hooks of the model itself do not run: one that is sharded is to be asked
-    inside its own forward pass.
+    Forward hooks of the model itself do not run. A sharded model must therefore be run inside its own forward pass (see
+    training.through).
+
+    Args:
+        model: a causal LM.
+        batch: input_ids and labels, and attention_mask if there is padding, (B, T) each.
+        hidden: whether to keep the states after each layer as well.
+
+    Returns:
+        The outputs at these positions, in the order of the rows.
     """
     kept = counted(batch)
     states, head, out = states_at(model, batch, kept, output_hidden_states=hidden)
@@ -50,10 +66,11 @@ def label_outputs(model: nn.Module, batch: dict[str, Tensor], hidden: bool = Fal
 
 
 def in_float32(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a head of at most FLOAT32_HEAD rows that computes in float32 whatever surrounds it; a larger one as it is.
+    """Return a version of the head that computes in float32 even inside autocast, or a large head as it is.
 
-    Scores of neighbouring items differ by less than bfloat16 resolves: in it, MovieLens-100K loses 0.003 NDCG@10. Float32 costs
-    such a head 2 % of a training step of SmolLM2-135M.
+    A head is large if it has more than FLOAT32_HEAD rows. Scores of neighbouring items differ by less than the
+    resolution of bfloat16, which costs 0.003 NDCG@10 on MovieLens-100K. The float32 head takes 2 % of a training step
+    of SmolLM2-135M.
     """
     if not isinstance(head, nn.Linear) or head.out_features > FLOAT32_HEAD:
         return head
@@ -66,10 +83,14 @@ def in_float32(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def in_parts(losses: Callable[[slice], Tensor], own: LabelOutputs) -> Tensor:
-    """Return the mean over positions of losses(rows) (n,), means over some of them.
+    """Return the means of n losses over all positions, (n,).
 
-    Where there are more logits than may exist at a time, each part's are computed, used, and computed again in the backward
-    pass.
+    If there are more than LOGITS_AT_ONCE logits, the positions are processed in parts. The logits of a part are not
+    kept but computed again in the backward pass.
+
+    Args:
+        losses: maps a slice of the positions to the means of the losses over these positions, (n,).
+        own: the outputs that the losses are computed from.
     """
     parts = own.parts()
     if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""The title head: exact log p(title | history) over a trie of titles, read behind a history that is read once."""
+"""The title head: exact log p(title | history) from a trie of titles, read after a history that is read once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.vocabulary import check_covered
 from lwa_helpers.ranking.title_trie import TitleTrie, pieces
 
-LAYERS = {"full_attention", "sliding_attention"}
+LAYERS = {"full_attention", "sliding_attention"}  # layer types that follow an attention mask
 NO_TITLES = np.empty(0, dtype=np.int64), TitleTrie([])
 
 
 class TreeReader:
-    """A causal LM that has read B prompts and reads trees of tokens behind them.
+    """A causal LM that has read B prompts and reads trees of tokens that continue them.
 
-    A token sees its prompt and its ancestors, at the position that it has on its own path, so its logits are those of
-    reading that path alone (tree attention: Miao et al., SpecInfer, ASPLOS 2024). The root of a tree is the prompt's
-    last token, which is therefore read with the tree. Raises LwaError for a model that takes no such mask.
+    A token attends to its prompt and its ancestors, at the position that it has on its own path. Its logits therefore
+    equal those from reading that path alone (tree attention: Miao et al., SpecInfer, ASPLOS 2024). The root of a tree
+    is the last token of its prompt, so that token is read with the tree.
+
+    Args:
+        model: a causal LM.
+        prompts: token ids of each prompt, at least one each.
+
+    Raises:
+        LwaError: if the model does not accept such a mask.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]):
@@ -45,9 +52,16 @@ class TreeReader:
             body(**self._inputs(ids, self.positions, visible))
 
     def read(self, tokens: np.ndarray, depths: np.ndarray, visible: np.ndarray) -> Tensor:
-        """Return the logits (B, Q, V) behind tokens (B, Q) that stand at depths (B, Q) of a tree; depth 0 is its root.
+        """Read Q tokens of each tree.
 
-        visible (B, Q, R + Q): which of the R tokens read since the prompt, and of these Q, each of them may see.
+        Args:
+            tokens: token ids, (B, Q); those at depth 0 are not used, since the root is the prompt's last token.
+            depths: the depth of each token in its tree, (B, Q).
+            visible: which of the R tokens that were read after the prompt, and of these Q tokens, each of the Q tokens
+                attends to, (B, Q, R + Q).
+
+        Returns:
+            The logits after each token, (B, Q, V).
         """
         tokens = np.where(depths == 0, self.last[:, None], tokens)
         at = self.lengths[:, None] + depths
@@ -56,7 +70,7 @@ class TreeReader:
         return self.model(**self._inputs(tokens, at, np.concatenate([prompt, visible], 2))).logits
 
     def forget(self) -> None:
-        """Drop everything read behind the prompts."""
+        """Forget all tokens that were read after the prompts."""
         self.cache.crop(int(self.width - self.positions.shape[1]))
         self.positions = self.positions[:, : self.width]
 
@@ -71,7 +85,7 @@ class TreeReader:
         }
 
     def _masks(self, at: np.ndarray, visible: np.ndarray) -> Tensor | dict[str, Tensor]:
-        """Additive masks (B, 1, Q, K): one for each kind of layer where the model has kinds, as transformers wants them."""
+        """Return the additive mask (B, 1, Q, K), or one for each layer type if the model has layer types."""
         config = self.model.config.get_text_config()
         window = getattr(config, "sliding_window", None)
         near = visible if window is None else visible & (at[:, :, None] - self.positions[:, None, :] < window)
@@ -86,9 +100,10 @@ class TreeReader:
 
 
 def checked_backbone(model: PreTrainedModel) -> nn.Module:
-    """Return the model's layers without its head.
+    """Return the model's layers without its head, if they follow a given attention mask and given position ids.
 
-    Raises LwaError unless they attend to what a mask lets them see, at the positions that they are told.
+    Raises:
+        LwaError: if they do not.
     """
     config, body = model.config.get_text_config(), backbone(model)
     kinds, alibi = set(getattr(config, "layer_types", None) or LAYERS), getattr(config, "alibi", False)
@@ -101,10 +116,19 @@ def checked_backbone(model: PreTrainedModel) -> nn.Module:
 
 
 class TitleRanker:
-    """log p(title + separator | header + history), exact, for any causal LM of attention layers.
+    """Exact log p(title + separator | header + history) for any causal LM of attention layers.
 
-    A history is read once. Titles are read as a trie: what they share at their beginning once, their last token never.
-    Titles of the same tokens have the same score; items of equal score rank in catalogue order.
+    A history is read once. Titles are read as a trie, so that shared beginnings are read once; a title's last token is
+    never read. Titles with the same tokens have the same score. Items with equal scores rank in catalogue order.
+
+    Args:
+        model: a causal LM.
+        tokenizer: the model's tokenizer.
+        header: the text before every history.
+        titles: the titles of the catalogue, in the order of the item indices.
+        batch_size: number of histories that are read together; they have similar lengths.
+        tokens_per_batch: maximum number of trie nodes that are read at a time, over all histories of a batch; a single
+            title may exceed it.
     """
 
     def __init__(
@@ -116,7 +140,6 @@ class TitleRanker:
         batch_size: int = 4,
         tokens_per_batch: int = 512,
     ):
-        """batch_size: histories read together, of like length; tokens_per_batch: of their tries, read at a time."""
         self.model, self.tokenizer = model.eval(), tokenizer
         self.titles = list(titles)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
@@ -126,13 +149,19 @@ class TitleRanker:
 
     @cached_property
     def trie(self) -> TitleTrie:
-        """The whole catalogue."""
+        """The trie of all titles of the catalogue."""
         return TitleTrie(self.tokens)
 
     def prompt(self, history: Sequence[int]) -> list[int]:
-        """Token ids of header (with the beginning-of-text token where the tokenizer adds one) and history, oldest first.
+        """Return the token ids of the header and a history.
 
-        Raises ValueError for an item index outside the catalogue, and where neither header nor history has a token.
+        The header starts with the beginning-of-text token if the tokenizer adds one.
+
+        Args:
+            history: item indices, oldest first.
+
+        Raises:
+            ValueError: if an item index is outside the catalogue, or neither header nor history has a token.
         """
         check_items([history], len(self.tokens))
         ids = self.header + [token for item in history for token in self.tokens[item]]
@@ -149,7 +178,12 @@ class TitleRanker:
     def score(self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         """Return the log-probability of each history's candidates, (B, C) float64.
 
-        Raises ValueError when there is not one row of candidates for each history, all of one length.
+        Args:
+            histories: item indices of each history, oldest first.
+            candidates: item indices to score after each history, C each.
+
+        Raises:
+            ValueError: if there is not one row of candidates per history, or the rows differ in length.
         """
         if len(candidates) != len(histories) or len({len(items) for items in candidates}) > 1:
             raise ValueError(f"need {len(histories)} rows of candidates, all of one length")
@@ -157,9 +191,9 @@ class TitleRanker:
         for users, reader in self._readers(histories):
             limit = self.tokens_per_batch // len(users)
             parts = [pieces([self.tokens[item] for item in candidates[user]], limit) for user in users]
-            for with_co_teachers in zip_longest(*parts, fillvalue=NO_TITLES):
+            for together in zip_longest(*parts, fillvalue=NO_TITLES):
                 for user, (columns, trie), total in zip(
-                    users, with_co_teachers, read_tries(reader, [trie for _, trie in with_co_teachers])
+                    users, together, read_tries(reader, [trie for _, trie in together])
                 ):
                     out[user, columns] = total[trie.ends]
         return out
@@ -170,10 +204,18 @@ class TitleRanker:
     ) -> Found:
         """Return the k most probable titles after each history, by beam search over the trie of the catalogue.
 
-        Of the beginnings of titles that have been read, the `beam` most probable are read on. A title is never more
-        probable than its beginning, so those below the k-th title found are dropped without loss. exclude: for each
-        history the items left out. Raises ValueError for beam < k, where fewer than k items are left, and where exclude has
-        not one row for each history.
+        At each step the search extends the `beam` most probable title prefixes. A title is never more probable than its
+        prefixes, so a prefix less probable than the k-th title found so far is dropped without loss.
+
+        Args:
+            histories: item indices of each history, oldest first.
+            k: number of titles to find.
+            beam: number of prefixes that are extended, at least k.
+            exclude: item indices to leave out, for each history; None leaves out none.
+
+        Raises:
+            ValueError: if k is below 1 or above the beam, if fewer than k items are left, or if `exclude` does not have
+                one row per history.
         """
         exclude = exclude if exclude is not None else [()] * len(histories)
         if len(exclude) != len(histories):
@@ -193,7 +235,7 @@ class TitleRanker:
         return found
 
     def _readers(self, histories: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, TreeReader]]:
-        """Histories of like length, read together."""
+        """Yield groups of histories of similar length: their indices, and a reader of their prompts."""
         prompts = [self.prompt(history) for history in histories]
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         for start in range(0, len(order), self.batch_size):
@@ -202,7 +244,7 @@ class TitleRanker:
 
 
 def read_tries(reader: TreeReader, tries: Sequence[TitleTrie]) -> list[np.ndarray]:
-    """Return the log-probability of the path to each node of B tries, one behind each prompt: B arrays (M,)."""
+    """Return the log-probability of the path to each node of B tries, one trie after each prompt: B arrays (M,)."""
     inner = [trie.inner() for trie in tries]
     shape = len(tries), max(map(len, inner))
     tokens, depths = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -224,14 +266,20 @@ def read_tries(reader: TreeReader, tries: Sequence[TitleTrie]) -> list[np.ndarra
 
 
 def log_probabilities(logits: Tensor, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return the log-softmax of logits (Q, V) at pairs of row and token, (n,) float64."""
+    """Return the log-softmax of logits (Q, V) at n pairs of row and token, (n,) float64."""
     at, logits = torch.from_numpy(rows).to(logits.device), logits.float()
     chosen = logits[at, torch.from_numpy(tokens).to(logits.device)]
     return (chosen - logits.logsumexp(1)[at]).double().cpu().numpy()
 
 
 class Found(NamedTuple):
-    """What a search found: items (B, k), best first, their log-probabilities, and whether they are surely the k best (B,)."""
+    """The result of a search.
+
+    Attributes:
+        items: the titles found, as item indices, best first, (B, k).
+        scores: their log-probabilities, (B, k).
+        exact: whether these are certainly the k most probable titles, (B,).
+    """
 
     items: np.ndarray
     scores: np.ndarray
@@ -239,10 +287,20 @@ class Found(NamedTuple):
 
 
 class Beam:
-    """One history's search: the beginnings of titles that are read on, and the k best titles found.
+    """The beam search of one history: the title prefixes to extend, and the k best titles found so far.
 
-    live (n,): trie nodes, all at one depth; scores (n,): their log-probability; paths (n, R): which of the tokens read so
-    far lead to each; dropped: the highest score of a beginning that the beam had no room for.
+    Args:
+        trie: the trie of the catalogue.
+        k: number of titles to find.
+        width: maximum number of prefixes to extend.
+        left_out: item indices to leave out.
+
+    Attributes:
+        live: trie nodes of the prefixes, all at the same depth, (n,).
+        scores: their log-probabilities, (n,).
+        paths: which of the R tokens read so far lie on the path to each, (n, R).
+        titles: the best titles found, as pairs of negative log-probability and item index, at most k.
+        dropped: the highest log-probability of a prefix that did not fit into the beam.
     """
 
     def __init__(self, trie: TitleTrie, k: int, width: int, left_out: Sequence[int]):
@@ -254,16 +312,22 @@ class Beam:
 
     @property
     def bound(self) -> float:
-        """The score of the k-th title found."""
+        """The log-probability of the k-th title found; -inf while there are fewer."""
         return -self.titles[-1][0] if len(self.titles) == self.k else -np.inf
 
     def advance(self, logits: Tensor, read: int) -> None:
-        """Take the next step: logits (n, V) behind the live nodes, which were read as the tokens R … R + read - 1."""
-        kids = [
+        """Extend the prefixes by one token.
+
+        Args:
+            logits: logits after the live nodes, (n, V).
+            read: how many tokens the last step read, padding included: tokens R to R + read - 1 of all those read since
+                the prompt. The live nodes come first among them.
+        """
+        kids_of = [
             [kid for kid in self.trie.children(node) if self.trie.below[kid] > self.gone[kid]] for node in self.live
         ]
-        owner = np.repeat(np.arange(len(kids)), [len(some) for some in kids])
-        kids = np.array([kid for some in kids for kid in some], dtype=np.int64)
+        owner = np.repeat(np.arange(len(kids_of)), [len(some) for some in kids_of])
+        kids = np.array([kid for some in kids_of for kid in some], dtype=np.int64)
         scores = self.scores[owner] + log_probabilities(logits, owner, self.trie.tokens[kids])
         for kid, score in zip(kids, scores):
             self.titles += [(-score, item) for item in self.trie.rows_at(kid) if item not in self.left_out]
@@ -278,12 +342,12 @@ class Beam:
         self.live, self.scores = kids[best], scores[best]
 
     def result(self) -> tuple[list[int], list[float], bool]:
-        """The items found, their scores, and whether nothing better can have been dropped."""
+        """Return the items found, their log-probabilities, and whether no better title can have been dropped."""
         return [item for _, item in self.titles], [-score for score, _ in self.titles], self.dropped < self.bound
 
 
 def read_beams(reader: TreeReader, beams: Sequence[Beam]) -> None:
-    """Run the searches of B prompts side by side until nothing is left to read."""
+    """Run the searches of B prompts in parallel until no prefix is left to extend."""
     read = 0
     while width := max(len(beam.live) for beam in beams):
         tokens, depths = np.zeros((len(beams), width), int), np.zeros((len(beams), width), int)

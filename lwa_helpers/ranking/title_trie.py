@@ -1,4 +1,4 @@
-"""A token trie of titles: what titles share at their beginning is held, and read by a model, once."""
+"""A token trie of titles: a beginning that titles share is stored once, and read by a model once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ import numpy as np
 class TitleTrie:
     """The trie of N rows of token ids. Node 0 is the root; a parent comes before its children.
 
-    tokens, parents, depths (M,): what stands at each node (root: -1, -1, 0); ends (N,): the node where each row ends;
-    below (M,): how many rows pass or end there. Equal rows end at one node; a row may end inside another.
+    Equal rows end at the same node, and a row may be a prefix of another.
+
+    Attributes:
+        tokens: the token at each node, (M,); -1 at the root.
+        parents: the parent of each node, (M,); -1 at the root.
+        depths: the depth of each node, (M,); 0 at the root.
+        ends: the node where each row ends, (N,).
+        below: how many rows pass through each node or end there, (M,).
     """
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
@@ -37,28 +43,29 @@ class TitleTrie:
         return len(self.tokens)
 
     def children(self, node: int) -> np.ndarray:
-        """The nodes right below `node`."""
+        """Return the children of `node`."""
         return self._by_parent[self._first[node] : self._first[node + 1]]
 
     def rows_at(self, node: int) -> np.ndarray:
-        """The rows that end at `node`, in their order."""
+        """Return the indices of the rows that end at `node`, in increasing order."""
         return self._by_end[self._first_end[node] : self._first_end[node + 1]]
 
     def path(self, node: int) -> list[int]:
-        """The nodes from `node` up to the root, both included."""
+        """Return the nodes from `node` up to the root, both included."""
         nodes = [node]
         while nodes[-1]:
             nodes.append(int(self.parents[nodes[-1]]))
         return nodes
 
     def inner(self) -> np.ndarray:
-        """The nodes with children: what a model must read to know the probability of every row."""
+        """Return the nodes with children: a model must read these to compute the probability of every row."""
         return np.flatnonzero(np.diff(self._first) > 0)
 
     def ancestry(self, nodes: np.ndarray) -> np.ndarray:
-        """Mask (n, n): whether the column's node lies on the path from the root to the row's node, both included.
+        """Return a mask, (n, n): whether the column's node is the row's node or one of its ancestors.
 
-        nodes (n,) rising, with the ancestors of each.
+        Args:
+            nodes: nodes in increasing order, (n,); all ancestors of each are among them.
         """
         place = np.full(len(self) + 1, -1)
         place[nodes] = np.arange(len(nodes))
@@ -69,7 +76,7 @@ class TitleTrie:
         return mask
 
     def totals(self, steps: np.ndarray) -> np.ndarray:
-        """Sum of steps (M,) over the path from the root, whose own step counts as 0, to each node: (M,)."""
+        """Sum `steps` (M,) over the path from the root to each node, (M,); the root's own step counts as 0."""
         sums = np.where(self.depths > 0, steps, 0.0)
         for depth in range(2, self.depths.max() + 1):
             here = self.depths == depth
@@ -77,16 +84,24 @@ class TitleTrie:
         return sums
 
 
-def pieces(rows: Sequence[Sequence[int]], limit: int) -> Iterator[tuple[np.ndarray, TitleTrie]]:
+def pieces(rows: Sequence[list[int]], limit: int) -> Iterator[tuple[np.ndarray, TitleTrie]]:
     """Cut rows into groups whose tries have at most `limit` nodes below the root, or one row each.
 
-    Rows are taken in sorted order, in which neighbours share most. Yields the row indices of a group and its trie.
+    Rows are grouped in sorted order, in which neighbours share the longest prefixes.
+
+    Args:
+        rows: token ids of each row.
+        limit: maximum number of nodes below the root.
+
+    Yields:
+        The row indices of a group, and its trie.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i])
     group: list[int] = []
     size = 0
-    for last, i in zip([None, *order], order):
-        new = len(rows[i]) - len(commonprefix([rows[last], rows[i]]) if group else [])
+    for last, i in zip([-1, *order], order):  # -1 is not read: the first group is still empty
+        shared = commonprefix([rows[last], rows[i]]) if group else []  # noqa: RUF071 - token lists, not paths
+        new = len(rows[i]) - len(shared)
         if group and size + new > limit:
             yield np.array(group), TitleTrie([rows[j] for j in group])
             group, size, new = [], 0, len(rows[i])
@@ -97,6 +112,6 @@ def pieces(rows: Sequence[Sequence[int]], limit: int) -> Iterator[tuple[np.ndarr
 
 
 def _grouped(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices ordered by key, and where each key 0 … n-1 begins among them (n + 1 places)."""
+    """Return the indices sorted by key, and the place where each key 0 … n-1 begins among them (n + 1 places)."""
     order = np.argsort(keys, kind="stable")
     return order, np.searchsorted(keys[order], np.arange(n + 1))

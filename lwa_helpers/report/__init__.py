@@ -1,1 +1,1 @@
-"""Figures, tables and numbers of the paper, from saved frames alone."""
+"""Figures, tables and numbers of the paper, made only from saved frames."""

@@ -1,6 +1,7 @@
-"""The paper's figures: each draws one saved frame, computes nothing new and returns a Figure of exact ACM width.
+"""The paper's figures.
 
-Every function raises LwaError naming the column that its frame lacks.
+Each function draws one saved frame, computes nothing new, and returns a Figure of exact ACM width. If the frame has no
+rows or lacks a column, the function raises an LwaError that says so and names the missing column.
 """
 
 from __future__ import annotations
@@ -13,20 +14,40 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.report.style import BLACK, BLUE, GREY, HEATMAP, PLAIN, Label, figure, look, place_labels, plain_ticks
+from lwa_helpers.report.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    HEATMAP,
+    PLAIN,
+    Label,
+    Look,
+    figure,
+    look,
+    place_labels,
+    plain_ticks,
+)
 from lwa_helpers.report.tables import require
 
 METRIC = "NDCG@10"
-BESIDE = [(5, 0), (-5, 0), (5, 7), (-5, 7), (5, -7), (-5, -7), (5, 14), (-5, 14), (5, -14), (-5, -14)]  # points
+# Offsets of a label from its point or from the end of its line, in points.
+BESIDE = [(5, 0), (-5, 0), (5, 7), (-5, 7), (5, -7), (-5, -7), (5, 14), (-5, 14), (5, -14), (-5, -14)]
 LINE_END = [(4, 0), *((4, sign * step) for step in (4, 8, 12, 16, 20) for sign in (1, -1))]
 
 
 def history_lengths(frame: pd.DataFrame) -> Figure:
-    """How many interactions users have. Column: length, one row per user."""
+    """Draw a histogram of the number of interactions per user.
+
+    Args:
+        frame: column length, one row per user.
+
+    Returns:
+        The figure.
+    """
     require(frame, ["length"], "figure history_lengths")
     length, median = frame["length"], frame["length"].median()
     fig, ax = _axes(height=1.55)
-    bins = np.unique(np.geomspace(length.min(), length.max() + 1, 33).round())
+    bins = np.unique(np.geomspace(length.min(), length.max() + 1, 33).round()).tolist()
     ax.hist(length, bins=bins, color=BLUE, edgecolor="white", linewidth=0.3)
     ax.axvline(median, color=BLACK, linewidth=0.8, linestyle="--")
     ax.text(median * 1.05, 1, f"median {median:g}", transform=ax.get_xaxis_transform(), va="top")
@@ -36,7 +57,14 @@ def history_lengths(frame: pd.DataFrame) -> Figure:
 
 
 def popularity_curve(frame: pd.DataFrame) -> Figure:
-    """The long tail. Columns: rank (1 = most popular item), interactions."""
+    """Draw the interactions of each item by its popularity rank: the long tail.
+
+    Args:
+        frame: columns rank (1 is the most popular item) and interactions.
+
+    Returns:
+        The figure.
+    """
     require(frame, ["rank", "interactions"], "figure popularity_curve")
     frame = frame.sort_values("rank")
     fig, ax = _axes(height=1.55)
@@ -49,14 +77,19 @@ def popularity_curve(frame: pd.DataFrame) -> Figure:
 
 
 def popularity_drift(frame: pd.DataFrame) -> Figure:
-    """How long favourites last: the share of each period's interactions that the top tenth of the items gets.
+    """Draw how long favourites last: the share of each period's interactions that the top tenth of the items gets.
 
-    Columns: period (in order of time), own (top tenth of the period itself), before (of the period before it).
+    Args:
+        frame: columns period (in order of time), own (share of the top tenth of the period itself) and before (share of
+            the top tenth of the period before it).
+
+    Returns:
+        The figure.
     """
     require(frame, ["period", "own", "before"], "figure popularity_drift")
     frame = frame.sort_values("period")
     fig, ax = _axes(height=1.55)
-    labels = []
+    labels: list[Label] = []
     for column, name, color, line in (
         ("own", "of the period itself", GREY, "--"),
         ("before", "of the one before", BLUE, "-"),
@@ -74,9 +107,16 @@ def popularity_drift(frame: pd.DataFrame) -> Figure:
 
 
 def fisher_heatmap(frame: pd.DataFrame) -> Figure:
-    """Fisher trace of each module of each layer, one colour scale.
+    """Draw the Fisher trace of each module of each layer, with one colour scale for all stages.
 
-    Columns: stage (before, after), layer, module, trace (above 0).
+    Args:
+        frame: columns stage (before, after), layer, module and trace (above 0).
+
+    Returns:
+        The figure.
+
+    Raises:
+        LwaError: if a trace is not above 0.
     """
     require(frame, ["stage", "layer", "module", "trace"], "figure fisher_heatmap")
     if not (frame["trace"] > 0).all():
@@ -98,14 +138,19 @@ def fisher_heatmap(frame: pd.DataFrame) -> Figure:
 
 
 def module_label(module: str) -> str:
-    """A module's short name: self_attn.q_proj -> q."""
+    """Return a module's short name, e.g. "q" for "self_attn.q_proj"."""
     return module.rsplit(".", 1)[-1].replace("_proj", "").replace("layernorm", "norm").replace("_", " ")
 
 
 def fisher_layers(frame: pd.DataFrame) -> Figure:
-    """Fisher trace of each layer, with whiskers of one standard error.
+    """Draw the Fisher trace of each layer, with whiskers of one standard error.
 
-    Columns: stage (before, after), layer, trace, standard_error, upper (bool: the layers that H1 calls upper, shaded).
+    Args:
+        frame: columns stage (before, after), layer, trace, standard_error and upper (bool: whether the layer is one of
+            the upper layers of H1, which are shaded).
+
+    Returns:
+        The figure.
     """
     require(frame, ["stage", "layer", "trace", "standard_error", "upper"], "figure fisher_layers")
     stages = list(frame["stage"].unique())
@@ -127,7 +172,14 @@ def fisher_layers(frame: pd.DataFrame) -> Figure:
 
 
 def importance_correlation(frame: pd.DataFrame) -> Figure:
-    """Which score foretells the measured harm of leaving a layer out. Columns: measure, spearman, low, high."""
+    """Draw how well each importance score predicts the measured loss when a layer is left out.
+
+    Args:
+        frame: columns measure, spearman, low and high.
+
+    Returns:
+        The figure.
+    """
     require(frame, ["measure", "spearman", "low", "high"], "figure importance_correlation")
     frame = frame.sort_values("spearman")
     fig, ax = _axes(height=0.55 + 0.155 * len(frame))
@@ -137,9 +189,13 @@ def importance_correlation(frame: pd.DataFrame) -> Figure:
 
 
 def weights_by_strategy(frame: pd.DataFrame) -> Figure:
-    """The weights that each strategy gives the student's layers, written out for up to 12 layers.
+    """Draw the weights that each strategy gives to the student's layers, with their values for up to 12 layers.
 
-    Columns: strategy, layer, weight (mean 1 over the layers).
+    Args:
+        frame: columns strategy, layer and weight (mean 1 over the layers).
+
+    Returns:
+        The figure.
     """
     require(frame, ["strategy", "layer", "weight"], "figure weights_by_strategy")
     strategies = list(frame["strategy"].unique())
@@ -161,9 +217,14 @@ def weights_by_strategy(frame: pd.DataFrame) -> Figure:
 
 
 def ablation_forest(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figure:
-    """Each arm's paired difference to uniform weights, best on top, with its interval over users.
+    """Draw each arm's paired difference to uniform weights with its interval over users, the best arm on top.
 
-    Columns: arm, difference, low, high; `seeds` adds one small tick per seed: arm, seed, difference.
+    Args:
+        frame: columns arm, difference, low and high.
+        seeds: columns arm, seed and difference; adds one small tick per seed.
+
+    Returns:
+        The figure.
     """
     require(frame, ["arm", "difference", "low", "high"], "figure ablation_forest")
     frame = frame.sort_values("difference").reset_index(drop=True)
@@ -179,13 +240,17 @@ def ablation_forest(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> F
 
 
 def loss_curves(frame: pd.DataFrame) -> Figure:
-    """The distillation loss and its parts over the steps of training.
+    """Draw the distillation loss and its parts over the steps of training.
 
-    Columns: step, series (loss, ce, kl, hidden or valid), loss.
+    Args:
+        frame: columns step, series (loss, ce, kl, hidden or valid) and loss.
+
+    Returns:
+        The figure.
     """
     require(frame, ["step", "series", "loss"], "figure loss_curves")
     fig, ax = _axes(height=2.0)
-    ends = []
+    ends: list[Label] = []
     for series, part in frame.sort_values("step").groupby("series", sort=False):
         style = look(series)
         ax.plot(part["step"], part["loss"], color=style.color, linestyle=style.linestyle)
@@ -200,10 +265,15 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
 
 
 def quality_vs_size(frame: pd.DataFrame) -> Figure:
-    """Quality against the number of parameters, with 95 % intervals. Columns: system, parameters, ndcg, low, high.
+    """Draw quality against the number of parameters, with 95 % intervals.
 
-    A system without parameters (missing value) is a dashed line. Several rows of `student` are joined, each named by its
-    number of layers (column layers).
+    Args:
+        frame: columns system, parameters, ndcg, low and high. A system with a missing number of parameters is a
+            horizontal line in its own style. Several rows of the system "student" are joined by a line, and each is
+            labelled with its number of layers, from the column layers.
+
+    Returns:
+        The figure.
     """
     require(frame, ["system", "parameters", "ndcg", "low", "high"], "figure quality_vs_size")
     sized = frame.dropna(subset="parameters")
@@ -214,7 +284,7 @@ def quality_vs_size(frame: pd.DataFrame) -> Figure:
         names = students["layers"].map("{:.0f} layers".format).reindex(sized.index, fill_value="")
         ax.plot(students["parameters"] / 1e6, students["ndcg"], color=look("student").color, linewidth=0.8, zorder=1)
     labels = _scatter(ax, sized["parameters"] / 1e6, sized, sized["system"])
-    labels = [(name or text, *rest) for name, (text, *rest) in zip(names, labels)]
+    labels = [(name or text, color, places) for name, (text, color, places) in zip(names, labels)]
     left, right = ax.get_xlim()
     for name, ndcg in frame.loc[frame["parameters"].isna(), ["system", "ndcg"]].itertuples(index=False):
         style = look(name)
@@ -227,19 +297,27 @@ def quality_vs_size(frame: pd.DataFrame) -> Figure:
 
 
 def teacher_frontier(frame: pd.DataFrame) -> Figure:
-    """Quality against latency; the line joins the teachers that none beats in both.
+    """Draw quality against latency, with a line through the teachers that no other beats in both.
 
-    Columns: teacher, latency_ms, ndcg, low, high. A teacher that could not be asked has no ndcg and is named below.
+    Args:
+        frame: columns teacher, latency_ms, ndcg, low and high. A teacher that could not be asked has a missing ndcg and
+            is named below the axis.
+
+    Returns:
+        The figure.
+
+    Raises:
+        LwaError: if no teacher answered.
     """
     require(frame, ["teacher", "latency_ms", "ndcg", "low", "high"], "figure teacher_frontier")
-    eval_cases = frame.dropna(subset=["latency_ms", "ndcg"]).sort_values("latency_ms")
-    if eval_cases.empty:
+    measured = frame.dropna(subset=["latency_ms", "ndcg"]).sort_values("latency_ms")
+    if measured.empty:
         raise LwaError("figure teacher_frontier: no teacher answered, so there is nothing to draw")
-    absent = [look(name).label for name in frame.loc[~frame.index.isin(eval_cases.index), "teacher"]]
+    absent = [look(name).label for name in frame.loc[~frame.index.isin(measured.index), "teacher"]]
     fig, ax = _axes(height=2.1)
-    best = eval_cases[eval_cases["ndcg"] > eval_cases["ndcg"].cummax().shift(fill_value=-np.inf)]
+    best = measured[measured["ndcg"] > measured["ndcg"].cummax().shift(fill_value=-np.inf)]
     ax.plot(best["latency_ms"], best["ndcg"], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
-    labels = _scatter(ax, eval_cases["latency_ms"], eval_cases, eval_cases["teacher"])
+    labels = _scatter(ax, measured["latency_ms"], measured, measured["teacher"])
     note = f"\nnot reachable here: {', '.join(absent)}" if absent else ""
     ax.set(xlabel=f"Median latency per user (ms, log scale){note}", ylabel=METRIC)
     place_labels(ax, labels)
@@ -247,10 +325,14 @@ def teacher_frontier(frame: pd.DataFrame) -> Figure:
 
 
 def ranking_cost(frame: pd.DataFrame) -> Figure:
-    """Time to rank for one user against the length of the history and the size of the catalogue, for each way to rank.
+    """Draw the time to rank for one user against history length and catalogue size, for each way to rank.
 
-    Columns: system (naive, title, search, item), history_tokens, items, seconds. Each panel holds the other quantity at
-    its first value.
+    Args:
+        frame: columns system (naive, title, search, item), history_tokens, items and seconds. Each of the two panels
+            varies one quantity and shows the rows in which the other has its first value.
+
+    Returns:
+        The figure.
     """
     require(frame, ["system", "history_tokens", "items", "seconds"], "figure ranking_cost")
     fig = figure("column", 1.9)
@@ -271,13 +353,13 @@ def ranking_cost(frame: pd.DataFrame) -> Figure:
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
-    """A one-column figure with one pair of axes."""
+    """Return a figure of one column's width and its only axes; `height` in inches."""
     fig = figure("column", height)
     return fig, fig.subplots()
 
 
-def _intervals(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, looks: list) -> None:
-    """Horizontal intervals with a dot, one row each, and a line at zero."""
+def _intervals(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, looks: list[Look]) -> None:
+    """Draw horizontal intervals, each with a dot in a row of its own, and a vertical line at zero."""
     ax.axvline(0, color=BLACK, linewidth=0.6)
     for row, style in enumerate(looks):
         ax.plot([low.iloc[row], high.iloc[row]], [row, row], color=style.color, linewidth=1.2)
@@ -289,8 +371,18 @@ def _intervals(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, look
 
 
 def _scatter(ax: Axes, x: pd.Series, frame: pd.DataFrame, names: pd.Series) -> list[Label]:
-    """Points with vertical intervals on a logarithmic x axis with room for names; returns the names to be placed."""
-    labels = []
+    """Draw points with vertical intervals on a logarithmic x axis with room for labels, and return the labels.
+
+    Args:
+        ax: the axes.
+        x: x coordinate of each point.
+        frame: columns ndcg, low and high.
+        names: the method of each point.
+
+    Returns:
+        The labels, for place_labels.
+    """
+    labels: list[Label] = []
     for name, at, row in zip(names, x, frame[["ndcg", "low", "high"]].itertuples(index=False)):
         style = look(name)
         ax.plot([at, at], [row.low, row.high], color=style.color, linewidth=1)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from lwa_helpers.errors import LwaError
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 COLUMN_IN = 3.3368  # acmart sigconf: \columnwidth
 TEXT_IN = 7.0056  # acmart sigconf: \textwidth
 WIDTHS = {"column": COLUMN_IN, "text": TEXT_IN}
 HEATMAP = "cividis"
 PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
-Label = tuple[str, str, list[tuple[float, float, float, float]]]  # text, colour, places to try: x, y, dx, dy in points
+# Text, colour, and the places to try: x and y in data coordinates, dx and dy in points.
+Label = tuple[str, str, Sequence[tuple[float, float, float, float]]]
 
 # Okabe & Ito, "Color universal design" (2008); grey added for controls.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#767676"
 
-RC_PARAMS = {
+RC_PARAMS: dict[RcKeyType, Any] = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "figure.dpi": 200,
@@ -54,7 +62,14 @@ RC_PARAMS = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one method appears in every figure and table."""
+    """How one method appears in every figure and table.
+
+    Attributes:
+        label: its name in print.
+        color: hexadecimal colour.
+        marker: matplotlib's marker of its points.
+        linestyle: matplotlib's style of its lines.
+    """
 
     label: str
     color: str
@@ -63,7 +78,7 @@ class Look:
 
 
 LOOKS = {
-    # layer weightings, and the arms without one
+    # layer weightings, and arms without one
     "uniform": Look("Uniform", BLACK, "o", "-"),
     "linear": Look("Linear", SKY, "^", "--"),
     "exponential": Look("Exponential", PURPLE, "v", "-."),
@@ -77,7 +92,7 @@ LOOKS = {
     "none": Look("No hidden term", GREY, "d", "-"),
     "ce_only": Look("Labels only (CE)", GREY, "p", ":"),
     "labels": Look("Labels only (CE)", GREY, "p", ":"),
-    # systems and the kinds they fall into
+    # systems and kinds of systems
     "teacher": Look("Teacher, tuned", BLUE, "o", "-"),
     "student": Look("Student, distilled", VERMILION, "s", "-"),
     "co_taught": Look("Student, co-taught", ORANGE, "P", "--"),
@@ -110,7 +125,7 @@ LOOKS = {
     "taylor": Look("Taylor", PURPLE, "v"),
     "squared_batch_gradient": Look("Squared batch gradient", BLACK, "p"),
     "depth": Look("Depth alone", BLACK, "X"),
-    # the two sides of tuning
+    # before and after tuning
     "before": Look("Before tuning", SKY, "o", "--"),
     "after": Look("After tuning", BLUE, "s", "-"),
     # parts of the distillation loss
@@ -123,19 +138,26 @@ LOOKS = {
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the paper; `figure` calls it."""
+    """Set matplotlib's defaults for the paper; `figure` calls this."""
     mpl.rcParams.update(RC_PARAMS)
 
 
 def look(name: str) -> Look:
-    """The fixed look of a known method; any other, such as your own strategy, is drawn black under its own name."""
+    """Return the fixed look of a known method; any other, such as your own strategy, is black under its own name."""
     return LOOKS.get(name, Look(str(name), BLACK, ".", "-"))
 
 
 def figure(width: str = "column", height: float = 2.0) -> Figure:
-    """An empty figure of exactly one ACM column ("column") or the full text ("text"); `height` in inches.
+    """Return an empty figure with the exact width of one ACM column or of the full text.
 
-    It stands outside pyplot: nothing to close, shown once in a notebook. Raises LwaError for another width.
+    The figure is not registered with pyplot, so it need not be closed and a notebook shows it only once.
+
+    Args:
+        width: "column" or "text".
+        height: in inches.
+
+    Raises:
+        LwaError: if the width is unknown.
     """
     if width not in WIDTHS:
         raise LwaError(f"figure width {width!r} is unknown: use one of {', '.join(WIDTHS)}")
@@ -144,27 +166,38 @@ def figure(width: str = "column", height: float = 2.0) -> Figure:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Write a logarithmic axis as 1, 10, 1,000 or 0.01 rather than as powers; where it is short, 2 and 5 as well."""
+    """Label a logarithmic axis with plain numbers such as 0.01, 1, 10 or 1,000 instead of powers of ten.
+
+    An axis that spans less than two decades has ticks at 2 and 5 times the powers as well.
+    """
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
     axis.set_major_formatter(PLAIN)
     axis.set_minor_formatter(NullFormatter())
 
 
-def place_labels(ax: Axes, labels: list[Label]) -> None:
-    """Write each name at that of its places where it covers least of the lines and of the names already written."""
-    ax.figure.draw_without_rendering()
+def place_labels(ax: Axes, labels: Sequence[Label]) -> None:
+    """Write each label at the one of its places where it covers the fewest lines and other labels.
+
+    Args:
+        ax: axes with all lines drawn and their scales and limits set.
+        labels: the labels in the order in which they are placed.
+    """
+    fig = ax.figure
+    assert isinstance(fig, Figure)  # `figure` makes no subfigures
+    fig.draw_without_rendering()
     drawn = [line.get_path().interpolated(20).transformed(line.get_transform()) for line in ax.lines]
-    taken: list = []
+    taken: list[Bbox] = []
     for text, color, places in labels:
-        trials = []
+        trials: list[tuple[int, int, Annotation, Bbox]] = []
         for x, y, dx, dy in places:
-            align = {"ha": "left" if dx > 0 else "right", "va": "center", "fontsize": 7, "in_layout": False}
+            side = "left" if dx > 0 else "right"
+            align: dict[str, Any] = {"ha": side, "va": "center", "fontsize": 7, "in_layout": False}
             label = ax.annotate(text, (x, y), (dx, dy), textcoords="offset points", color=color, **align)
             box = label.get_window_extent()
             cost = 9 * sum(box.overlaps(other) for other in taken) + sum(path.intersects_bbox(box) for path in drawn)
             high_enough = ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-            inside = high_enough and ax.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1
+            inside = high_enough and ax.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1
             trials.append((cost + 20 * (not inside), len(trials), label, box))
         _, _, kept, box = min(trials, key=lambda trial: trial[:2])
         for *_, label, _ in trials:

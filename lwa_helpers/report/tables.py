@@ -1,4 +1,4 @@
-"""Numbers and frames as LaTeX: escaped text, intervals, booktabs tables and the macros that the paper's text quotes."""
+"""Numbers and frames as LaTeX: escaped text, intervals, booktabs tables, and the macros that the paper's text uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from lwa_helpers.errors import LwaError
 
-ABSENT = "--"  # a value that was not measured; the table's note says why
+ABSENT = "--"  # stands for a value that was not measured; the table's note says why
 
 ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -36,7 +36,7 @@ ESCAPES = {
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX prints it: specials escaped, control characters as spaces, letters outside cp1252 as '?'."""
+    """Return text for LaTeX: special characters escaped, control characters as spaces, those outside cp1252 as "?"."""
     return "".join(_escape_character(c) for c in " ".join(str(text).split()))
 
 
@@ -49,7 +49,15 @@ def _escape_character(character: str) -> str:
 
 
 def format_number(value: float, spec: str = "{:.3f}") -> str:
-    """A finite number in LaTeX, with a true minus sign; LwaError for None, NaN and infinity."""
+    """Return a number in LaTeX, with a true minus sign.
+
+    Args:
+        value: the number.
+        spec: format string.
+
+    Raises:
+        LwaError: if the value is None, NaN, infinite, a bool or a string.
+    """
     try:
         finite = not isinstance(value, (bool, str)) and math.isfinite(value)
     except TypeError:
@@ -60,12 +68,21 @@ def format_number(value: float, spec: str = "{:.3f}") -> str:
 
 
 def interval(value: float, low: float, high: float, spec: str = "{:.3f}") -> str:
-    """`value [low, high]`; LwaError when a number is missing or `low` exceeds `high`."""
+    """Return `value [low, high]`; an LwaError if a number is missing or `low` exceeds `high`."""
     return f"{format_number(value, spec)} {bounds(low, high, spec)}"
 
 
 def bounds(low: float, high: float, spec: str = "{:.3f}") -> str:
-    """`[low, high]`; LwaError when one is missing or `low` exceeds `high`."""
+    """Return `[low, high]`. A missing number is an LwaError.
+
+    Args:
+        low: lower bound.
+        high: upper bound.
+        spec: format string.
+
+    Raises:
+        LwaError: if `low` exceeds `high`.
+    """
     text = f"[{format_number(low, spec)}, {format_number(high, spec)}]"
     if low > high:
         raise LwaError(f"interval {text} runs backwards")
@@ -78,11 +95,17 @@ def booktabs(
     best: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> str:
-    r"""A booktabs `tabular` of `frame`: the columns in `formats` are numbers, all others text, which is escaped.
+    """Return a frame as a booktabs `tabular`.
 
-    formats: column -> format string; where columns `<column>_low` and `<column>_high` exist, they are printed as its
-    95 % interval in small type. best: column -> "max" or "min", whose best value is bold. headers: column -> heading.
-    A missing number prints as `--`. Raises LwaError naming a column that is not there.
+    Columns in `formats` are numbers; all others are text, which is escaped. A missing value prints as `--`. A column
+    that the frame lacks is an LwaError that names it.
+
+    Args:
+        frame: the rows of the table.
+        formats: format string of each column of numbers. If the frame has columns `<column>_low` and `<column>_high`,
+            they are printed as the 95 % interval of `<column>` in small type.
+        best: "max" or "min" for each column whose best value is bold.
+        headers: heading of each column; the default is its name.
     """
     best, headers = best or {}, headers or {}
     require(frame, [*formats, *best], "table")
@@ -97,12 +120,19 @@ def booktabs(
 
 
 def text_cells(column: pd.Series) -> list[str]:
-    """One column of text, escaped; missing text prints as `--`."""
+    """Return the cells of a column of text, escaped; missing text is `--`."""
     return [ABSENT if pd.isna(value) else escape(value) for value in column]
 
 
 def number_cells(frame: pd.DataFrame, column: str, spec: str, best: str | None = None) -> list[str]:
-    """One column of numbers with its interval, where there is one; every value equal to the best is bold."""
+    """Return the cells of a column of numbers, with intervals if the frame has them.
+
+    Args:
+        frame: the rows of the table.
+        column: name of the column. Its interval is in `<column>_low` and `<column>_high`.
+        spec: format string.
+        best: "max" or "min" to print every value equal to the best in bold.
+    """
     values = pd.to_numeric(frame[column])
     target = {"max": values.max(), "min": values.min(), None: None}[best]
     low, high = frame.get(f"{column}_low"), frame.get(f"{column}_high")
@@ -118,7 +148,16 @@ def number_cells(frame: pd.DataFrame, column: str, spec: str, best: str | None =
 
 
 def require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    """LwaError naming the columns that `what` needs and `frame` lacks, or that there is no row at all."""
+    """Check that a frame has the columns that are needed, and at least one row.
+
+    Args:
+        frame: the frame.
+        columns: the columns that it must have.
+        what: what needs them, for the error message.
+
+    Raises:
+        LwaError: if a column is missing or there are no rows. The message names all missing columns.
+    """
     missing = [c for c in columns if c not in frame.columns]
     if missing:
         present = ", ".join(map(str, frame.columns))
@@ -128,10 +167,15 @@ def require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
 
 
 def results_tex(numbers: Mapping[str, Any], header: str) -> str:
-    r"""`results.tex`: one `\newcommand` per number, sorted by name, under a comment that says what made them.
+    r"""Return the content of `results.tex`: one `\newcommand` per number, sorted by name, below a comment.
 
-    Values are LaTeX already (`format_number`, `escape`). Raises LwaError for a name that is not letters only, an empty
-    value, a bare % or unbalanced braces, any of which would lose or break what follows.
+    Args:
+        numbers: LaTeX text of each macro, made by `format_number` or `escape`, by the macro's name.
+        header: text of the comment, which says what made the numbers.
+
+    Raises:
+        LwaError: if a name has anything but letters, or a value is not a string, is empty, has a bare %, # or line
+            break, or has unbalanced braces. Each of these would lose or break the text that follows.
     """
     lines = [f"% {line}".rstrip() for line in header.splitlines()]
     for name in sorted(numbers):
@@ -145,7 +189,7 @@ def results_tex(numbers: Mapping[str, Any], header: str) -> str:
 
 
 def _closed(value: str) -> bool:
-    """Braces balance and no % starts a comment."""
+    """Return whether the braces balance and there is no unescaped %, # or line break."""
     bare = re.sub(r"\\.", "", value)
     depth = 0
     for character in bare:
@@ -156,9 +200,13 @@ def _closed(value: str) -> bool:
 
 
 def verdict_macros(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    r"""The macros of verdicts recorded by `Run.verdict`: H1 -> HOneVerdict (its outcome) and HOneSentence (escaped).
+    """Return two macros for each verdict recorded by `Run.verdict`, e.g. HOneVerdict and HOneSentence for H1.
 
-    Raises LwaError for a hypothesis other than H1 to H4.
+    Args:
+        verdicts: the outcome and the sentence of each hypothesis. Both are escaped.
+
+    Raises:
+        LwaError: if a hypothesis is not one of H1 to H4.
     """
     words = {"H1": "HOne", "H2": "HTwo", "H3": "HThree", "H4": "HFour"}
     if strangers := verdicts.keys() - words.keys():

@@ -1,1 +1,1 @@
-"""Teachers that rank a fixed candidate list: models served by Ollama, local models, and the fusion of several."""
+"""Teachers that rank a fixed list of candidates: models served by Ollama, local models, and fusions of several."""

@@ -1,4 +1,4 @@
-"""Where an Ollama server is."""
+"""The address of an Ollama server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from lwa_helpers.errors import LwaError
 
 
 def server_url(host: str | None = None) -> str:
-    """Return http(s)://host:port of the server: `host`, else OLLAMA_HOST, else configs/ollama.yaml, else this machine's 11434.
+    """Return the server's address as http(s)://host:port, followed by its path if it has one.
 
-    Raises LwaError for any other scheme, a user name or password, white space, or a port that is no number.
+    Any other scheme, a user name or password, white space, a character outside ASCII, or a port that is not a number is
+    an LwaError.
+
+    Args:
+        host: host, host:port or an http(s):// address. None or "" takes OLLAMA_HOST, else the host in
+            configs/ollama.yaml, else port 11434 of this machine.
     """
     host = host or os.environ.get("OLLAMA_HOST") or read_yaml("ollama.yaml")["host"] or "127.0.0.1"
     usual = {"http": 80, "https": 443} if "://" in host else {"http": 11434}
@@ -32,10 +37,10 @@ def server_url(host: str | None = None) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether an address from server_url is this machine, which no proxy is asked for."""
+    """Return whether an address from server_url is on this machine, which is never reached through a proxy."""
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 def no_server(url: str) -> str:
-    """Say that nothing answers there, and what to do."""
+    """Return a message that no server answers at an address, and what to do about it."""
     return f"no Ollama server answers at {url}: start it with `ollama serve` or set OLLAMA_HOST"

@@ -1,4 +1,4 @@
-"""What a generative teacher is asked, how its answer is read and repaired, and the answers of a whole batch."""
+"""The question to a generative teacher, the parsing and repair of its answer, and the answers of a batch."""
 
 from __future__ import annotations
 
@@ -26,33 +26,48 @@ TASK = SETTING + (
 
 
 class UnreadableAnswer(ValueError):
-    """The text holds no ranking: not JSON of the asked shape, or no candidate's number in it."""
+    """The text holds no ranking: it is not JSON of the requested form, or it names no candidate."""
 
 
 def ranking_messages(history: Sequence[str], candidates: Sequence[str]) -> list[dict[str, str]]:
-    """Return the chat messages that ask for a ranking; titles are cleaned and JSON-escaped, candidates count from 1."""
+    """Return the chat messages that ask for a ranking.
+
+    Titles are cleaned and escaped for JSON. Candidates are numbered from 1.
+
+    Args:
+        history: titles that the user chose, oldest first.
+        candidates: titles to rank.
+    """
     return question_messages(TASK, history, candidates, "number", range(1, len(candidates) + 1))
 
 
 def question_messages(
     task: str, history: Sequence[str], candidates: Sequence[str], key: str, names: Iterable[int | str]
 ) -> list[dict[str, str]]:
-    """Return the task as system message and the question as JSON: history, and candidates of {key: name, title}.
+    r"""Return the task as the system message and the question as the user message.
 
-    "<", and the bracket of a [NAME], are written as JSON's \\u003c and \\u005b, so that no title spells a token that opens or
-    closes a chat message.
+    The question is JSON with the history, and the candidates as objects {key: name, "title": title}. Each "<", and the
+    bracket that opens a [NAME], is written as the JSON escape \u003c or \u005b, so that no title can spell a token that
+    opens or closes a chat message.
+
+    Args:
+        task: text of the system message.
+        history: titles that the user chose, oldest first.
+        candidates: titles to rank.
+        key: what a candidate's name is called in the question, such as "number".
+        names: a name for each candidate, at least as many as there are candidates.
     """
     question = {
         "history": [clean_title(title) for title in history],
         "candidates": [{key: name, "title": clean_title(title)} for name, title in zip(names, candidates)],
     }
     text = json.dumps(question, ensure_ascii=False).replace("<", "\\u003c")
-    text = re.sub(r"\[(?=/?\w+\])", r"\\u005b", text)  # none of the list's own, which hold strings and objects
+    text = re.sub(r"\[(?=/?\w+\])", r"\\u005b", text)  # never a bracket of a JSON list: those hold strings or objects
     return [{"role": "system", "content": task}, {"role": "user", "content": text}]
 
 
 def ranking_schema(n: int) -> dict[str, Any]:
-    """Return the JSON schema of an answer: {"ranking": [n different integers, 1 to n]}."""
+    """Return the JSON schema of an answer {"ranking": [n distinct integers from 1 to n]}."""
     numbers = {
         "type": "array",
         "items": {"type": "integer", "minimum": 1, "maximum": n},
@@ -69,15 +84,24 @@ def ranking_schema(n: int) -> dict[str, Any]:
 
 
 def parse_ranking(text: str, n: int) -> tuple[list[int], dict[str, int]]:
-    """Read an answer as an order of the n candidates and count what was wrong with it.
+    """Parse an answer as an order of the n candidates, repair it, and count what was wrong with it.
 
-    Rule of repair: the valid numbers keep their order, a repeated one counts where it first stands, numbers outside
-    1…n are dropped, and omitted candidates follow in the order in which they were listed. The order counts from 0.
-    Raises UnreadableAnswer when the text is not {"ranking": [integers]} or names no candidate at all.
+    Repair keeps the valid numbers in their order. A repeated number counts at its first place, numbers outside 1…n are
+    dropped, and omitted candidates follow in the order in which they were listed.
+
+    Args:
+        text: the answer of the model.
+        n: number of candidates.
+
+    Returns:
+        The candidates in order, best first, counted from 0; and the number of faults of each kind in KINDS.
+
+    Raises:
+        UnreadableAnswer: if the text is not {"ranking": [integers]} or names no candidate.
     """
     try:
         answer = json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of too many digits, brackets too deep
+    except (ValueError, RecursionError) as error:  # not JSON, too many digits, nested too deep
         raise UnreadableAnswer(f"not JSON: {text[:80]!r}") from error
     numbers = answer.get("ranking") if isinstance(answer, dict) else None
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
@@ -92,7 +116,7 @@ def parse_ranking(text: str, n: int) -> tuple[list[int], dict[str, int]]:
 
 
 def order_scores(order: Sequence[int]) -> list[float]:
-    """Return a score per candidate from an order of them: C for the first, 1 for the last."""
+    """Return a score for each of C candidates from their order: C for the first, 1 for the last."""
     scores = [0.0] * len(order)
     for place, candidate in enumerate(order):
         scores[candidate] = float(len(order) - place)
@@ -101,9 +125,19 @@ def order_scores(order: Sequence[int]) -> list[float]:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: a score per candidate (higher is better), what was wrong with it, and what it cost (nan: not known).
+    """One answer of a teacher; a number that is not known is nan.
 
-    mode: "title" (log-probability of each title), "labels" (of each candidate's label) or "written" (a list of numbers).
+    Attributes:
+        scores: a score per candidate; higher is better.
+        latency_s: seconds from the question to the whole answer.
+        counts: the number of faults of each kind in KINDS.
+        first_token_s: seconds to the first token of the answer.
+        prompt_tokens: tokens of the prompt.
+        answer_tokens: tokens of the answer.
+        tokens_per_s: answer tokens per second.
+        cached: whether the answer was kept from an earlier call.
+        mode: what the scores come from: "title" (log-probability of each title), "labels" (log-probability of each
+            candidate's label) or "written" (a list of numbers).
     """
 
     scores: list[float]
@@ -119,37 +153,43 @@ class Reply:
 
 @dataclass(frozen=True)
 class TeacherAnswers:
-    """The answers of one teacher to B questions of C candidates each."""
+    """The answers of one teacher to B questions of C candidates each.
+
+    Attributes:
+        name: the teacher's name.
+        replies: the B answers.
+    """
 
     name: str
     replies: list[Reply]
 
     @property
     def scores(self) -> np.ndarray:
-        """(B, C) float64, higher is better."""
+        """A score per candidate, higher is better; (B, C), float64."""
         return np.array([reply.scores for reply in self.replies], dtype=np.float64)
 
     @property
     def order(self) -> np.ndarray:
-        """(B, C) candidates' positions in the question, best first; equal scores keep the question's order."""
+        """Positions of the candidates in the question, best first, (B, C); equal scores keep the question's order."""
         return np.argsort(-self.scores, axis=1, kind="stable")
 
     @property
     def latency_s(self) -> np.ndarray:
-        """(B,) seconds per question; of a cached answer, those it took when it was first given."""
+        """Seconds per question, (B,); for a cached answer, the seconds that it originally took."""
         return np.array([reply.latency_s for reply in self.replies])
 
     @property
     def invalid_rate(self) -> float:
-        """Share of answers with anything repeated, invented, omitted or unreadable."""
+        """Share of the answers with any fault: repeated, invented, omitted or unreadable."""
         return float(np.mean([any(reply.counts.values()) for reply in self.replies]))
 
     @property
     def position_bias(self) -> float:
-        """Mean Kendall tau between a candidate's place in the question and in the answer; 1 copies the question.
+        """Mean Kendall tau between the order of the question and the order of the answer.
 
-        Ask each question in an order and in its reverse (`both_orders`): a teacher that looks at the titles alone then has
-        exactly 0. Unreadable answers do not count, since the rule of repair copies the question; nan when none is left.
+        1 means that the answers copy the questions. Ask each question in one order and in its reverse (`both_orders`):
+        a teacher that only looks at the titles then has exactly 0. Unreadable answers are left out, since repair copies
+        the order of the question. The value is nan if no answer is left.
         """
         read = [not reply.counts["unreadable"] for reply in self.replies]
         earlier, later = np.triu_indices(self.scores.shape[1], k=1)
@@ -159,7 +199,7 @@ class TeacherAnswers:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per question: teacher, mode, latency_s, first_token_s, tokens, tokens_per_s, cached, counts by kind."""
+        """Return one row per question: teacher, the fields of the Reply except its scores, and the counts by kind."""
         rows = []
         for reply in self.replies:
             row = {key: value for key, value in asdict(reply).items() if key not in ("scores", "counts")}
@@ -168,12 +208,20 @@ class TeacherAnswers:
 
 
 def both_orders(histories: Sequence, candidates: Sequence[Sequence]) -> tuple[list, list[list]]:
-    """Return the questions with their candidates as listed, then the same questions with them reversed."""
+    """Return histories and candidates of the questions as given, followed by the same with the candidates reversed."""
     return [*histories, *histories], [*map(list, candidates), *(list(row)[::-1] for row in candidates)]
 
 
 def check_question(histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]]) -> None:
-    """Raise ValueError unless there are as many histories as candidate lists, all of one length of at least 1."""
+    """Check that there is one list of candidates per history, and that all lists have one length of at least 1.
+
+    Args:
+        histories: titles that each user chose.
+        candidates: titles to rank for each user.
+
+    Raises:
+        ValueError: if that is not so, or there is no history.
+    """
     if len(histories) != len(candidates) or len(histories) == 0:
         raise ValueError(f"{len(histories)} histories for {len(candidates)} candidate lists: give one list per history")
     lengths = {len(row) for row in candidates}

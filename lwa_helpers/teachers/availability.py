@@ -1,4 +1,4 @@
-"""Which teachers can be used on this machine, found out without loading any; a server is asked once."""
+"""Check which teachers can be used on this machine, without loading any; a server is asked once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ Server = Callable[[], tuple["Connection", dict[str, str | None]] | LwaError]
 def reachable_teachers(
     names: Iterable[str], host: str | None = None, timeout_s: float = COMPARISON_S
 ) -> list[dict[str, Any]]:
-    """Return one row per name: name, backend, reachable (bool), reason ("" or why not).
+    """Return one row per name: name, backend, reachable (bool), reason ("" or why it is not reachable).
 
-    A registered name, a directory or a .gguf file; a name that is none of these is a row that says so. timeout_s: how long
-    each of the (two) requests to a server may take.
+    Args:
+        names: registered names, directories or .gguf files. The row of any other name says that it is none of these.
+        host: Ollama server; None is OLLAMA_HOST if it is set, else this machine.
+        timeout_s: how many seconds each of the two requests to a server may take.
     """
     known, server = registry(), cache(lambda: _server(host, timeout_s))
     return [_row(known.get(name) or ModelSpec(name=name, backend="path", id=name), server) for name in names]
@@ -43,7 +45,10 @@ def _row(spec: ModelSpec, server: Server) -> dict[str, Any]:
 
 
 def _server(host: str | None, timeout_s: float) -> tuple[Connection, dict[str, str | None]] | LwaError:
-    """The server and the models that it has, or what is wrong with it; no HTTP client is imported where nothing listens."""
+    """Return the server and the models that it has, or what is wrong with it.
+
+    The HTTP client is imported only if the server may be there.
+    """
     try:
         _knock(server_url(host))
         from lwa_helpers.teachers.connection import Connection
@@ -55,7 +60,13 @@ def _server(host: str | None, timeout_s: float) -> tuple[Connection, dict[str, s
 
 
 def _knock(url: str) -> None:
-    """Raise LwaError when the address is on this machine and nothing listens there (a far one may need a proxy)."""
+    """Check that something listens at an address on this machine.
+
+    An address on another machine is not checked, since it may be reachable only through a proxy.
+
+    Raises:
+        LwaError: if nothing listens there.
+    """
     if not is_local(url):
         return
     try:
@@ -98,6 +109,6 @@ _CHECKS = {
 
 
 def status_lines(host: str | None = None) -> list[str]:
-    """Return one line per registered model: name, backend, and ready or the reason why not."""
+    """Return one line per registered model: name, backend, and "ready" or the reason why it is not."""
     rows = reachable_teachers(registry(), host, STATUS_S)
     return [f"{row['name']:<16} {row['backend']:<12} {row['reason'] or 'ready'}" for row in rows]

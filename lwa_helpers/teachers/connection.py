@@ -1,35 +1,50 @@
-"""Reaching an Ollama server: the official client, retries, and what it says about a model."""
+"""The connection to an Ollama server: the official client, retries, and what the server says about a model."""
 
 from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import count
+from typing import Any, TypeVar
 
 import httpx
 import ollama
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.teachers.address import is_local, no_server, server_url
 
 OLDEST_VERSION = (0, 5, 0)  # the first that takes a JSON schema as `format`
 LOGPROBS_VERSION = (0, 12, 11)  # the first that gives log-probabilities
-DEVELOPMENT = (0, 0, 0)  # what a build from source says
+DEVELOPMENT = (0, 0, 0)  # the version that a build from source reports
 CONNECT_S = 5.0
 T = TypeVar("T")
 
 
 class BrokenAnswer(Exception):
-    """The server's answer ended early, came too late or is not Ollama's protocol: worth another attempt."""
+    """The answer ended early, came too late or does not follow Ollama's protocol; another attempt may succeed."""
+
+
+TEMPORARY = (httpx.RequestError, ConnectionError, BrokenAnswer)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed: after all errors but a refusal of the request itself (HTTP 4xx)."""
+    if isinstance(error, ollama.ResponseError):
+        return not 400 <= error.status_code < 500
+    return isinstance(error, TEMPORARY)
 
 
 @contextmanager
 def protocol() -> Iterator[None]:
-    """Turn what the client raises on a body that is not Ollama's protocol into BrokenAnswer."""
+    """Turn the errors that the client raises on a malformed answer into BrokenAnswer.
+
+    Raises:
+        BrokenAnswer: if the answer does not follow Ollama's protocol.
+    """
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -37,7 +52,7 @@ def protocol() -> Iterator[None]:
 
 
 def full_name(name: str) -> str:
-    """Return a model's name with its tag, which is `latest` where none is given."""
+    """Return a model's name with its tag, by default `latest`."""
     return name if ":" in name.rsplit("/")[-1] else f"{name}:latest"
 
 
@@ -47,9 +62,13 @@ def _of(name: str | None) -> str:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a server says about a model; digest or context_length is None where it says nothing.
+    """What a server says about a model.
 
-    logprobs: whether the server is new enough to give log-probabilities.
+    Attributes:
+        digest: hash of the model; None if the server does not report it.
+        context_length: the most tokens in the model's context; None if the server does not report it.
+        thinks: whether the model can think before it answers.
+        logprobs: whether the server is new enough to report log-probabilities.
     """
 
     digest: str | None
@@ -59,35 +78,45 @@ class ServedModel:
 
 
 class Connection:
-    """One server, asked through the official client; one on this machine is never asked through a proxy.
+    """A connection to one server through the official client.
 
-    Connection loss, time-outs, 5xx and broken answers are tried `retries` times more, after backoff_s, 2 backoff_s, …;
-    4xx never. What is left of it is an LwaError that names the server and the model.
+    A server on this machine is never reached through a proxy. Lost connections, time-outs, HTTP 5xx and broken answers
+    are retried; HTTP 4xx is not. A failure that remains is an LwaError that names the server and the model.
+
+    Args:
+        host: as in server_url.
+        timeout_s: how many seconds to wait for an answer.
+        retries: how many attempts may follow the first one.
+        backoff_s: seconds before the first retry; they double with each further one.
     """
 
     def __init__(
         self, host: str | None = None, timeout_s: float = 300.0, retries: int = 2, backoff_s: float = 1.0
     ) -> None:
         self.url, self.timeout_s, self.retries, self.backoff_s = server_url(host), timeout_s, retries, backoff_s
-        self._http = {
+        self._http: dict[str, Any] = {
             "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
             "trust_env": not is_local(self.url),
         }
         self.client = ollama.Client(self.url, **self._http)
 
     def version(self) -> str:
-        """Ask /api/version (the client has no call for it)."""
+        """Return the server's version from /api/version, for which the client has no call.
+
+        Raises:
+            ollama.ResponseError: if the server answers with an error status.
+        """
         answer = httpx.get(f"{self.url}/api/version", **self._http)
         if answer.is_error:
             raise ollama.ResponseError(answer.text, answer.status_code)
         return str(answer.json()["version"])
 
     def models(self) -> dict[str, str | None]:
-        """Return the digests of the server's models by full name."""
+        """Return the digest of each of the server's models, by full name."""
         return {model.model: model.digest for model in self.client.list().models if model.model}
 
     def find(self, name: str) -> ServedModel:
-        """Check that the server is new enough and has the model. Raises LwaError."""
+        """Return what the server says about a model; an LwaError if the server is too old or lacks the model."""
         version, models = self.look_round(name)
         digest = self.pick(name, models)
         shown = self._ask(name, lambda: self.client.show(name))
@@ -97,7 +126,14 @@ class Connection:
         return ServedModel(digest, length, "thinking" in (shown.capabilities or ()), logprobs)
 
     def look_round(self, name: str | None = None) -> tuple[tuple[int, ...], dict[str, str | None]]:
-        """Return the server's version and its models; `name` is for messages. Raises LwaError when it is too old."""
+        """Return the server's version and the digests of its models by full name.
+
+        Args:
+            name: the model that error messages name; None names none.
+
+        Raises:
+            LwaError: if the server is too old.
+        """
         text = self._ask(name, self.version)
         version = tuple(int(part) for part in re.findall(r"\d+", text)[:3])
         if DEVELOPMENT < version < OLDEST_VERSION:
@@ -105,14 +141,22 @@ class Connection:
         return version, self._ask(name, self.models)
 
     def pick(self, name: str, models: dict[str, T]) -> T:
-        """Return the model's entry of a server's list by full name. Raises LwaError when it has none."""
+        """Return a model's entry in a server's list of models.
+
+        Args:
+            name: the model, with or without its tag.
+            models: the list, by full name.
+
+        Raises:
+            LwaError: if the list does not have the model.
+        """
         if full_name(name) not in models:
             has = ", ".join(sorted(models)) or "none"
             raise LwaError(f"Ollama at {self.url} has no model {name!r} (it has: {has}): run `ollama pull {name}`")
         return models[full_name(name)]
 
     def loaded_bytes(self, name: str) -> float:
-        """Return the memory that a model takes on its server by /api/ps, nan when it is not loaded."""
+        """Return the bytes of memory that a model takes on its server by /api/ps; nan if it is not loaded."""
         running = self._ask(name, lambda: self.client.ps().models)
         return next((float(model.size) for model in running if model.model == full_name(name) and model.size), math.nan)
 
@@ -124,19 +168,28 @@ class Connection:
         return self.retry(name, attempt)
 
     def retry(self, name: str | None, call: Callable[[int], T]) -> T:
-        """Return call(attempt), attempt 0, 1, …, of the first that succeeds."""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.backoff_s * 2 ** (attempt - 1))
-            try:
-                return call(attempt)
-            except ollama.ResponseError as error:
-                if 400 <= error.status_code < 500:
-                    raise LwaError(f"{_of(name)}Ollama at {self.url} refused: {error}") from error
-                last: Exception = error
-            except (httpx.RequestError, ConnectionError, BrokenAnswer) as error:
-                last = error
-        raise LwaError(self._explain(name, last)) from last
+        """Return the result of the first call that succeeds.
+
+        Args:
+            name: the model that error messages name; None names none.
+            call: called with the number of the attempt, 0, 1, ….
+
+        Raises:
+            LwaError: if the server refuses the request (HTTP 4xx), or the last attempt fails.
+        """
+        attempts = Retrying(
+            stop=stop_after_attempt(self.retries + 1),
+            wait=wait_exponential(self.backoff_s),
+            retry=retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        numbers = count()
+        try:
+            return attempts(lambda: call(next(numbers)))
+        except (ollama.ResponseError, *TEMPORARY) as error:
+            if not _may_pass(error):
+                raise LwaError(f"{_of(name)}Ollama at {self.url} refused: {error}") from error
+            raise LwaError(self._explain(name, error)) from error
 
     def _explain(self, name: str | None, error: Exception) -> str:
         attempts = f"{self.retries + 1} attempts"

@@ -1,4 +1,4 @@
-"""Label-scored ranking: each candidate has a letter, and its score is the log-probability of that letter as the answer."""
+"""Label-scored ranking: a candidate's score is the log-probability that the model answers with its letter."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ _BEFORE_LABEL = re.compile(r'"best"\s*:\s*"')
 
 
 def label_messages(history: Sequence[str], candidates: Sequence[str]) -> list[dict[str, str]]:
-    """Return the chat messages that ask for the best candidate's label; titles are cleaned and JSON-escaped."""
+    """Return the chat messages that ask for the best candidate's label; titles are cleaned and escaped for JSON."""
     return question_messages(TASK, history, candidates, "label", LABELS)
 
 
 def label_schema(n: int) -> dict[str, Any]:
-    """Return the JSON schema of an answer: {"best": one of the first n labels}."""
+    """Return the JSON schema of an answer {"best": one of the first n labels}."""
     best = {"type": "string", "enum": list(LABELS[:n])}
     return {"type": "object", "properties": {"best": best}, "required": ["best"], "additionalProperties": False}
 
 
 def answer_tokens(tokens: Sequence[Logprob], content: str) -> Sequence[Logprob]:
-    """Return the last tokens, as many as spell the answer: those of thinking come before it and are not read."""
+    """Return the tokens at the end that spell the answer, without the thinking before it.
+
+    Args:
+        tokens: all tokens that the model generated.
+        content: text of the answer.
+    """
     start, left = len(tokens), len(content)
     while start and left > 0:
         start -= 1
@@ -44,11 +49,18 @@ def answer_tokens(tokens: Sequence[Logprob], content: str) -> Sequence[Logprob]:
 
 
 def read_labels(tokens: Sequence[Logprob], n: int) -> tuple[list[float], dict[str, int]]:
-    """Return log p(label) of each of n candidates, and counts by kind, from the tokens of an answer.
+    """Return log p(label) of each of n candidates, and the number of faults of each kind.
 
-    Read where the answer's label stands, the tokens before it given. Tokens that name one label, with or without the closing
-    quote, add up. Rule of repair: labels that the server did not report (omitted) share a score just below all that it did.
-    Raises UnreadableAnswer when the text has no label or fewer than half of the labels were reported.
+    The probabilities are those at the label's place in the answer, given the tokens before it. The probabilities of
+    tokens that name the same label, with or without the closing quote, are added. As a repair, the labels that the
+    server did not report (omitted) share a score just below the lowest one that it did.
+
+    Args:
+        tokens: tokens of the answer with their log-probabilities.
+        n: number of candidates.
+
+    Raises:
+        UnreadableAnswer: if the text has no label, or fewer than half of the labels were reported.
     """
     reported = _alternatives(tokens)
     places = {label: place for place, label in enumerate(LABELS[:n])}
@@ -64,12 +76,19 @@ def read_labels(tokens: Sequence[Logprob], n: int) -> tuple[list[float], dict[st
 
 
 def _alternatives(tokens: Sequence[Logprob]) -> list[tuple[str, float]]:
-    """What the model could have said where it named a label: the rest of each token from there on, its log-probability."""
+    """Return what the model could have said at the label's place.
+
+    Returns:
+        For each alternative token, its text from the label's place on, and its log-probability.
+
+    Raises:
+        UnreadableAnswer: if the text has no label, or the label has no log-probabilities.
+    """
     text = "".join(token.token for token in tokens)
     labels = list(_BEFORE_LABEL.finditer(text))
     start = 0
     for token in tokens:
-        within = labels[-1].end() - start if labels else -1  # the last: thinking may quote the form of an answer
+        within = labels[-1].end() - start if labels else -1  # the last match: thinking may quote an answer
         if 0 <= within < len(token.token):
             same = [other for other in token.top_logprobs or () if other.token[:within] == token.token[:within]]
             return [(other.token[within:], other.logprob) for other in same]

@@ -1,4 +1,4 @@
-"""A teacher that runs in this process: exact title log-probabilities, or numbers generated as Ollama is asked for."""
+"""A teacher that runs in this process and either scores titles exactly or writes a ranking, as Ollama's models do."""
 
 from __future__ import annotations
 
@@ -30,14 +30,21 @@ ANSWER_OPENING = '{"ranking": ['
 
 
 class LocalTeacher:
-    """Rank candidates with a local causal LM; the interface is OllamaTeacher's.
+    """Rank candidates with a local causal LM; the interface is that of OllamaTeacher.
 
-    mode "score": log p(title | header + history) of each candidate by title_ranker.TitleRanker; never invalid.
-    mode "generate": the LM continues the chat (its template; plain text where it has none or the registry says
-    `prompt: plain`) after '{"ranking": [' greedily and without a grammar until the list closes; invalid answers are counted,
-    and an unreadable one ranks in listed order.
-    header: the text before the history in mode "score"; None takes the template that fits any shop. batch_size: questions
-    scored together in mode "score"; the latency of each is its share of the batch, so time single ones with 1.
+    Mode "score" scores each candidate by log p(title | header + history), computed by title_head.TitleRanker. Its
+    answers are never invalid.
+
+    Mode "generate" lets the LM continue the chat after '{"ranking": [', greedily and without a grammar, until the list
+    closes. The chat follows the LM's template, or is plain text if the LM has no template or the registry says
+    `prompt: plain`. Invalid answers are counted. An unreadable one ranks the candidates in the order listed.
+
+    Args:
+        language_model: the LM.
+        mode: "score" or "generate".
+        header: text before the history in mode "score"; None takes the template that fits any shop.
+        batch_size: questions scored together in mode "score". The latency of a question is its share of the batch, so
+            use 1 to time single questions.
     """
 
     def __init__(
@@ -57,7 +64,13 @@ class LocalTeacher:
     def rank(
         self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], progress: bool = False
     ) -> TeacherAnswers:
-        """Rank the titles of each row of `candidates` (B, C) for the titles of each of B histories, oldest first."""
+        """Return the answers to B questions of C candidates each.
+
+        Args:
+            histories: titles of B users' histories, oldest first.
+            candidates: titles to rank, (B, C).
+            progress: whether to show a progress bar.
+        """
         check_question(histories, candidates)
         answer, replies = self._score if self.mode == "score" else self._generate, []
         with tqdm(total=len(histories), desc=f"rank with {self.name}", unit="question", disable=not progress) as bar:
@@ -68,7 +81,8 @@ class LocalTeacher:
         return TeacherAnswers(self.name, replies)
 
     def _score(self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]]) -> list[Reply]:
-        start, place = time.perf_counter(), {}
+        start = time.perf_counter()
+        place: dict[str, int] = {}
         asked, listed = (
             [[place.setdefault(clean_title(title), len(place)) for title in row] for row in rows]
             for rows in (histories, candidates)
@@ -94,18 +108,27 @@ class LocalTeacher:
         return Reply(order_scores(order), seconds, counts, first, len(prompt), tokens, speed)
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of the question and the opening of the answer."""
+        """Return the token ids of the question and of the opening of the answer."""
         tokenizer = self._lm.tokenizer
         if tokenizer.chat_template and self._lm.prompt != "plain":
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            assert isinstance(text, str)  # as tokenize=False asks
             return tokenizer(text + ANSWER_OPENING, add_special_tokens=False)["input_ids"]
         return tokenizer("\n\n".join(m["content"] for m in messages) + f"\n\n{ANSWER_OPENING}")["input_ids"]
 
     def _continue(self, prompt: list[int], max_new_tokens: int) -> tuple[str, float, int]:
-        """Return the greedy continuation up to the list's end, seconds to its first token, and its number of tokens."""
+        """Return the greedy continuation up to the end of the list, the seconds to its first token, and its length.
+
+        Args:
+            prompt: token ids.
+            max_new_tokens: the most tokens to generate.
+
+        Returns:
+            The text, the seconds from the call to the first new token (nan if there is none), and the number of tokens.
+        """
         clock = _FirstToken()
         ids = torch.tensor([prompt], device=self._lm.model.device)
-        out = self._lm.model.generate(
+        out = self._lm.model.generate(  # type: ignore[operator]  # from GenerationMixin, a base of every causal LM
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -115,19 +138,22 @@ class LocalTeacher:
             streamer=clock,
             stopping_criteria=[StopStringCriteria(self._lm.tokenizer, "]")],
         )[0, len(prompt) :]
-        return self._lm.tokenizer.decode(out, skip_special_tokens=True), clock.seconds, len(out)
+        text = self._lm.tokenizer.decode(out, skip_special_tokens=True)
+        assert isinstance(text, str)  # `out` is one sequence
+        return text, clock.seconds, len(out)
 
 
 class _FirstToken:
-    """A generation streamer that notes when the first new token came (the first put is the prompt)."""
+    """A generation streamer that measures the seconds to the first new token."""
 
     def __init__(self) -> None:
         self._start, self._puts, self.seconds = time.perf_counter(), 0, math.nan
 
     def put(self, _) -> None:
+        """Count the tokens passed to the streamer. The first call is the prompt, the second the first new token."""
         self._puts += 1
         if self._puts == 2:
             self.seconds = time.perf_counter() - self._start
 
     def end(self) -> None:
-        """Nothing is left to show."""
+        """Do nothing: a streamer must have this method."""

@@ -1,4 +1,4 @@
-"""A teacher behind Ollama's HTTP API, asked for structured answers or scored labels; every answer is kept on disk."""
+"""A teacher behind Ollama's HTTP API that gives structured answers or scored labels; every answer is kept on disk."""
 
 from __future__ import annotations
 
@@ -41,17 +41,35 @@ LABEL_TOKENS = 32
 
 
 class OllamaTeacher:
-    """Rank candidates with a model served by Ollama (/api/chat, `format` = a JSON schema of labels or candidate numbers).
+    """Rank candidates with a model served by Ollama.
 
-    mode "written": the model writes the candidates' numbers, best first. mode "labels": it names the best candidate's label,
-    and each candidate scores its label's log-probability; LwaError where the server gives none or there are more than 20.
-    mode "auto": labels where they are offered, at least half are reported and the model does not think first; else written.
-    Each reply's `mode` says which it was.
-    host: else OLLAMA_HOST, else this machine. think: None turns thinking off, or to "low" for gpt-oss, which cannot stop;
-    thinking text is never read as an answer. Temperature 0; a written answer that cannot be read is asked for again at
-    temperature 0.3 and another seed. timeout_s, retries, backoff_s: see Connection. concurrency: questions in flight.
-    cache: folder of the answers given so far, by (server, digest, prompt, options); None keeps none. Server and model must be
-    there whatever has been kept; the server counts because the answer's times are its own.
+    Requests go to /api/chat, where `format` is a JSON schema of labels or candidate numbers. The mode says which of
+    them the model is asked for, and each reply's `mode` says which it gave:
+
+    * "written": the model writes the numbers of the candidates, best first.
+    * "labels": the model names the label of the best candidate, and a candidate's score is the log-probability of its
+      label. If the server reports no log-probabilities or there are more than 20 candidates, it is an LwaError.
+    * "auto": labels if the server can score them, reports at least half of them, and the model does not think first;
+      otherwise written.
+
+    The temperature is 0. A written answer that cannot be read is asked for again with temperature 0.3 and another seed.
+    The text of the model's thinking is never read as an answer.
+
+    Args:
+        name: the model's name on the server.
+        host: Ollama server; None is OLLAMA_HOST if it is set, else this machine.
+        mode: "auto", "labels" or "written".
+        think: whether or how much the model thinks first. None turns thinking off, or to "low" for gpt-oss, which
+            cannot turn it off.
+        seed: seed of the sampling.
+        timeout_s: see Connection.
+        retries: see Connection.
+        backoff_s: see Connection.
+        keep_alive: how long the server keeps the model loaded after an answer, e.g. "10m".
+        concurrency: how many questions are asked at a time.
+        cache: folder that keeps the answers, by server, digest, prompt and options; None keeps none. The server is part
+            of the key because the times in an answer are those of the server. Server and model must be reachable even
+            if all answers are kept already.
     """
 
     def __init__(
@@ -77,19 +95,25 @@ class OllamaTeacher:
 
     @cached_property
     def served(self) -> ServedModel:
-        """What the server says about the model. Raises LwaError when either is not there."""
+        """What the server says about the model. If either is not there, it is an LwaError."""
         return self.connection.find(self.name)
 
     def memory_bytes(self) -> float:
-        """What the model takes on its server, by its own account; nan when it is not loaded."""
+        """Return the bytes of memory that the model takes, as its server reports; nan if it is not loaded."""
         return self.connection.loaded_bytes(self.name)
 
     def rank(
         self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], progress: bool = False
     ) -> TeacherAnswers:
-        """Rank the titles of each row of `candidates` (B, C) for the titles of each of B histories, oldest first.
+        """Return the answers to B questions of C candidates each.
 
-        Raises LwaError naming model and server when either is not there, a prompt would be cut, or answers stay unreadable.
+        An LwaError names the model and the server if either is not there, a prompt would be cut, or an answer stays
+        unreadable.
+
+        Args:
+            histories: titles of B users' histories, oldest first.
+            candidates: titles to rank, (B, C).
+            progress: whether to show a progress bar.
         """
         check_question(histories, candidates)
         _ = self.served
@@ -99,7 +123,7 @@ class OllamaTeacher:
             try:
                 return TeacherAnswers(self.name, list(bar))
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # after an error, nothing more is asked
+                pool.shutdown(wait=False, cancel_futures=True)  # ask nothing more after an error
 
     def _rank_one(self, history: Sequence[str], candidates: Sequence[str]) -> Reply:
         requests = self._requests(history, candidates)
@@ -113,7 +137,11 @@ class OllamaTeacher:
         return reply
 
     def _requests(self, history: Sequence[str], candidates: Sequence[str]) -> list[dict[str, Any]]:
-        """What to ask, in turn, until an answer can be read."""
+        """Return the requests to send in turn until an answer can be read.
+
+        Raises:
+            LwaError: if labels are asked for and cannot be scored.
+        """
         n, requests = len(candidates), []
         offered = self.served.logprobs and n <= len(LABELS)
         if self.mode == "labels" and not offered:
@@ -129,7 +157,14 @@ class OllamaTeacher:
         return requests
 
     def _first_readable(self, requests: list[dict[str, Any]], n: int) -> Reply:
-        """Ask for labels, if that is wanted, then for the written ranking if they can't be read; its time includes both."""
+        """Return the answer to the first request whose answer can be read.
+
+        A request for labels comes first, if there is one. A request for the written ranking follows if the labels
+        cannot be read. Its times then include the first request.
+
+        Raises:
+            LwaError: if the labels cannot be read and there is no second request.
+        """
         start = time.perf_counter()
         if "logprobs" in requests[0]:
             try:
@@ -144,9 +179,18 @@ class OllamaTeacher:
         return replace(reply, latency_s=spent + reply.latency_s, first_token_s=spent + reply.first_token_s)
 
     def _request(self, messages: list[dict[str, str]], schema: dict[str, Any], answer: int) -> dict[str, Any]:
-        """All that the answer depends on; num_ctx is sized so that the server never cuts the prompt.
+        """Return a request: everything that the answer depends on.
 
-        A byte-level tokenizer makes at most one token of a byte, so bytes bound the prompt from above.
+        num_ctx is large enough that the server never cuts the prompt. A byte-level tokenizer makes at most one token of
+        each byte, so the number of bytes is an upper bound on the tokens of the prompt.
+
+        Args:
+            messages: the chat.
+            schema: JSON schema of the answer.
+            answer: the most tokens in the answer, without thinking.
+
+        Raises:
+            LwaError: if the model's context may be too short.
         """
         think = self._thinking()
         answer += THINKING_TOKENS if think else 0
@@ -163,7 +207,7 @@ class OllamaTeacher:
         return request if think is None else request | {"think": think}
 
     def _thinking(self) -> bool | str | None:
-        """Return what to send as `think`: what was asked for, else the least that the model knows."""
+        """Return the value to send as `think`, None for none: the one given, else the least the model supports."""
         if self.think is not None:
             return self.think
         if "gpt-oss" in self.name:
@@ -171,7 +215,20 @@ class OllamaTeacher:
         return False if self.served.thinks or "qwen3" in self.name else None
 
     def _ask(self, request: dict[str, Any], n: int, attempt: int) -> Reply:
-        """Stream one answer, time it and read it."""
+        """Stream one written answer, time it and parse it.
+
+        Args:
+            request: what to send.
+            n: number of candidates.
+            attempt: 0, or the number of the retry, which changes seed and temperature.
+
+        Returns:
+            The answer.
+
+        Raises:
+            httpx.ReadTimeout: if the whole answer takes longer than timeout_s.
+            BrokenAnswer: if the stream ends before the answer does.
+        """
         if attempt:
             request = request | {"options": request["options"] | {"seed": self.seed + attempt, "temperature": 0.3}}
         start, first, text = time.perf_counter(), math.nan, ""
@@ -187,7 +244,18 @@ class OllamaTeacher:
         raise BrokenAnswer("the answer broke off")
 
     def _ask_labels(self, request: dict[str, Any], n: int) -> Reply:
-        """Ask for one label, whole: the documented place of log-probabilities. First token: by the server's nanoseconds."""
+        """Ask for one label and read the scores of all labels.
+
+        The request does not stream, because that is the documented way to get log-probabilities. The time to the first
+        token is a sum of durations that the server reports in nanoseconds.
+
+        Args:
+            request: what to send.
+            n: number of candidates.
+
+        Returns:
+            The answer.
+        """
         start = time.perf_counter()
         with protocol():
             whole = self.connection.client.chat(**request, stream=False, keep_alive=self.keep_alive)
@@ -208,7 +276,21 @@ class OllamaTeacher:
 
 
 def _reply(text: str, n: int, last: ollama.ChatResponse, latency_s: float, first_token_s: float) -> Reply:
-    """Read a written ranking."""
+    """Parse a written ranking.
+
+    Args:
+        text: the whole answer.
+        n: number of candidates.
+        last: last part of the stream, which has the token counts.
+        latency_s: seconds to the whole answer.
+        first_token_s: seconds to the first token.
+
+    Returns:
+        The answer.
+
+    Raises:
+        BrokenAnswer: if the text is not a ranking.
+    """
     try:
         order, counts = parse_ranking(text, n)
     except UnreadableAnswer as error:
@@ -217,7 +299,10 @@ def _reply(text: str, n: int, last: ollama.ChatResponse, latency_s: float, first
 
 
 def _usage(last: ollama.ChatResponse) -> tuple[float, float, float]:
-    """Tokens of the prompt and of the answer, and answer tokens per second, by the server's own nanoseconds."""
+    """Return the tokens of the prompt, the tokens of the answer, and the answer tokens per second.
+
+    All are as the server reports them; the server measures in nanoseconds.
+    """
     prompt, answer = (math.nan if x is None else x for x in (last.prompt_eval_count, last.eval_count))
     return prompt, answer, answer / last.eval_duration * 1e9 if last.eval_duration else math.nan
 

@@ -1,4 +1,4 @@
-"""Fusion: one ranking from several."""
+"""Rank fusion: combine several rankings into one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,28 @@ def fuse(
     weights: Sequence[float] | None = None,
     method: Literal["rrf", "borda", "score"] = "rrf",
 ) -> np.ndarray:
-    """Combine teachers' (B, C) scores into one (B, C) array of scores, higher is better; equal scores share a mean rank.
+    """Combine the scores of several teachers.
 
-    rrf: sum of w / (60 + rank), Cormack, Clarke and Buettcher (SIGIR 2009); borda: sum of w (C - rank);
-    score: sum of w z, z the scores of a row with mean 0 and standard deviation 1 (0 where all are equal).
-    Weights default to 1. Raises ValueError for scores that differ in shape or are not finite, for weights that are
-    negative, not finite, all zero or not one per ranking, and for an unknown method.
+    The methods are:
+
+    * "rrf": the sum of w / (60 + rank), by Cormack, Clarke and Buettcher (SIGIR 2009).
+    * "borda": the sum of w (C - rank).
+    * "score": the sum of w z, where z are the scores of a row, standardised to mean 0 and standard deviation 1. z is 0
+      if all scores of the row are equal.
+
+    Equal scores share their mean rank. Weights that are negative, not finite, all zero or not one per ranking are a
+    ValueError, as is an unknown method.
+
+    Args:
+        rankings: one array of scores per teacher, (B, C); higher is better.
+        weights: w, one per teacher; None is 1 for each.
+        method: "rrf", "borda" or "score".
+
+    Returns:
+        The combined scores, (B, C); higher is better.
+
+    Raises:
+        ValueError: if the scores differ in shape or are not finite.
     """
     shapes = {np.shape(ranking) for ranking in rankings}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:

@@ -3,10 +3,10 @@
     lwa reproduce --only 01,02,04 --set data.name=Office_Products … && mv results/quick results/office2014
     python tests/benchmarks/across_data.py "NAME=RUN" ["NAME=RUN" …]
 
-NAME: what the row is called, such as "Office 2014". RUN: a folder of results in which notebook 02 has finished, and 04 where
-students are to be shown. A name that begins with "control: " is left out of the sentence on all sets, and its teacher is held
-against that of the first RUN, user by user. Writes paper/across_data_table.tex, paper/across_data.tex (macros),
-paper/across_data.json (what made each row) and the README's block. What uncommitted changes made is refused.
+NAME: what the row is called, such as "Office 2014". RUN: a folder of results in which notebook 02 has finished, and 04
+where students are to be shown. A name that begins with "control: " is left out of the sentence on all sets, and its
+teacher is held against that of the first RUN, user by user. Writes paper/across_data_table.tex, paper/across_data.tex
+(macros), paper/across_data.json (what made each row) and the README's block. What uncommitted changes made is refused.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def row(name: str, run: Path, made: list[dict]) -> dict:
 
 
 def against_first(run: Path, first: Path) -> dict:
-    """How a run's teacher differs from the first run's, paired by user. Raises LwaError where these ranked for others."""
+    """How a run's teacher differs from the first run's, paired by user. Raises LwaError where the users are others."""
     own, reference = (pd.read_parquet(folder / "data" / "teacher_ranks.parquet") for folder in (run, first))
     if not own.user_id.equals(reference.user_id):
         raise LwaError(
@@ -128,7 +128,8 @@ def markdown(frame: pd.DataFrame, devices: list[str]) -> str:
     measured = [heading.strip() for _, _, heading in COLUMNS.values()]
     heads = ["data", "reading", "users", "SASRec", "best baseline", *measured, "settings"]
     lines = [
-        f"NDCG@10, all items ranked, seen ones left out; {', '.join(devices)}; commits {short_commits(frame.commit)}.", "",
+        f"NDCG@10, all items ranked, seen ones left out; {', '.join(devices)}; commits {short_commits(frame.commit)}.",
+        "",
         f"| {' | '.join(heads)} |", "|" + "---|" * len(heads),
     ]  # fmt: skip
     for _, one in frame.iterrows():
@@ -151,7 +152,8 @@ def sentence(frame: pd.DataFrame) -> str:
         kept = f"{one.kept:.0f}\\,\\% [{one.kept_low:.0f}, {one.kept_high:.0f}]"
         to_sasrec = format_number(one.student_to_sasrec, "{:+.4f}")
         parts.append(
-            f"on {one['name']} it keeps {kept} and differs from SASRec by {to_sasrec}, where the best baseline is {one.best}"
+            f"on {one['name']} it keeps {kept} and differs from SASRec by {to_sasrec}, "
+            f"where the best baseline is {one.best}"
         )
     text = "; ".join(parts) or "other sets have not been run"
     return f"{text[0].upper()}{text[1:]}."

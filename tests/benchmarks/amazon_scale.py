@@ -2,10 +2,10 @@
 
     python tests/benchmarks/amazon_scale.py --rows 1_000_000 3_000_000 10_000_000
 
-For each size: a CSV of heavy-tailed reviews; load_amazon (5-core, last_out, cold then cached) and, up to 10 million rows,
-plain Python, each in a process of its own; equal results or an error. Prints one line per size, then what the 571 million
-reviews of Amazon Reviews 2023 would need, and exits with status 1 when a limit is missed (of speed and memory: by the
-largest size that plain Python ran on).
+For each size: a CSV of heavy-tailed reviews; load_amazon (5-core, last_out, cold then cached) and, up to 10 million
+rows, plain Python, each in a process of its own; equal results or an error. Prints one line per size, then what the 571
+million reviews of Amazon Reviews 2023 would need, and exits with status 1 when a limit is missed (of speed and memory:
+by the largest size that plain Python ran on).
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def compare(rows: int, folder: Path) -> dict:
     if any(other and other["prints"] != cold["prints"] for other in (cached, plain)):
         raise SystemExit(f"{rows} rows: the results differ")
     line = (
-        f"{rows:>11,} rows, {size:5.2f} GB -> {cold['rows']:>10,} | ours {cold['seconds']:7.2f} s {cold['memory']:5.2f} GB, "
+        f"{rows:>11,} rows, {size:5.2f} GB -> {cold['rows']:>10,} | "
+        f"ours {cold['seconds']:7.2f} s {cold['memory']:5.2f} GB, "
         f"scratch {cold['disk']:5.2f} GB, again {cached['seconds']:5.2f} s"
     )
     if plain:

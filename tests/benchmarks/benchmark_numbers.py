@@ -2,8 +2,9 @@
 
     python tests/benchmarks/benchmark_numbers.py [--profile quick]
 
-Reads results/benchmarks/ranking_speed.csv and distillation_speed.csv, and results/<profile>/probes.csv, with their manifests; writes
-paper/benchmarks.tex (a macro per number) and paper/benchmarks.json (what made them). What uncommitted changes made is refused.
+Reads results/benchmarks/ranking_speed.csv and distillation_speed.csv, and results/<profile>/probes.csv, with their
+manifests; writes paper/benchmarks.tex (a macro per number) and paper/benchmarks.json (what made them). What uncommitted
+changes made is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def measured(file: Path, command: str) -> tuple[pd.DataFrame, dict]:
 
 
 def speed_numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """Macros: how many times as fast each way to rank is as the one before it, for the smallest and the largest catalogue."""
+    """Macros: how many times as fast each way to rank is as the one before, for the smallest and largest catalogue."""
     first = frame[frame.history_tokens == frame.history_tokens.iloc[0]].set_index(["system", "items"]).seconds
     few, many = (frame["items"].agg(which) for which in ("min", "max"))
     found = {"HistoryTokens": frame.history_tokens.iloc[0], "Few": few, "Many": many}
@@ -84,7 +85,8 @@ def main() -> None:
     parser.add_argument("--profile", default="quick")
     profile = parser.parse_args().profile
     parts = {
-        "ranking_speed": (ranking_speed.FILE, speed_numbers), "distillation_speed": (distillation_speed.FILE, step_numbers),
+        "ranking_speed": (ranking_speed.FILE, speed_numbers),
+        "distillation_speed": (distillation_speed.FILE, step_numbers),
         "probes": (paths.results_dir(profile) / "probes.csv", probe_numbers),
     }  # fmt: skip
     numbers, made = {}, {}

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/choose_settings.py [--profile quick] [--set data.reading=items]
 
-The test part is never read. Each finished setting is a row of results/<profile>/settings_<reading>.csv; a setting that has its
-row is not run again, so the run can be stopped and started. Train and validation are those of the notebooks.
+The test part is never read. Each finished setting is a row of results/<profile>/settings_<reading>.csv; a setting that
+has its row is not run again, so the run can be stopped and started. Train and validation are those of the notebooks.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def choose(config: ExperimentConfig, rows: Rows) -> None:
     task = tuned_teacher(task, config, rows)
     for items in HISTORIES:
         if not rows.has("history", items):
-            eval_cases = config.evaluation.model_copy(update={"history_items": items})
-            rows.add("history", items, ndcg_at_k(replace(task, evaluation=eval_cases).ranks(task.lm.model), 10))
+            evaluation = config.evaluation.model_copy(update={"history_items": items})
+            rows.add("history", items, ndcg_at_k(replace(task, evaluation=evaluation).ranks(task.lm.model), 10))
     compare_students(task, config, rows)
 
 

@@ -1,18 +1,20 @@
-"""The ablation: which layers a student keeps, what it is taught by, and how small it can be, all on one recovery budget.
+"""The ablation: which layers a student keeps, what teaches it, and how small it can be, all on one recovery budget.
 
-    python tests/benchmarks/distillation_ablation.py [--profile quick] [--only arms,selection] [--seeds 0 1 2 3 4] [--report]
+    python tests/benchmarks/distillation_ablation.py [--profile quick] [--only arms,selection] [--seeds 0 1 2 3 4]
+                                                     [--report]
 
-It needs the tuned teacher and the Fisher information of `lwa reproduce --profile PROFILE --only 02 --set data.reading=titles`;
---set data.reading=items, there and here, asks a teacher that reads item tokens. A finished student is a row of
-results/benchmarks/distillation_ablation.csv; its ranks, and a manifest, lie in a folder beside it. A student that has its row is
-not trained again, so the run can be stopped and started; another teacher, or another setting of the students, has rows of its
-own. --report trains nothing: it prints, for each experiment, every arm against the first one, paired by user and seed.
-distillation_table.py brings rows into the paper. A recommender that teaches speaks of each user from a fit on others.
+It needs the tuned teacher and the Fisher information of notebook 02:
+`lwa reproduce --profile PROFILE --only 02 --set data.reading=titles`. --set data.reading=items, there and here, asks a
+teacher that reads item tokens. A finished student is a row of results/benchmarks/distillation_ablation.csv; its ranks,
+and a manifest, lie in a folder beside it. A student that has its row is not trained again, so the run can be stopped
+and started; another teacher, or another setting of the students, has rows of its own. --report trains nothing: it
+prints, for each experiment, every arm against the first one, paired by user and seed. distillation_table.py brings rows
+into the paper. A recommender that teaches speaks of each user from a fit on others.
 
     selection  the layers kept, before and after recovery        frontier  30 … 2 layers
     arms       labels only, KL only, and each weighting          steps     one big cut, or two
     match      which layers' states are matched                  fusion    by this teacher, SASRec, EASE, and all three
-    languages  by this teacher, by other tuned language models, --with NAME=DIRECTORY …, whatever their tokenizers, and by all
+    languages  by this teacher, by other tuned language models (--with NAME=DIRECTORY …, any tokenizer), and by all
 """
 
 from __future__ import annotations
@@ -173,9 +175,9 @@ class Ablation:
         """Write what makes the rows beside their ranks."""
         config = self.config.model_copy(update={"distillation": self.section})
         fixed = {"settings_hash" if name == "settings" else name: value for name, value in self.rows.fixed.items()}
-        eval_cases = fixed | {"data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
+        facts = fixed | {"data_hash": self.task.data.sha256, "model_hash": self.lm.sha256}
         fix = "set them as they were, or move its folder away"
-        self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, eval_cases, fix)
+        self.rows.commit = keep_manifest(self.rows.folder / "manifest.json", config, facts, fix)
 
     @cached_property
     def teacher_scores(self) -> np.ndarray:
@@ -281,8 +283,10 @@ class Ablation:
             temporary.write_text(json.dumps(known), encoding="utf-8")
 
     def taught_by(self, experiment: str, others: dict[str, Path], seeds: list[int]) -> None:
-        """The student of the first teacher's layers, taught by all teachers as one, each heard by its validation NDCG, and by
-        each alone."""
+        """The student of the first teacher's layers, taught by all teachers as one and by each alone.
+
+        As one, each teacher is heard by its validation NDCG.
+        """
         first, valid, items = self.distillation(0).teacher_outputs, self.valid(self.lm), self.lm.items.tokens
         systems = dict(self.recommenders() if experiment == "fusion" else self.languages(others))
         heard, said = calibrations(self.lm.model, systems, valid), {"teacher": first}
@@ -310,7 +314,7 @@ class Ablation:
 
 
 def measured(rows: Rows, experiment: str) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[int]]:
-    """An experiment's means by arm over the seeds that all arms have, each arm's NDCG@10 (users, seeds), and these seeds."""
+    """An experiment's means by arm over the seeds of all arms, each arm's NDCG@10 (users, seeds), and these seeds."""
     found = rows.read()
     part = found[found.experiment == experiment]
     names = list(dict.fromkeys(part.arm))
@@ -322,7 +326,7 @@ def measured(rows: Rows, experiment: str) -> tuple[pd.DataFrame, dict[str, np.nd
 
 
 def against(tables: dict[str, np.ndarray], first: str, seed: int) -> pd.DataFrame:
-    """Every other arm minus `first`, paired by user and by seed, with its interval: columns difference, low, high, says."""
+    """Every other arm minus `first`, paired by user and seed, with interval: columns difference, low, high, says."""
     found = {
         name: difference_of_arms(table, tables[first], seed=seed)[:3] for name, table in tables.items() if name != first
     }
@@ -332,7 +336,7 @@ def against(tables: dict[str, np.ndarray], first: str, seed: int) -> pd.DataFram
 
 
 def report(rows: Rows, seed: int) -> None:
-    """Print each experiment: quality, agreement and cost by arm, and the difference to the first arm with its interval."""
+    """Print each experiment: quality, agreement and cost by arm, and the difference to the first arm with interval."""
     for experiment in rows.read().experiment.unique():
         mean, tables, seeds = measured(rows, experiment)
         first = next(iter(tables))

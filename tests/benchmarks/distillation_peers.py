@@ -1,12 +1,14 @@
 """Time and peak memory of one step of logit distillation over the whole vocabulary, beside TRL and ModelOpt.
 
     pip install --no-deps --target FOLDER trl datasets nvidia-modelopt multiprocess dill xxhash
-    PYTHONPATH=FOLDER python tests/benchmarks/distillation_peers.py [--rows 8] [--tokens 128] [--rounds 3] [--bf16] [--ways …]
+    PYTHONPATH=FOLDER python tests/benchmarks/distillation_peers.py [--rows 8] [--tokens 128] [--rounds 3] [--bf16]
+                                                                    [--ways …]
 
-SmolLM2-135M (vocabulary 49,152) teaches its first 8 layers by forward KL at every token: lwa (logits in parts), lwa_whole (all
-at once), trl (GKDTrainer with lmbda=0, beta=0), modelopt (mtd.convert with LogitsDistillationLoss). A step is forward, backward and
-AdamW. The ways take turns in one process; the losses must agree before anything is timed. Memory is what a step takes above
-what was held before it: resident memory on a CPU, allocated memory on a GPU. Rows go to results/benchmarks/distillation_peers.csv.
+SmolLM2-135M (vocabulary 49,152) teaches its first 8 layers by forward KL at every token: lwa (logits in parts),
+lwa_whole (all at once), trl (GKDTrainer with lmbda=0, beta=0), modelopt (mtd.convert with LogitsDistillationLoss). A
+step is forward, backward and AdamW. The ways take turns in one process; the losses must agree before anything is timed.
+Memory is what a step takes above what was held before it: resident memory on a CPU, allocated memory on a GPU. Rows go
+to results/benchmarks/distillation_peers.csv.
 """
 
 from __future__ import annotations

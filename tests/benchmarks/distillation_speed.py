@@ -1,12 +1,12 @@
-"""Tokens a second of the student's distillation step with cached outputs and with a live teacher, and both models' inference.
+"""Tokens a second of a distillation step with cached outputs and with a live teacher, and of both models' inference.
 
     python tests/benchmarks/distillation_speed.py [--profile quick] [--rounds 5] [--bf16] [--set data.reading=items]
 
-Needs `lwa reproduce --profile PROFILE --only 02 --set data.reading=titles` (or items, as here). The ways take turns in one
-process, so that a busy machine disturbs all alike; rows go to results/benchmarks/distillation_speed.csv, with a manifest beside
-it. Goals on two cores: a step >= 3 times as fast with cached outputs; for the same users and the whole catalogue, 8 of 30 layers
->= 4 times as fast with the same head and >= 8 times as fast as the title head of the model that the teacher was made from (in
-float32, which it always computes in, and of a vocabulary cut to the titles).
+Needs `lwa reproduce --profile PROFILE --only 02 --set data.reading=titles` (or items, as here). The ways take turns in
+one process, so that a busy machine disturbs all alike; rows go to results/benchmarks/distillation_speed.csv, with a
+manifest beside it. Goals on two cores: a step >= 3 times as fast with cached outputs; for the same users and the whole
+catalogue, 8 of 30 layers >= 4 times as fast with the same head and >= 8 times as fast as the title head of the model
+that the teacher was made from (in float32, which it always computes in, and of a vocabulary cut to the titles).
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ def main(options: argparse.Namespace) -> None:
             source, student, None, section.strategy, section.loss, arguments, loader=loader
         ).train
     training = time_side_by_side(ways, options.rounds)
-    eval_cases, size, items = task.prompts[: section.timing_users], config.evaluation.batch_size, lm.items.tokens
+    prompts, size, items = task.prompts[: section.timing_users], config.evaluation.batch_size, lm.items.tokens
     models = {"teacher": lm.model, "student": build_student(lm, section.n_layers, section.selection).model}
-    calls = {name: lambda m=m: rank_catalogue(m, eval_cases, items, size, bf16) for name, m in models.items()}
+    calls = {name: lambda m=m: rank_catalogue(m, prompts, items, size, bf16) for name, m in models.items()}
     inference = time_side_by_side(calls, options.rounds)
     head = title_head(config.teacher.model, task)
-    few = [history[-config.evaluation.history_items :] for history in task.eval_cases.histories[:TITLE_HEAD_USERS]]
+    few = [history[-config.evaluation.history_items :] for history in task.prompts.histories[:TITLE_HEAD_USERS]]
     heads = time_side_by_side({
         "teacher, title head": lambda: head.scores(few),
-        "student, item head": lambda: rank_catalogue(models["student"], eval_cases[:TITLE_HEAD_USERS], items, size),
+        "student, item head": lambda: rank_catalogue(models["student"], prompts[:TITLE_HEAD_USERS], items, size),
     }, options.rounds)  # fmt: skip
     frame = pd.concat(
         [
             training.assign(what="training step", rate=tokens / training.seconds, unit="tokens/s"),
-            inference.assign(what="inference", rate=len(eval_cases) / inference.seconds, unit="users/s"),
+            inference.assign(what="inference", rate=len(prompts) / inference.seconds, unit="users/s"),
             heads.assign(what="heads", rate=TITLE_HEAD_USERS / heads.seconds, unit="users/s"),
         ]
     ).assign(profile=config.profile, dtype="bf16" if bf16 else "f32", threads=torch.get_num_threads())
@@ -91,7 +91,8 @@ def main(options: argparse.Namespace) -> None:
         print(f"{what}: {fast} {ratio.median():.2f} times as fast as {slow} ({ratio.min():.2f} to {ratio.max():.2f})")
     held = {name: weight_bytes(model) for name, model in models.items()}
     print(
-        f"memory of weights: {100 * (1 - held['student'] / held['teacher']):.0f} % less ({held['student'] / 2**20:.0f} MiB)"
+        f"memory of weights: {100 * (1 - held['student'] / held['teacher']):.0f} % less "
+        f"({held['student'] / 2**20:.0f} MiB)"
     )
 
 

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/distillation_table.py FOLDER
 
-FOLDER holds the ranks of one teacher under one set of settings, results/benchmarks/distillation_ablation/<teacher>-<settings>/test.
-Writes paper/distillation_<experiment>.tex for the arms, the selections, the matched layers, the teachers and the depths that have rows,
-paper/distillation.tex (a macro per number), paper/distillation.json (what made each row) and the README's block of answers. Rows
-of uncommitted changes are refused.
+FOLDER holds the ranks of one teacher under one set of settings,
+results/benchmarks/distillation_ablation/<teacher>-<settings>/test. Writes paper/distillation_<experiment>.tex for the
+arms, the selections, the matched layers, the teachers and the depths that have rows, paper/distillation.tex (a macro
+per number), paper/distillation.json (what made each row) and the README's block of answers. Rows of uncommitted changes
+are refused.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from lwa_helpers.report.tables import booktabs, escape, format_number, results_t
 WEIGHTED_BY = "uniform"  # what each weighting is held against
 SHOWN = {  # an experiment's reference arms, each a column of differences, and what heads its first column
     "arms": ((NO_HIDDEN, WEIGHTED_BY), "Arm"), "selection": (("first",), "Layers kept"),
-    "match": (("all",), "Matched"), "fusion": (("teacher alone",), "Taught by"), "languages": (("teacher alone",), "Taught by"),
-    "frontier": ((), "Depth"),
+    "match": (("all",), "Matched"), "fusion": (("teacher alone",), "Taught by"),
+    "languages": (("teacher alone",), "Taught by"), "frontier": ((), "Depth"),
 }  # fmt: skip
 START, END = "<!-- ablation: written by tests/benchmarks/distillation_table.py -->", "<!-- end of ablation -->"
 QUESTIONS = {  # of the README: what is asked, what is held against what, and the macros of the difference
@@ -102,7 +103,7 @@ def table(rows: Rows, experiment: str) -> str:
 
 
 def arm_numbers(tables: dict[str, np.ndarray]) -> dict[str, str]:
-    """Macros of the experiment arms: the hypothesis on growing weights, what each part of the loss is worth, who wins."""
+    """Macros of the arms: the hypothesis on growing weights, what each part of the loss is worth, who wins."""
     verdict, by_seed = h3_growing_weights(tables, seed=0), tables[WEIGHTED_BY].mean(axis=0)
     found = {"RecoveryHThreeVerdict": escape(verdict.verdict)} | interval_macros(
         "RecoveryDepthMinusUniform", verdict[1:4]
@@ -147,7 +148,8 @@ def numbers(rows: Rows, layers: int) -> dict[str, str]:
     """All macros: the budget, and what each experiment found; layers: the depth that the others are cut to."""
     every = rows.read()
     found = {
-        "RecoveryEpochs": format_number(every.epochs.iloc[0], "{:.2f}"), "RecoveryTokens": format_number(every.tokens.iloc[0], "{:,}"),
+        "RecoveryEpochs": format_number(every.epochs.iloc[0], "{:.2f}"),
+        "RecoveryTokens": format_number(every.tokens.iloc[0], "{:,}"),
     }  # fmt: skip
     taken = every.groupby(["experiment", "arm"], sort=False).seconds.median()
     for experiment in every.experiment.unique():

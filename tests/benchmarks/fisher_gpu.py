@@ -2,10 +2,10 @@
 
     python tests/benchmarks/fisher_gpu.py [--layers 32] [--examples 32] [--batch-size 8] [--tokens 512] [--rounds 3]
 
-Utilisation is the model's own work, 4 FLOP per token and weight of the layers and the head (forward, and backward into the
-activations), over the time, as a share of what a square bf16 matrix product reaches on the same card in the same run. The
-per-example loop forms every row's gradients; it reads as many rows as --loop-examples says. The first line of the output names
-the card. Without a CUDA device it runs on the CPU, which only shows that it runs: pass small sizes.
+Utilisation is the model's own work, 4 FLOP per token and weight of the layers and the head (forward, and backward into
+the activations), over the time, as a share of what a square bf16 matrix product reaches on the same card in the same
+run. The per-example loop forms every row's gradients; it reads as many rows as --loop-examples says. The first line of
+the output names the card. Without a CUDA device it runs on the CPU, which only shows that it runs: pass small sizes.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def main(options: argparse.Namespace) -> None:
 
         took, memory = seconds(work, options.rounds), peak_memory(work)
         print(
-            f"{granularity:17s} {tokens / took:9.0f} tokens/s, {memory:5.1f} GiB, {4 * worked * tokens / took / peak:5.1%} of the peak, "
+            f"{granularity:17s} {tokens / took:9.0f} tokens/s, {memory:5.1f} GiB, "
+            f"{4 * worked * tokens / took / peak:5.1%} of the peak, "
             f"{loop * options.examples / took:5.1f}x the loop",
             flush=True,
         )

@@ -1,12 +1,14 @@
 """Fisher traces per layer by every library that offers something like them: time, peak memory and error side by side.
 
-    python tests/benchmarks/fisher_peers.py [--layers 4] [--examples 8] [--batch-size 4] [--tokens 110] [--peers opacus …]
+    python tests/benchmarks/fisher_peers.py [--layers 4] [--examples 8] [--batch-size 4] [--tokens 110]
+                                            [--peers opacus …]
 
-The model is SmolLM2-135M cut to its first layers, in float32; rows are of one length and every token has a label, so that no
-peer stumbles over padding. Wanted is the mean over rows of || gradient of the row's summed NLL ||^2 for each layer. The error
-is the largest relative one, against one backward pass per row in float64. Each peer runs in a fresh process, once on one batch
-to warm up and once for the record; a peer that is not installed or fails has a row that says so. Install peers beside torch
-(`pip install --no-deps --target DIR …`, DIR on PYTHONPATH). The table goes to results/benchmarks/fisher_peers.csv.
+The model is SmolLM2-135M cut to its first layers, in float32; rows are of one length and every token has a label, so
+that no peer stumbles over padding. Wanted is the mean over rows of || gradient of the row's summed NLL ||^2 for each
+layer. The error is the largest relative one, against one backward pass per row in float64. Each peer runs in a fresh
+process, once on one batch to warm up and once for the record; a peer that is not installed or fails has a row that says
+so. Install peers beside torch (`pip install --no-deps --target DIR …`, DIR on PYTHONPATH). The table goes to
+results/benchmarks/fisher_peers.csv.
 """
 
 from __future__ import annotations

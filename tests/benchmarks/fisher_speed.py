@@ -3,10 +3,10 @@
     python tests/benchmarks/fisher_speed.py [--reading items titles] [--rounds 5] [--examples 32] [--batch-size 16]
                                             [--dtypes fp32 bf16]
 
-Batches are training windows of MovieLens, drawn and put together as in notebook 02, which the model reads as item tokens or as
-titles; their labels are the items. Times are medians over interleaved rounds in one process; peak memory (RSS above the loaded
-model) is read in a fresh process for each pass. The ordinary pass is what a training step does: the model's own loss, backward
-into all parameters, gradients set to None.
+Batches are training windows of MovieLens, drawn and put together as in notebook 02, which the model reads as item
+tokens or as titles; their labels are the items. Times are medians over interleaved rounds in one process; peak memory
+(RSS above the loaded model) is read in a fresh process for each pass. The ordinary pass is what a training step does:
+the model's own loss, backward into all parameters, gradients set to None.
 """
 
 from __future__ import annotations

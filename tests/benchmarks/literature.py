@@ -1,21 +1,22 @@
-"""Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher and its 8-layer students.
+"""Full ranking on the two Office Products sets of the literature: tuned baselines, the teacher, its 8-layer students.
 
     python tests/benchmarks/literature.py --root FOLDER --run office2014 (or office2018) [--systems popularity ease …]
-    python tests/benchmarks/literature.py --root FOLDER [--history 10] [--every-target] [--set teacher.epochs=1 …] [--name NAME]
+    python tests/benchmarks/literature.py --root FOLDER [--history 10] [--every-target] [--set teacher.epochs=1 …]
+                                          [--name NAME]
 
---run takes the settings of a table that the paper shows, and its name; literature_table.py brings it there. Histories are read as
-titles; --set data.reading=items reads item tokens. FOLDER holds Office_Products.* with a column `split`, and
-meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs nothing else; Amazon 2018 (published test rows) wants
---every-target, since a user has several. Whatever is finished has its row in results/benchmarks/literature/<name>.csv and is not
-run again; models lie beside it. What made the rows is in <name>.json, and in each its commit; rows of other settings need
-another name. Settings, and the teacher's best weights, are chosen on the validation part; the test part is ranked once, at the
-end of each system.
+--run takes the settings of a table that the paper shows, and its name; literature_table.py brings it there. Histories
+are read as titles; --set data.reading=items reads item tokens. FOLDER holds Office_Products.* with a column `split`,
+and meta_Office_Products.*. Amazon 2014 (complete, leave-one-out) needs nothing else; Amazon 2018 (published test rows)
+wants --every-target, since a user has several. Whatever is finished has its row in
+results/benchmarks/literature/<name>.csv and is not run again; models lie beside it. What made the rows is in
+<name>.json, and in each its commit; rows of other settings need another name. Settings, and the teacher's best weights,
+are chosen on the validation part; the test part is ranked once, at the end of each system.
 
-`fused` is a student like `student`, taught by the teacher, SASRec and EASE together, weighted by their validation NDCG@10, and
-`student_of_sasrec` one taught by SASRec's ranking alone; a recommender speaks of each user from a fit on others. `ensemble` asks
-the three together, without a student. `fused_teacher` is the teacher itself, all its layers, taught on by what the three say,
-without labels, and `student_of_fused` is taught by that one alone. `ndcg` leaves the user's seen items out, `ndcg_all` ranks the
-target against the whole catalogue.
+`fused` is a student like `student`, taught by the teacher, SASRec and EASE together, weighted by their validation
+NDCG@10, and `student_of_sasrec` one taught by SASRec's ranking alone; a recommender speaks of each user from a fit on
+others. `ensemble` asks the three together, without a student. `fused_teacher` is the teacher itself, all its layers,
+taught on by what the three say, without labels, and `student_of_fused` is taught by that one alone. `ndcg` leaves the
+user's seen items out, `ndcg_all` ranks the target against the whole catalogue.
 """
 
 from __future__ import annotations
@@ -145,11 +146,11 @@ class Study:
         self.seed, self.data = self.config.seed, load_data(self.config.data)
         self.eval_cases = cases(self.data, "test", options.every_target)
         folder = RESULTS / "benchmarks" / "literature" / (options.name or options.root.resolve().name)
-        eval_cases = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
+        facts = {"history": options.history, "every_target": options.every_target, "data_hash": self.data.sha256}
         commit = keep_manifest(
             folder.with_suffix(".json"),
             self.config,
-            eval_cases,
+            facts,
             "give this run another --name",
             lambda: {"model_hash": load_teacher(self.config.teacher.model).sha256},
         )
@@ -157,7 +158,8 @@ class Study:
         self.fitted = lru_cache(lambda name: self.as_tuned(name)(self.data))
         self.cross_fitted = lru_cache(lambda name: CrossFitted.of(self.as_tuned(name), self.data, self.seed))
         print(
-            f"{len(self.data.train)} train rows, {len(self.data.items)} items, {len(self.eval_cases.targets)} test cases",
+            f"{len(self.data.train)} train rows, {len(self.data.items)} items, "
+            f"{len(self.eval_cases.targets)} test cases",
             flush=True,
         )
 
@@ -204,7 +206,7 @@ class Study:
         return lm
 
     def student(self, name: str) -> LanguageModel:
-        """First layers of a teacher, or all, distilled from what that says, or from recommenders beside it or in its place."""
+        """First layers of a teacher, or all, distilled from what it says, from recommenders or from both."""
         own, teachers = STUDENTS[name]
         teacher = self.trained(own)
         task, section = self.task(teacher), self.whole(teacher) if name == "fused_teacher" else self.config.distillation
@@ -232,7 +234,7 @@ class Study:
         return student
 
     def whole(self, teacher: LanguageModel) -> DistillationConfig:
-        """The settings of a student of all layers: the teacher's rates, and no labels, from which it has learned already."""
+        """The settings of a student of all layers: the teacher's rates, and no labels, which it has learned already."""
         own, section = self.config.teacher, self.config.distillation
         return section.model_copy(
             update={
@@ -254,7 +256,7 @@ class Study:
         self.table.add(name, *both, seconds=time.perf_counter() - start, settings=json.dumps(heard))
 
     def task(self, lm: LanguageModel) -> RankingTask:
-        """The training windows, and the users of the validation part by whom weights are chosen and teachers weighed."""
+        """The training windows, and the validation users by whom weights are chosen and teachers weighed."""
         few = self.config.evaluation.model_copy(update={"users": self.config.distillation.valid_users})
         return RankingTask(self.data, lm, self.config.data, few, self.seed, "valid")
 
@@ -278,8 +280,8 @@ class Study:
 def settings(options: argparse.Namespace) -> ExperimentConfig:
     """The paper profile on windows as short as the histories that are ranked, and what --set says."""
     return load_config("paper", {
-        "data.name": "Office_Products", "data.root": str(options.root.resolve()), "data.split": "file", "data.k_core": 0,
-        "data.reading": "titles", "data.max_items": options.history + 1, "data.context_items": 2,
+        "data.name": "Office_Products", "data.root": str(options.root.resolve()), "data.split": "file",
+        "data.k_core": 0, "data.reading": "titles", "data.max_items": options.history + 1, "data.context_items": 2,
         "evaluation.history_items": options.history, **RUNS.get(options.run, {}), **parse_overrides(options.set),
     })  # fmt: skip
 

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/literature_table.py [RUN …]
 
-Reads results/benchmarks/literature/<run>.csv, .json and the ranks beside them, by default for both runs of literature.py, and writes
-paper/literature_table.tex, paper/literature.tex (a macro per number), paper/literature.json (what made each row) and the
-README's block of them. Rows of uncommitted changes are refused.
+Reads results/benchmarks/literature/<run>.csv, .json and the ranks beside them, by default for both runs of
+literature.py, and writes paper/literature_table.tex, paper/literature.tex (a macro per number), paper/literature.json
+(what made each row) and the README's block of them. Rows of uncommitted changes are refused.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ LABELS = {
     "ensemble": "Teacher, SASRec, EASE asked together",
 }  # fmt: skip
 RATIOS = {
-    "StudentKept": ("student", "teacher"), "FusedKept": ("fused", "fused_teacher"), "FusedKeptOfTuned": ("fused", "teacher"),
-    "TeacherTimesSasrec": ("teacher", "sasrec"), "StudentTimesSasrec": ("student", "sasrec"),
-    "FusedTimesSasrec": ("fused", "sasrec"), "FusedTimesStudent": ("fused", "student"), "FusedTeacherTimesSasrec": ("fused_teacher", "sasrec"),
+    "StudentKept": ("student", "teacher"), "FusedKept": ("fused", "fused_teacher"),
+    "FusedKeptOfTuned": ("fused", "teacher"), "TeacherTimesSasrec": ("teacher", "sasrec"),
+    "StudentTimesSasrec": ("student", "sasrec"), "FusedTimesSasrec": ("fused", "sasrec"),
+    "FusedTimesStudent": ("fused", "student"), "FusedTeacherTimesSasrec": ("fused_teacher", "sasrec"),
 }  # fmt: skip
 
 

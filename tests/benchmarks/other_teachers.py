@@ -1,11 +1,12 @@
-"""H1 and H2 for other teachers, or one that was tuned otherwise: runs of notebook 02 side by side, as paper and README show them.
+"""H1 and H2 for other teachers, or one that was tuned otherwise: runs of notebook 02 side by side.
 
-    lwa reproduce --only 01,02 --set data.reading=titles --set teacher.model=gemma3-270m && mv results/quick results/gemma
+    lwa reproduce --only 01,02 --set data.reading=titles --set teacher.model=gemma3-270m
+    mv results/quick results/gemma
     python tests/benchmarks/other_teachers.py RUN [RUN …]
 
 RUN: a folder of results that notebook 02 has finished in, such as results/gemma. Writes paper/other_teachers_table.tex,
-paper/other_teachers.tex (a macro per number), paper/other_teachers.json (what made each row) and the README's block of them.
-What uncommitted changes made is refused.
+paper/other_teachers.tex (a macro per number), paper/other_teachers.json (what made each row) and the README's block of
+them. What uncommitted changes made is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ COLUMNS = {  # of a row: the number of notebook 02, how it is printed, its headi
     "tokens": ("TeacherTrainTokens", "{:,.0f}", "Tokens"), "ndcg": ("TeacherNdcg", "{:.3f}", "NDCG@10"),
     "before": ("FisherBeforeUpperShare", "{:.0f}", "Before (%)"), "after": ("FisherUpperShare", "{:.0f}", "After (%)"),
     "ratio": ("FisherUpperLowerRatio", "{:.2f}", "Upper / lower"), "h1": None,
-    "loo": ("FisherLooSpearman", "{:.2f}", "Fisher"), "block": ("BlockInfluenceLooSpearman", "{:.2f}", "Block influence"),
+    "loo": ("FisherLooSpearman", "{:.2f}", "Fisher"),
+    "block": ("BlockInfluenceLooSpearman", "{:.2f}", "Block influence"),
     "depth": ("DepthLooSpearman", "{:.2f}", "Depth"), "h2": None,
 }  # fmt: skip
 OUTCOMES = ("supported", "refuted", "undecided")
@@ -78,7 +80,8 @@ def markdown(frame: pd.DataFrame, devices: list[str]) -> str:
     """The table for the README, and what made it."""
     lines = [
         f"One seed each, {', '.join(devices)}; commits {short_commits(frame.commit)}.", "",
-        "| teacher | data | tuned on | settings | H1: upper / lower layers | H2: correlation with leave-one-layer-out loss |",
+        "| teacher | data | tuned on | settings | H1: upper / lower layers "
+        "| H2: correlation with leave-one-layer-out loss |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for _, one in frame.iterrows():
@@ -90,7 +93,7 @@ def markdown(frame: pd.DataFrame, devices: list[str]) -> str:
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """Macros: how many teachers there are, for how many of them each hypothesis came out how, and the least and the most of a column."""
+    """Macros: how many teachers there are, how often each hypothesis came out how, a column's least and most."""
     found = {"OtherTeachers": str(len(frame))}
     for column, word in RANGES.items():
         form = COLUMNS[column][1]

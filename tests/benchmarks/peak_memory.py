@@ -1,4 +1,4 @@
-"""The peak memory of a part of this very process, from Linux's /proc (ru_maxrss would also count the parent that started it)."""
+"""The peak memory of a part of this process, from Linux's /proc (ru_maxrss would also count the process's parent)."""
 
 from __future__ import annotations
 

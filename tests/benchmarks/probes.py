@@ -1,12 +1,14 @@
-"""What does a teacher go by? Memorised titles, the order of the history, the words of the titles. MovieLens, full ranking.
+"""What does a teacher go by? Memorised titles, the order of the history, the words of titles. MovieLens, full ranking.
 
     python tests/benchmarks/probes.py [--profile quick] [--users 200] [--titles 600] [--set data.reading=items]
 
-Memorised: the untuned model completes a title from the first half of its words, token by token the most probable one; beside
-it the same beginnings with the second half of another title, which nobody can have memorised, and the year alone.
-Order and words: the tuned teacher of results/<profile> (notebook 02, --set data.reading=titles) ranks the catalogue for the same users from histories as
-they are, in random order, with the newest title left in place, and with every title replaced by four numbers of its own.
-Writes results/<profile>/probes.csv, and a manifest beside it.
+Memorised: the untuned model completes a title from the first half of its words, token by token the most probable one;
+beside it the same beginnings with the second half of another title, which nobody can have memorised, and the year
+alone.
+
+Order and words: the tuned teacher of results/<profile> (notebook 02, --set data.reading=titles) ranks the catalogue for
+the same users from histories as they are, in random order, with the newest title left in place, and with every title
+replaced by four numbers of its own. Writes results/<profile>/probes.csv, and a manifest beside it.
 """
 
 from __future__ import annotations
@@ -40,15 +42,15 @@ from lwa_helpers.ranking.item_head import ItemRanker, pad_right
 @torch.no_grad()
 def completed(lm: LanguageModel, beginnings: list[str], ends: list[str], batch_size: int = 64) -> np.ndarray:
     """Whether each token of each end is the most probable one after the text before it, (n,) bool."""
-    eval_cases = [lm.tokenizer(text)["input_ids"] for text in beginnings]
+    prompts = [lm.tokenizer(text)["input_ids"] for text in beginnings]
     wanted = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ends]
-    out = np.zeros(len(eval_cases), bool)
-    for start in range(0, len(eval_cases), batch_size):
-        rows = range(start, min(start + batch_size, len(eval_cases)))
-        ids, mask = pad_right([eval_cases[i] + wanted[i] for i in rows])
+    out = np.zeros(len(prompts), bool)
+    for start in range(0, len(prompts), batch_size):
+        rows = range(start, min(start + batch_size, len(prompts)))
+        ids, mask = pad_right([prompts[i] + wanted[i] for i in rows])
         best = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1)
         for row, i in enumerate(rows):
-            first, n = len(eval_cases[i]), len(wanted[i])
+            first, n = len(prompts[i]), len(wanted[i])
             out[i] = (best[row, first - 1 : first - 1 + n] == ids[row, first : first + n]).all()
     return out
 
@@ -85,7 +87,10 @@ def histories_probed(histories: list[list[int]], seed: int) -> dict[str, list[li
 
 
 def anonymous(titles: list[str]) -> list[str]:
-    """As many different titles without a word, "101 2 3 2", of numbers that stand in titles, so that a cut vocabulary has them."""
+    """As many different titles without a word, such as "101 2 3 2".
+
+    The numbers are those that stand in titles, so that a cut vocabulary has them.
+    """
     first = sorted({match[0] for title in titles if (match := re.match(r"\d+(?=\s|$)", title))})
     later = sorted({number for title in titles for number in re.findall(r"(?<=\S) (\d+)(?=\s|$)", title)})
     made = [" ".join(numbers) for numbers in islice(product(first, later, later, later), len(titles))]

@@ -1,14 +1,15 @@
 """Time of both ranking heads, and of the title head's search for the 10 best, beside the naive loop that reads
 prompt + title from scratch for every title, in one run. The item head reads the same history as item tokens.
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/ranking_speed.py [--histories 110 28 220] [--catalogues 100 400 2420] [--rounds 3]
+    OMP_NUM_THREADS=2 python tests/benchmarks/ranking_speed.py [--histories 110 28 220] [--catalogues 100 400 2420]
+                                                               [--rounds 3]
 
-float32; titles are words drawn from MovieLens titles, about 10 tokens each, so they share little: the trie's worst case.
-Systems take turns within a round; the first rows hold the median of the rounds, the others are timed once. The first
-history length is timed for every catalogue, the first catalogue for every history length. The naive loop is timed on 100
-titles at most and scaled up. Errors are against the naive loop in float64 on the first titles. Writes
-results/benchmarks/ranking_speed.csv, a manifest and a figure beside it; exits with status 1 when a title's log probability is off by
-more than 1e-4 or a ratio misses its target.
+float32; titles are words drawn from MovieLens titles, about 10 tokens each, so they share little: the trie's worst
+case. Systems take turns within a round; the first rows hold the median of the rounds, the others are timed once. The
+first history length is timed for every catalogue, the first catalogue for every history length. The naive loop is timed
+on 100 titles at most and scaled up. Errors are against the naive loop in float64 on the first titles. Writes
+results/benchmarks/ranking_speed.csv, a manifest and a figure beside it; exits with status 1 when a title's log
+probability is off by more than 1e-4 or a ratio misses its target.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ class Bench:
         error = {name: np.abs(results[name][:CHECKED] - exact).max() for name in ("naive", "title")}
         found, best = results["search"], np.argsort(-results["title"], kind="stable")[:TOP]
         print(
-            f"search sure of its {TOP} best: {found.exact[0]}; the same as by scoring all: {(found.items[0] == best).all()}"
+            f"search sure of its {TOP} best: {found.exact[0]}; "
+            f"the same as by scoring all: {(found.items[0] == best).all()}"
         )
         self.add(title, history, n, {name: statistics.median(values) for name, values in seconds.items()}, error)
 
@@ -163,7 +165,8 @@ def check(frame: pd.DataFrame, sizes: list[int]) -> bool:
         ratio = first[slow, sizes[size]] / first[fast, sizes[size]]
         held &= ratio >= target
         print(
-            f"{sizes[size]} items: {fast} is {ratio:.1f} times as fast as {slow}, target {target:.0f}: {ratio >= target}"
+            f"{sizes[size]} items: {fast} is {ratio:.1f} times as fast as {slow}, "
+            f"target {target:.0f}: {ratio >= target}"
         )
     return held
 

@@ -1,5 +1,6 @@
-"""Users per second of recommend() one by one and of recommend_many(), on MovieLens with SmolLM2-135M: as item tokens with the
-item head, and by titles.
+"""Users per second of recommend() one by one and of recommend_many(), on MovieLens with SmolLM2-135M.
+
+Histories are read as item tokens with the item head, and by titles.
 
     make benchmark NAME=recommend_many
 """

@@ -1,4 +1,4 @@
-"""A CSV that grows by rows, so that a long benchmark can be stopped and started again, and the record of what made them."""
+"""A CSV that grows by rows, so that a long benchmark can be stopped and started again; the record of what made them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def interval_macros(name: str, interval: Iterable[float], spec: str = "{:+.4f}")
 
 
 def made_by(options: dict, config: ExperimentConfig | None = None) -> dict:
-    """What makes a benchmark's numbers: commit, device, packages and options, and the settings of a profile where it has one."""
+    """What makes a benchmark's numbers: commit, device, packages, options, and the profile's settings, if any."""
     made = manifest.provenance(torch.device(DEVICE), config or load_config("quick"))
     kept = (
         made
@@ -52,20 +52,19 @@ def keep_record(file: Path, options: dict, began: float, config: ExperimentConfi
 
 
 def keep_manifest(
-    path: Path, config: ExperimentConfig, eval_cases: dict, fix: str, hashes: Callable[[], dict] = dict
+    path: Path, config: ExperimentConfig, facts: dict, fix: str, hashes: Callable[[], dict] = dict
 ) -> str:
-    """Write what makes a table's rows, the first run's manifest, to which every later one must be alike in settings and in `asked`.
+    """Write what makes a table's rows, as the manifest of the first run.
 
-    fix: what to do where it is not. hashes: further facts, asked for by the first run alone. Returns the commit of this run,
-    marked where files have been changed since. Raises LwaError where something differs.
+    Every later run must be alike in settings and in `facts`. fix: what to do where it is not. hashes: further
+    facts, asked for by the first run alone. Returns the commit of this run, marked where files have been changed since.
+    Raises LwaError where something differs.
     """
-    summary = json.loads(
-        json.dumps(manifest.provenance(torch.device(DEVICE), config) | eval_cases, default=manifest.plain)
-    )
+    summary = json.loads(json.dumps(manifest.provenance(torch.device(DEVICE), config) | facts, default=manifest.plain))
     commit = commit_of(summary)
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in ("settings", *eval_cases) if before.get(key) != summary[key]]
+        changed = [key for key in ("settings", *facts) if before.get(key) != summary[key]]
         if changed:
             raise LwaError(f"{path} was made with other {', '.join(changed)}: {fix}")
         return commit

@@ -4,9 +4,9 @@
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 lwa reproduce
     python tests/benchmarks/run_times.py results/smoke results/quick-bf16 results/quick
 
-RUN: a folder of results in which the five notebooks have finished, with nothing beside them. The three variables keep torch and its
-libraries from every instruction beyond AVX2, as on an older processor; the manifests say so. What uncommitted changes made is
-refused.
+RUN: a folder of results in which the five notebooks have finished, with nothing beside them. The three variables keep
+torch and its libraries from every instruction beyond AVX2, as on an older processor; the manifests say so. What
+uncommitted changes made is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def row(run: Path) -> dict:
     minutes = {each["notebook"]: wall_seconds(run, each["notebook"]) / 60 for each in made}
     return {
         "run": run.name, "commit": commit_of(*made), "profile": tuned["profile"], "seed": tuned["seed"],
-        "device": tuned["device"], "instructions": tuned["instructions"], "bf16": tuned["has_bf16"], "speed": tuned["speed"],
+        "device": tuned["device"], "instructions": tuned["instructions"], "bf16": tuned["has_bf16"],
+        "speed": tuned["speed"],
         **minutes, "total": sum(minutes.values()),
     }  # fmt: skip
 

@@ -1,10 +1,11 @@
 """Our SASRec beside cornac's on the same split, both chosen on the validation part and ranked by our own protocol.
 
-    pip install --no-deps --target DIR 'cornac>=3,<4' powerlaw && PYTHONPATH=DIR:. python tests/benchmarks/sasrec_check.py
-        [--root FOLDER --category Office_Products --split file] [--epochs 5 10]
+    pip install --no-deps --target DIR 'cornac>=3,<4' powerlaw
+    PYTHONPATH=DIR:. python tests/benchmarks/sasrec_check.py [--root FOLDER --category Office_Products --split file]
+                                                             [--epochs 5 10]
 
-cornac is no dependency of the package. Sizes are equal (2 layers, 64 wide, 1 head, the newest 20 items); cornac trains on
-one prefix per target with its own cross-entropy over in-batch and drawn negatives. Exits with status 1 when our test
+cornac is no dependency of the package. Sizes are equal (2 layers, 64 wide, 1 head, the newest 20 items); cornac trains
+on one prefix per target with its own cross-entropy over in-batch and drawn negatives. Exits with status 1 when our test
 NDCG@10 is below cornac's with the whole interval of the paired difference.
 """
 

@@ -1,4 +1,4 @@
-"""The run that a benchmark builds on: the settings of a profile, by default with histories read as titles, and its teacher.
+"""The run that a benchmark builds on: a profile's settings, by default with histories read as titles, and its teacher.
 
 The tables that the paper shows are of titles; `--set data.reading=items` asks a teacher that reads item tokens.
 """
@@ -33,7 +33,7 @@ def settings(options: argparse.Namespace) -> ExperimentConfig:
 
 
 def tuned_teacher(config: ExperimentConfig) -> LanguageModel:
-    """The teacher of notebook 02. Raises LwaError where the run has none, or one that reads otherwise than the settings say."""
+    """The teacher of notebook 02. Raises LwaError where there is none, or one that reads otherwise than is set."""
     folder, reading = paths.results_dir(config.profile) / "models" / "teacher", config.data.reading
     lm = load_teacher(folder) if folder.is_dir() else None
     if lm is None or lm.items is None or lm.items.reading != reading:

@@ -3,46 +3,33 @@
     with OllamaServer({"llama3:latest": by_score(lambda history, title: len(title))}) as server:
         OllamaTeacher("llama3", host=server.url).rank(...)
 
-A model's answer is a function (messages, schema) -> tokens or an object, which is sent as JSON in tokens of a few characters;
-`written_by(model)` is a real model that decodes greedily under the schema. Streamed or not, durations in nanoseconds,
-log-probabilities as Ollama gives them: of the model's own softmax, before the schema forbids tokens.
+A model's answer is one of the functions of ollama_answers.py, or a test's own; an object is sent as JSON in tokens of a
+few characters. Streamed or not; durations are in nanoseconds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, Self
 
-import regex
 from jsonschema import Draft202012Validator, SchemaError
+from ollama_answers import Answer, Messages, Token, by_score, written_by
 
-
-@dataclass(frozen=True)
-class Token:
-    """A piece of text, its log-probability, and what else could have stood there: (text, log-probability), likeliest first."""
-
-    text: str
-    log_p: float = 0.0
-    top: tuple[tuple[str, float], ...] = ()
-
+__all__ = ["FAULTS", "OllamaServer", "Served", "by_score", "written_by"]
 
 THOUGHT = [
     Token('maybe {"ranking": [3, 1, 2]}? {"best": "'),
     Token("C", -0.1, (("C", -0.1), ("B", -3.0), ("A", -4.0))),
     Token('"}!'),
 ]
-
-Messages = list[dict[str, str]]
-Answer = Callable[[Messages, dict[str, Any]], Any]
 
 FAULTS = (
     "slow",
@@ -59,62 +46,6 @@ FAULTS = (
     "vanish",
     "no_logprobs",
 )
-
-
-def by_score(score: Callable[[Sequence[str], str], float]) -> Answer:
-    """An answer that orders the candidates by score(history, title), or names the best with p(label) = softmax of the scores."""
-
-    def answer(messages: Messages, schema: dict[str, Any]) -> Any:
-        if not messages[-1]["content"].startswith("{"):
-            return "Hello."
-        asked = json.loads(messages[-1]["content"])
-        ranked = sorted(asked["candidates"], key=lambda c: -score(asked["history"], c["title"]))
-        if "best" not in schema.get("properties", {}):
-            return {"ranking": [candidate["number"] for candidate in ranked]}
-        scores = [score(asked["history"], candidate["title"]) for candidate in ranked]
-        total = math.log(sum(math.exp(x - scores[0]) for x in scores)) + scores[0]
-        top = tuple((candidate["label"], x - total) for candidate, x in zip(ranked, scores))
-        return [Token('{"best": "', 0.0, (('{"best": "', 0.0),)), Token(*top[0], top), Token('"}', 0.0, (('"}', 0.0),))]
-
-    return answer
-
-
-def pattern_of(schema: dict[str, Any]) -> str:
-    """A regular expression of the JSON texts that a schema of enumerations, integers, arrays and objects allows."""
-    if "enum" in schema:
-        return "(?:" + "|".join(re.escape(json.dumps(value)) for value in schema["enum"]) + ")"
-    if schema["type"] == "integer":
-        return "(?:" + "|".join(map(str, range(schema["minimum"], schema["maximum"] + 1))) + ")"
-    if schema["type"] == "array":
-        item, least, most = pattern_of(schema["items"]), schema["minItems"], schema["maxItems"]
-        return rf"\[{item}(?:, ?{item}){{{least - 1},{most - 1}}}\]"
-    fields = [rf'"{name}": ?{pattern_of(field)}' for name, field in schema["properties"].items()]
-    return r"\{" + ", ?".join(fields) + r"\}"
-
-
-def written_by(model: Any) -> Answer:
-    """The greedy answer of a real model (lwa_helpers.models.loading.LanguageModel) among the texts that the schema allows."""
-    import torch
-
-    tokenizer = model.tokenizer
-    pieces = [tokenizer.decode(i) for i in range(len(tokenizer))]
-
-    def answer(messages: Messages, schema: dict[str, Any]) -> list[Token]:
-        grammar = regex.compile(pattern_of(schema))
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids, past, text, tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"], None, "", []
-        while not grammar.fullmatch(text):
-            with torch.no_grad():
-                out = model.model(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True)
-            past, log_p = out.past_key_values, out.logits[0, -1].double().log_softmax(-1)
-            order = log_p.argsort(descending=True).tolist()
-            chosen = next(i for i in order if pieces[i] and grammar.fullmatch(text + pieces[i], partial=True))
-            top = tuple((pieces[i], log_p[i].item()) for i in order[:20])
-            tokens.append(Token(pieces[chosen], log_p[chosen].item(), top))
-            ids, text = [chosen], text + pieces[chosen]
-        return tokens
-
-    return answer
 
 
 @dataclass
@@ -305,8 +236,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _chat(self, body: dict[str, Any]) -> None:
         messages = body.get("messages") or [{"content": ""}]
-        say = lambda text: {"message": {"role": "assistant", "content": text}}
-        think = lambda text: {"message": {"role": "assistant", "content": "", "thinking": text}}
+
+        def say(text: str) -> dict[str, Any]:
+            return {"message": {"role": "assistant", "content": text}}
+
+        def think(text: str) -> dict[str, Any]:
+            return {"message": {"role": "assistant", "content": "", "thinking": text}}
+
         self._complete(body, messages, say, think)
 
     def _complete(self, body: dict[str, Any], messages: Messages, say: Callable, think: Callable) -> None:

@@ -1,4 +1,4 @@
-"""A small causal LM of a real transformers class, with a byte-level BPE tokenizer trained on a few titles, and who read them."""
+"""A small causal LM of a real transformers class, with a byte-level BPE tokenizer of a few titles, and its readers."""
 
 import json
 from pathlib import Path
@@ -114,7 +114,7 @@ def distillation(teacher=None, cut=CUT, per_layer=(4.0, 3, 2, 1), seed=0, **chan
 
 
 def office(folder: Path, titles: list[str] = TITLES) -> Path:
-    """Users who each went round the catalogue from a place of their own, as Office_Products; complete, leave-one-out."""
+    """Users who each went round the catalogue from their own place, as Office_Products; complete, leave-one-out."""
     rows = [(f"u{user:02d}", f"i{(user + step) % len(titles)}", step) for user in range(USERS) for step in range(6)]
     part = {4: "valid", 5: "test"}
     folder.mkdir()

@@ -58,7 +58,7 @@ def make_project(root: Path) -> Path:
         (root / name).write_text("numpy==2.4.6\n")
     (root / "paper/PROFILE").write_text("paper\n")
     claim = {"claim": "Squares add up", "notebook": "02_second", "figure": "squares", "measured": "{H1}: {Total}"}
-    (root / "paper/readme.yaml").write_text(yaml.safe_dump([claim]))
+    (root / "paper/claims.yaml").write_text(yaml.safe_dump([claim]))
     (root / "README.md").write_text(f"# Tiny\n{readme.START}\n{readme.END}\n")
     return root
 

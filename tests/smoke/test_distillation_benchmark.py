@@ -30,11 +30,14 @@ MANY = [f"{title}{more}" for more in ("", " II", " III") for title in TITLES]
 
 
 def tuned_teacher(root: Path) -> dict[str, object]:
-    """What `lwa reproduce --only 02` leaves, for a model that has not learned anything but whose layers say different things,
-    and a second model that reads with another tokenizer; returns the settings."""
+    """What `lwa reproduce --only 02` leaves, and a second model with another tokenizer; returns the settings.
+
+    The model has not learned anything, but its layers say different things.
+    """
     settings = {
-        "data.name": "Office_Products", "data.root": str(office(root / "office", MANY)), "data.split": "file", "data.k_core": 0,
-        "data.reading": "titles", "distillation.n_layers": 4, "distillation.windows_per_user": "null", "evaluation.users": "null",
+        "data.name": "Office_Products", "data.root": str(office(root / "office", MANY)), "data.split": "file",
+        "data.k_core": 0, "data.reading": "titles", "distillation.n_layers": 4,
+        "distillation.windows_per_user": "null", "evaluation.users": "null",
         "fisher.loo_examples": 8, "distillation.learning_rate": 0.01, "distillation.head_learning_rate": 0.01,
     }  # fmt: skip
     config = load_config("smoke", {name: None if value == "null" else value for name, value in settings.items()})

@@ -1,4 +1,4 @@
-"""The comparison with the literature, from baselines to fused students, on a catalogue of eight titles and a tiny model."""
+"""The comparison with the literature, from baselines to fused students, on eight titles and a tiny model."""
 
 import json
 import os
@@ -89,7 +89,8 @@ def test_every_system_ranks_the_same_users_and_a_second_run_trains_nothing(tmp_p
     readme, paper = tmp_path / "README.md", tmp_path / "paper"
     paper.mkdir()
     readme.write_text(
-        "Before.\n<!-- literature: written by tests/benchmarks/literature_table.py -->\n<!-- end of literature -->\nAfter.\n"
+        "Before.\n<!-- literature: written by tests/benchmarks/literature_table.py -->\n"
+        "<!-- end of literature -->\nAfter.\n"
     )
     shown = python(BENCHMARKS / "literature_table.py", "office2014")
     assert not shown.returncode, shown.stderr[-3000:]

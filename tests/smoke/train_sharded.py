@@ -1,7 +1,9 @@
-"""Save losses and gradients of tiny students on two batches: one process does both, of two each does one, the student sharded.
+"""Save losses and gradients of tiny students on two batches.
 
-Run by test_training_processes.py alone. Logits of words, and of item tokens whose rows are trained in few dimensions, are made
-at once and in parts.
+One process does both; of two processes each does one, the student sharded.
+
+Run by test_training_processes.py alone. Logits of words, and of item tokens whose rows are trained in few dimensions,
+are made at once and in parts.
 """
 
 import os

@@ -33,8 +33,10 @@ class Kill(TrainerCallback):
 
 
 def train(out: Path, folder: Path | None = None, kill: int = -1, accumulate: int = 1, steps: int = 9) -> None:
-    """Other widths, so that projections are trained too, and rows in few dimensions; `accumulate` batches of one process are one
-    step."""
+    """Train a tiny student of other widths, so that projections are trained too, with rows in few dimensions.
+
+    accumulate: how many batches of one process make one step.
+    """
     torch.set_num_threads(1)
     teacher, student = item_lm(hidden=48), item_lm(layers=2, seed=1)
     own = section(epochs=3.0, tokens_per_batch=15, save_steps=2, learning_rate=1e-2, head_learning_rate=1e-2)

@@ -98,10 +98,19 @@ def test_bad_input_is_one_message_and_status_2(arguments, message: str, tmp_path
     assert captured.err.startswith("lwa: ") and message in captured.err and captured.out == ""
 
 
-def test_an_unknown_command_is_refused(capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["paint"])
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["paint"], "No such command 'paint'"),
+        (["compare", "x"], "Missing argument 'reference'"),
+        (["reproduce", "--fast"], "No such option: --fast"),
+        (["compare", "x", "y", "--tolerance", "much"], "Invalid value for '--tolerance'"),
+    ],
+)
+def test_wrong_usage_is_refused_with_status_2(arguments: list[str], message: str, capsys) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
 
 
 HEAVY = {
@@ -136,7 +145,10 @@ def test_status_loads_nothing_heavy_where_results_are_compared(tmp_path: Path) -
             path = root / "results" / profile / folder / "01_first.json"
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(record | {"started": 1.0}))
-    code = f"import sys; from lwa_helpers.cli import main; main(['status']); print('loaded', *({HEAVY} & sys.modules.keys()))"
+    code = (
+        "import sys; from lwa_helpers.cli import main; main(['status']); "
+        f"print('loaded', *({HEAVY} & sys.modules.keys()))"
+    )
     environment = os.environ | {
         "LWA_ROOT": str(root),
         "PYTHONPATH": str(paths.PACKAGE.parent),

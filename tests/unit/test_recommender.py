@@ -1,4 +1,4 @@
-"""The recommender: real, unseen items in falling order from every kind of model, and errors that name what is missing."""
+"""The recommender: real, unseen items in falling order from every kind of model; errors that name what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.data.movielens import load_movielens
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
-from lwa_helpers.recommender import falling, main
+from lwa_helpers.recommender import falling
 from lwa_helpers.teachers.local_teacher import LocalTeacher
 
 longest_first = by_score(lambda history, title: len(title))
@@ -293,7 +293,7 @@ def test_equal_scores_are_made_to_fall():
 
 def test_the_command_prints_a_table(server, root, capsys):
     arguments = ["--user", "ann", "--user", "nobody", "--category", CATEGORY, "--model", "llama3:latest"]
-    assert main([*arguments, "--root", str(root), "--top-k", "2"]) == 0
+    assert cli.main(["recommend", *arguments, "--root", str(root), "--top-k", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "user ann" and lines[2].split() == ["1", "5.000", "B006", "Very", "Long", "Brush", "Set"]
     assert lines[5] == "user nobody (unknown user: popular items)"
@@ -324,7 +324,12 @@ def test_the_module_and_lwa_recommend_print_the_same_table(server, root, capsys,
 
 def test_the_command_says_what_it_repaired(server, root, capsys):
     server.models["llama3:latest"].answer = lambda messages, schema: {"ranking": [2, 2, 77]}
-    assert main(["--user", "ann", "--category", CATEGORY, "--model", "llama3:latest", "--root", str(root)]) == 0
+    assert (
+        cli.main(
+            ["recommend", "--user", "ann", "--category", CATEGORY, "--model", "llama3:latest", "--root", str(root)]
+        )
+        == 0
+    )
     assert "user ann: the model's answer was repaired (1 repeated, 1 invented, 4 omitted)\n" in capsys.readouterr().err
 
 
@@ -332,7 +337,7 @@ def test_module_prints_one_error_line_and_exits_2():
     command = [sys.executable, "-m", "lwa_helpers.recommender", "--user", "1", "--model", "nobody"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("error: unknown model 'nobody'") and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("lwa: unknown model 'nobody'") and "Traceback" not in done.stderr
 
 
 def test_the_same_data_as_load_amazon(recommender, root):

@@ -28,8 +28,14 @@ def test_ratios_are_of_the_smallest_and_the_largest_catalogue_at_the_first_histo
 
 
 def test_a_ratio_of_rounds_is_their_median_least_and_most(numbers):
-    seconds = {"live teacher": [4.0, 5.0, 9.0], "cached outputs": [2.0, 2.0, 3.0], "teacher": [4, 4, 4], "student": [1, 1, 1],
-               "teacher, title head": [300, 300, 300], "student, item head": [1, 1, 1]}  # fmt: skip
+    seconds = {
+        "live teacher": [4.0, 5.0, 9.0],
+        "cached outputs": [2.0, 2.0, 3.0],
+        "teacher": [4, 4, 4],
+        "student": [1, 1, 1],
+        "teacher, title head": [300, 300, 300],
+        "student, item head": [1, 1, 1],
+    }
     what = {name: what for what, slow, fast in numbers.distillation_speed.PAIRS for name in (slow, fast)}
     rows = [(n, name, value, what[name]) for name, values in seconds.items() for n, value in enumerate(values)]
     found = numbers.step_numbers(pd.DataFrame(rows, columns=["round", "name", "seconds", "what"]))

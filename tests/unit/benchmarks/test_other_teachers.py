@@ -24,13 +24,14 @@ def other(monkeypatch, tmp_path):
 
 
 def finished_run(folder, other, model, data, outcomes, value, dirty=False):
-    """A folder of results in which notebook 02 has written its numbers: `value` for each, intervals 0.5 to either side."""
+    """A folder of results with the numbers of notebook 02: each is `value`, its interval 0.5 to either side."""
     numbers = {shown[0]: {"value": value} for shown in other.COLUMNS.values() if shown}
     for name in ("TeacherNdcg", "FisherUpperLowerRatio", "FisherLooSpearman"):
         numbers |= {f"{name}Low": {"value": value - 0.5}, f"{name}High": {"value": value + 0.5}}
     made = {
         "numbers": numbers, "verdicts": {name: {"outcome": outcome} for name, outcome in zip(("H1", "H2"), outcomes)},
-        "commit": "1" * 40, "dirty": dirty, "device": "cpu", "records": {"overrides": {"data.root": "/home/me", "teacher.model": model}},
+        "commit": "1" * 40, "dirty": dirty, "device": "cpu",
+        "records": {"overrides": {"data.root": "/home/me", "teacher.model": model}},
         "settings": {"teacher": {"model": model}, "data": {"name": data, "root": "/home/me"}},
     }  # fmt: skip
     (folder / "manifests").mkdir(parents=True)

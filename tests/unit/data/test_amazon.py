@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lwa_helpers import paths
 from lwa_helpers.config import DataConfig
-from lwa_helpers.data import kcore, textfiles
+from lwa_helpers.data import amazon, kcore, textfiles
 from lwa_helpers.data.amazon import load_amazon
 from lwa_helpers.data.history_tokens import Reading, encode
 from lwa_helpers.data.interactions import COLUMNS, PARTS
@@ -31,6 +31,7 @@ from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.data.splits import TEST_FROM, VALID_FROM
 from lwa_helpers.data.windows import LengthBatches, user_windows
 from lwa_helpers.errors import LwaError
+from lwa_helpers.pipeline import code_digest
 
 SHARED = Path(os.environ.get("LWA_SHARED_DATA") or paths.ROOT.parent / "shared" / "data")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data in {SHARED} (set LWA_SHARED_DATA)")
@@ -349,3 +350,9 @@ def test_real_2023_samples(category, split):
     data = load_amazon(root, category, k=0, split=split)
     assert {part: rows_of(data, part) for part in PARTS} == oracle(raw, 0, split)
     assert data.report["users"] == 30 and data.report["untitled_items"] == 0
+
+
+def test_prepared_files_are_named_by_the_modules_that_make_them_alone() -> None:
+    reached = code_digest.reached(code_digest.module_tree(paths.PACKAGE / "data/amazon.py"))
+    modules = {name.removeprefix("lwa_helpers.data.") for name in reached if name.startswith("lwa_helpers.data.")}
+    assert modules | {"amazon"} == set(amazon.PREPARED_BY)

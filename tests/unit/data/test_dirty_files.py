@@ -222,7 +222,7 @@ def test_parquet_columns_of_a_type_that_means_nothing_are_named(tmp_path, column
 def test_a_broken_line_may_be_the_first_of_its_block(tmp_path, first):
     (tmp_path / "Toys.csv").write_text(f"user_id,parent_asin,rating,timestamp\n{first}\nu,a,5,{MS}\nu,c,5,{MS}\n")
     (tmp_path / "meta_Toys.csv").write_text('parent_asin,title\na,"A in\ntwo lines"\nc,C\n')
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="broken lines, skipped") as caught:
         data = load_amazon(tmp_path, "Toys", k=0)
     told = [str(one.message) for one in caught]
     assert data.targets("valid") == {"u": ["a"]} and data.targets("test") == {"u": ["c"]} and len(told) == 2

@@ -187,7 +187,7 @@ def test_what_is_fitted_behind_the_first_layers_is_carried_to_all(tmp_path):
     assert all(torch.equal(got[name], before[name]) for name in third | {"model.norm.weight"})
     for name in fitted.keys() - {"lm_head.weight", "model.norm.weight"}:
         assert torch.equal(got[name], fitted[name]) and (not torch.equal(got[name], before[name]))
-    loader = [batch for batch in task.train_loader(section, 0)]
+    loader = list(task.train_loader(section, 0))
     source, states = (label_states(model, loader, False) for model in (few.model, task.lm.model))
     want = build_student(task.lm, 3, "first").model
     carry_head(fitted["lm_head.weight"], source, want, states)
@@ -250,7 +250,7 @@ def test_co_teachers_and_the_first_layers_teach_as_one(tmp_path, monkeypatch):
 
 def test_co_teachers_need_first_layers_to_teach_beside(tmp_path):
     task, section = task_and_section(tmp_path / "office", first_layers=0)
-    with pytest.raises(LwaError, match="set teacher_tuning.first_layers"):
+    with pytest.raises(LwaError, match="set teacher.first_layers"):
         tune(task, section, 0, co_teachers={"round": CrossFitted([RoundTheCatalogue()], {})}, validation=task)
 
 

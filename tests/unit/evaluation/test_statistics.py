@@ -190,7 +190,8 @@ def test_difference_over_seeds_covers_the_truth(seed_sd, seeds, least):
 
 
 def test_difference_over_seeds_by_hand():
-    # user means 2 and 8, variance 18 over 2 users: 9; seed means 3 and 7, variance 8 over 2 seeds: 4; 13^2 / (9^2 + 4^2)
+    # User means 2 and 8, variance 18 over 2 users: 9. Seed means 3 and 7, variance 8 over 2 seeds: 4.
+    # Degrees of freedom: 13^2 / (9^2 + 4^2).
     result = difference_over_seeds(np.array([[1.0, 3.0], [5.0, 11.0]]), np.zeros((2, 2)))
     freedom = 169 / 97
     half = stats.t.ppf(0.975, freedom) * np.sqrt(13)

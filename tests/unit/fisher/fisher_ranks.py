@@ -1,6 +1,6 @@
-"""Started twice by torchrun in test_fisher_progress: one dataset given to two processes, a model whole and sharded.
+"""Started twice by torchrun in test_progress.py: one dataset given to two processes, a model whole and sharded.
 
-A second argument kills both processes at that batch of the sharded run; the next start goes on from its checkpoint.
+A second argument kills both processes at that batch of the sharded run; the next start resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "builders"))
 from fisher_models import batch, build
 from torch.distributed.fsdp import fully_shard
 

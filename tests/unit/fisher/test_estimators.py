@@ -1,4 +1,4 @@
-"""Three quantities that are easily confused, told apart; and the sampled estimator against the exact sum over all labels."""
+"""Three quantities that are easily confused, told apart; the sampled estimator against the exact sum over labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def layer_norms(model, loss):
 
 
 def exact_fisher(model, ids, positions, vocabulary):
-    """sum over every joint labelling y of p(y) || grad log p(y) ||^2, the tokens before each position being the data's."""
+    """Sum over every joint labelling y of p(y) || grad log p(y) ||^2; tokens before each position are the data's."""
     log_p = model(input_ids=ids).logits[0, [p - 1 for p in positions]].log_softmax(-1)
     total = 0.0
     for labels in itertools.product(range(vocabulary), repeat=len(positions)):

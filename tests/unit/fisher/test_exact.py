@@ -16,7 +16,7 @@ from lwa_helpers.fisher.hooks import Float32Attention
 
 
 def per_example_gradients(model, rows):
-    """For each row alone: gradient of the summed NLL with respect to every parameter of the decoder layers, by autograd."""
+    """For each row alone: gradient of the summed NLL by every parameter of the decoder layers, from autograd."""
     model = model.eval()
     flags = {p: p.requires_grad for p in model.parameters()}
     model.requires_grad_(True)
@@ -46,13 +46,13 @@ def brute_traces(found):
 
 
 def own_tolerance(module, tolerance):
-    """Gemma3RMSNorm applies its weight in float32 whatever the model's type, so autograd's own gradient of it is float32."""
+    """Gemma3RMSNorm applies its weight in float32 whatever the model's type, so its own gradient is float32."""
     return max(tolerance, 1e-6) if isinstance(module, Gemma3RMSNorm) else tolerance
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_layer_module_and_diagonal_equal_brute_force(family, side, dtype, tolerance):
     model = build(family).to(dtype)
     rows = batch(lengths=(9, 4, 7), side=side, masked=True)
@@ -72,7 +72,7 @@ def test_layer_module_and_diagonal_equal_brute_force(family, side, dtype, tolera
         sizes[column.layer] += column.n_parameters
     for index, layer in enumerate(layers_of(model)):
         assert sizes[index] == sum(p.numel() for p in layer.parameters())
-        for name, parameter in layer.named_parameters():
+        for name, _ in layer.named_parameters():
             mean = torch.stack([row[index][name].square() for row in found]).mean(0)
             near = own_tolerance(layer.get_submodule(name.rpartition(".")[0]), tolerance)
             torch.testing.assert_close(

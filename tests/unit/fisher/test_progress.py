@@ -115,7 +115,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("family", "rtol"), [("llama", 1e-12), ("gemma3", 1e-6)])
 def test_offloaded_weights_are_read_where_accelerate_keeps_them(family, rtol):
-    """Without its weight at hand a norm is computed again from its input, which Gemma's does in float32, whatever the model is in."""
+    """Without its weight at hand a norm is computed again from its input; Gemma's does that in float32 in any model."""
     model = build(family).double()
     whole = FisherInformationCalculator(granularity="parameter").calculate(model, dataset())
     cpu_offload(model, execution_device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A GGUF file read back by transformers, and by llama.cpp where xllamacpp is installed, is the checkpoint that was written."""
+"""A GGUF file read back by transformers, and by llama.cpp where xllamacpp is installed, is the written checkpoint."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Items as tokens: a title with its line break is one, the rest of the model is what it was, and needs no code of ours."""
+"""Items as tokens: a title with its line break is one; the rest of the model is as before and needs no code of ours."""
 
 import json
 from functools import cache

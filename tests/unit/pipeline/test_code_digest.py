@@ -47,6 +47,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("from lwa_helpers import three as t, Other", {"three", "deep", "deep.inner", "deep.sibling", "four"}),
         ("import lwa_helpers", {"one", "two", "three", "deep", "deep.inner", "deep.sibling", "four"}),
         ("import numpy.linalg, other.lwa_helpers", set()),
+        ("import_module('lwa_helpers.two')", {"two", "three"}),
+        ("def f():\n    importlib.import_module('lwa_helpers.four').z", {"four"}),
+        ("import_module(f'lwa_helpers.{name}')", set()),
     ],
 )
 def test_modules_are_followed_through_every_kind_of_import(package: Path, code: str, names: set[str]) -> None:
@@ -99,3 +102,20 @@ def test_a_notebook_is_parsed_again_only_when_its_file_has_changed(tmp_path: Pat
 def test_docstrings_are_not_among_the_values_that_a_module_writes_out() -> None:
     tree = ast.parse('"""a.yaml"""\nread("b.yaml")\ndef f():\n    """c.yaml"""\n    "d.yaml"')
     assert code_digest.constants(tree) == {"b.yaml", "d.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("notebook", "module", "expected"),
+    [
+        ("01_data", "evaluation.sasrec", False),
+        ("02_fisher_heatmaps", "evaluation.sasrec", True),
+        ("02_fisher_heatmaps", "fisher.triton_kernels", True),  # loaded by import_module
+        ("02_fisher_heatmaps", "fisher.calculator", True),
+        ("03_weighting_ablation", "fisher.calculator", False),  # it loads a result
+        ("04_distillation", "fisher.calculator", False),
+        ("01_data", "pipeline.publish", False),
+    ],
+)
+def test_a_notebook_is_stale_after_an_edit_of_what_it_uses_alone(notebook: str, module: str, expected: bool) -> None:
+    tree = code_digest.notebook_tree(paths.NOTEBOOKS / f"{notebook}.ipynb")
+    assert (f"lwa_helpers.{module}" in code_digest.reached(tree)) is expected

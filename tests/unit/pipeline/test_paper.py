@@ -60,7 +60,7 @@ def test_every_macro_is_defined():
 
 
 def test_macros_end_with_braces_so_that_no_space_is_lost():
-    bare = {name for name in re.findall(r"\\([A-Z][A-Za-z]+)(?![A-Za-z]|\{\})", BODY)}
+    bare = set(re.findall(r"\\([A-Z][A-Za-z]+)(?![A-Za-z]|\{\})", BODY))
     assert not bare & defined_macros() - {"LwaProfile"}
 
 

@@ -125,11 +125,13 @@ def test_a_changed_helper_module_is_named(project: Path, monkeypatch: pytest.Mon
     package = project / "lwa_helpers"
     shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(paths, "PACKAGE", package)
-    (package / "run.py").write_text('"""Another docstring."""\n' + (package / "run.py").read_text().split('"""', 2)[2])
-    (package / "models.py").write_text("changed = 1\n")
+    (package / "pipeline/run.py").write_text(
+        '"""Another docstring."""\n' + (package / "pipeline/run.py").read_text().split('"""', 2)[2]
+    )
+    (package / "models/low_rank.py").write_text("changed = 1\n")
     code_digest._public_names.cache_clear()
     assert reason(1) is None
-    with open(package / "manifest.py", "a") as file:
+    with open(package / "pipeline/manifest.py", "a") as file:
         file.write("\nADDED = 1\n")
     code_digest.module_tree.cache_clear()
     assert reason(1) == "module lwa_helpers.pipeline.manifest changed"

@@ -1,4 +1,4 @@
-"""The title head against a plain forward pass per title, over several architectures; the search against ranking everything."""
+"""The title head against a forward pass per title, over several architectures; the search against a full ranking."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Label-scored ranking: reading log-probabilities of labels, when it is used, and what takes its place when it can't be."""
+"""Label-scored ranking: reading log-probabilities of labels, when it is used, and what takes its place otherwise."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import ollama
 import pytest
-from ollama_server import OllamaServer, Served, by_score, written_by
+from ollama_server import OllamaServer, Served, written_by
 from scipy.special import log_softmax
+from teacher_questions import CANDIDATES, HISTORY, longest_first, teacher
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.teachers.answers import UnreadableAnswer
 from lwa_helpers.teachers.labels import LABELS, label_messages, label_schema, read_labels
-from lwa_helpers.teachers.ollama_teacher import OllamaTeacher
-
-HISTORY = ["Toy Story", "Babe"]
-CANDIDATES = ["Se7en", "A Bug's Life", "Up"]
-longest_first = by_score(lambda history, title: len(title))
 
 
 def tokens(*pieces):
@@ -31,10 +27,6 @@ def tokens(*pieces):
         others = [SimpleNamespace(token=other, logprob=log_p) for other, log_p in top.items()]
         made.append(SimpleNamespace(token=text, logprob=top[text], top_logprobs=others))
     return made
-
-
-def asking(server, name="llama3", **settings):
-    return OllamaTeacher(name, host=server.url, **{"cache": None, "backoff_s": 0.01} | settings)
 
 
 @pytest.fixture
@@ -96,7 +88,7 @@ def test_the_question_names_candidates_by_label():
 
 def test_labels_are_used_where_they_are_offered(server):
     """Oracle: the server's p(label) is the softmax of the titles' lengths."""
-    answers = asking(server, keep_alive="3m").rank([HISTORY], [CANDIDATES])
+    answers = teacher(server, keep_alive="3m").rank([HISTORY], [CANDIDATES])
     np.testing.assert_allclose(answers.scores[0], log_softmax([len(title) for title in CANDIDATES]), atol=1e-9)
     (body,) = server.asked()
     assert (
@@ -126,11 +118,14 @@ def test_the_written_ranking_takes_its_place_and_says_so(server, reason):
     elif reason == "thinking":
         server.models["llama3:latest"].thinks, settings = True, {"think": "low"}
     elif reason == "few labels":  # the server is certain, and names the one label only
-        certain = lambda messages, schema: {"best": "A"} if "best" in schema["properties"] else {"ranking": [1, 3, 2]}
+
+        def certain(messages, schema):
+            return {"best": "A"} if "best" in schema["properties"] else {"ranking": [1, 3, 2]}
+
         server.models["llama3:latest"].answer, questions = certain, 2
     else:
         settings = {"mode": "written"}
-    answers = asking(server, **settings).rank([HISTORY], [rows])
+    answers = teacher(server, **settings).rank([HISTORY], [rows])
     assert answers.to_frame()["mode"].tolist() == ["written"] and len(server.asked()) == questions
     assert sorted(answers.order[0]) == list(range(len(rows)))
 
@@ -138,18 +133,18 @@ def test_the_written_ranking_takes_its_place_and_says_so(server, reason):
 def test_thinking_is_never_the_answer(server):
     """The server's thinking names C."""
     server.models["llama3:latest"].thinks = True
-    answers = asking(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
+    answers = teacher(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
     np.testing.assert_allclose(answers.scores[0], log_softmax([len(title) for title in CANDIDATES]), atol=1e-9)
     server.models["llama3:latest"].answer = lambda messages, schema: ""  # all tokens went into thinking
     with pytest.raises(LwaError, match="'llama3'.*no label-scored ranking"):
-        asking(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
+        teacher(server, mode="labels", think="low").rank([HISTORY], [CANDIDATES])
 
 
 def test_a_written_answer_that_was_kept_is_no_label_scored_one(server, tmp_path):
     server.fault = "no_logprobs"
-    assert asking(server, cache=tmp_path).rank([HISTORY], [CANDIDATES]).replies[0].mode == "written"
+    assert teacher(server, cache=tmp_path).rank([HISTORY], [CANDIDATES]).replies[0].mode == "written"
     with pytest.raises(LwaError, match="'llama3'.*no label-scored ranking"):
-        asking(server, mode="labels", cache=tmp_path).rank([HISTORY], [CANDIDATES])
+        teacher(server, mode="labels", cache=tmp_path).rank([HISTORY], [CANDIDATES])
 
 
 @pytest.mark.parametrize(
@@ -163,15 +158,15 @@ def test_a_written_answer_that_was_kept_is_no_label_scored_one(server, tmp_path)
 def test_labels_that_must_be_but_cannot_be_are_an_error(server, version, fault, n, message):
     server.version, server.fault = version, fault
     with pytest.raises(LwaError, match=f"'llama3'.*{message}.*mode written"):
-        asking(server, mode="labels").rank([HISTORY], [[f"film {i}" for i in range(n)]])
+        teacher(server, mode="labels").rank([HISTORY], [[f"film {i}" for i in range(n)]])
 
 
 def test_a_resumed_comparison_asks_for_nothing_again(server, tmp_path):
     rows = [CANDIDATES, CANDIDATES[::-1]]
     server.fault, server.faults = "no_logprobs", 1
-    first = asking(server, cache=tmp_path).rank([HISTORY] * 2, rows)
+    first = teacher(server, cache=tmp_path).rank([HISTORY] * 2, rows)
     assert first.to_frame()["mode"].tolist() == ["written", "labels"]
-    again = asking(server, cache=tmp_path).rank([HISTORY] * 2, rows)
+    again = teacher(server, cache=tmp_path).rank([HISTORY] * 2, rows)
     assert len(server.asked()) == 3 and again.to_frame()["cached"].all()
     np.testing.assert_array_equal(again.scores, first.scores)
     assert again.to_frame()["mode"].tolist() == first.to_frame()["mode"].tolist()
@@ -186,28 +181,21 @@ def test_the_time_of_an_answer_includes_the_labels_asked_for_in_vain(server):
         return whole(messages, schema)
 
     server.models["llama3:latest"].answer = answer
-    reply = asking(server).rank([HISTORY], [CANDIDATES]).replies[0]
+    reply = teacher(server).rank([HISTORY], [CANDIDATES]).replies[0]
     assert reply.mode == "written" and 0.2 < reply.first_token_s <= reply.latency_s
 
 
 @pytest.mark.parametrize("fault", ["error_500", "drop"])
 def test_a_fault_is_retried_as_for_any_answer(server, fault):
     server.fault, server.faults = fault, 2
-    answers = asking(server).rank([HISTORY], [CANDIDATES])
+    answers = teacher(server).rank([HISTORY], [CANDIDATES])
     assert answers.replies[0].mode == "labels" and len(server.asked()) == 3
     server.faults = 10**9
     with pytest.raises(LwaError, match="model 'llama3'"):
-        asking(server).rank([HISTORY], [CANDIDATES])
+        teacher(server).rank([HISTORY], [CANDIDATES])
 
 
 # With a real model behind the server
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    from lwa_helpers.models.loading import load_teacher
-
-    return load_teacher("smollm2-135m")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +208,7 @@ def test_labels_of_a_real_model(smollm2, real):
     """Oracle: one forward pass over the chat, its answer opened up to the label."""
     import torch
 
-    answers = asking(real, "smollm2:135m", mode="labels").rank([HISTORY], [CANDIDATES])
+    answers = teacher(real, "smollm2:135m", mode="labels").rank([HISTORY], [CANDIDATES])
     messages = label_messages(HISTORY, CANDIDATES)
     said = ollama.Client(real.url).chat("smollm2:135m", messages, format=label_schema(3)).message.content
     opening = said[: said.index(":") + 1] + said[said.index(":") + 1 :].split(json.loads(said)["best"])[0]
@@ -233,5 +221,5 @@ def test_labels_of_a_real_model(smollm2, real):
 
 
 def test_a_real_model_writes_under_the_schema(real):
-    answers = asking(real, "smollm2:135m", mode="written").rank([HISTORY], [CANDIDATES])
+    answers = teacher(real, "smollm2:135m", mode="written").rank([HISTORY], [CANDIDATES])
     assert sorted(answers.order[0]) == [0, 1, 2] and answers.replies[0].counts["unreadable"] == 0
