@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lwa_helpers.config import read_yaml
@@ -32,10 +31,6 @@ class Prompt:
             raise LwaError(f"the prompt's separator must be made of line breaks, not {self.separator!r}")
         if not self.header.endswith(self.separator):
             raise LwaError(f"configs/prompts.yaml: header {self.header!r} must end with {self.separator!r}")
-
-    def history_text(self, titles: Iterable[str]) -> str:
-        """Return the whole text for a user with these titles, oldest first."""
-        return self.header + "".join(title + self.separator for title in titles)
 
 
 def load_templates() -> dict[str, Prompt]:

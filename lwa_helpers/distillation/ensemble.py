@@ -67,7 +67,7 @@ def recommender_outputs(
     return TeacherOutputs(directory)
 
 
-def fuse(
+def average_outputs(
     outputs: Sequence[TeacherOutputs], weights: Sequence[float], directory: Path, items: Sequence[slice]
 ) -> TeacherOutputs:
     """Write the outputs of several teachers as one: the weighted mean of their item probabilities.
@@ -144,4 +144,4 @@ def ensemble_outputs(
             for name, system in systems.items()
         ]
         weights = [calibration[name].weight for name in ("teacher", *systems)]
-        return fuse([teacher, *parts], weights, directory, [items] * len(weights))
+        return average_outputs([teacher, *parts], weights, directory, [items] * len(weights))

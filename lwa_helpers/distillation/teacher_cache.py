@@ -67,7 +67,7 @@ class TeacherOutputs:
     Positions are in the order of the windows. The arrays are memory-mapped; logits and states are float16.
 
     Args:
-        directory: a folder that `compute` or ensemble.fuse wrote.
+        directory: a folder that `compute` or ensemble.average_outputs wrote.
 
     Attributes:
         logits: the logits, (P, V), or log_p of TopLogits, (P, k+1).

@@ -97,31 +97,6 @@ def mrr_at_k(rank: np.ndarray, k: int) -> np.ndarray:
 METRICS = {"HR": hit_rate_at_k, "NDCG": ndcg_at_k, "MRR": mrr_at_k}
 
 
-def metric_frame(ranks: np.ndarray, user_ids: Sequence, ks: Sequence[int] = KS) -> pd.DataFrame:
-    """Compute HR, NDCG and MRR of every example at every k, in tidy form.
-
-    Args:
-        ranks: (B,) ranks from 1.
-        user_ids: the B users.
-        ks: the cut-offs.
-
-    Returns:
-        The columns user_id, rank, metric, k and value.
-
-    Raises:
-        ValueError: as in `hit_rate_at_k`, and if the lengths differ.
-    """
-    if len(user_ids) != len(ranks):
-        raise ValueError(f"{len(user_ids)} user_ids for {len(ranks)} ranks")
-    base = {"user_id": list(user_ids), "rank": np.asarray(ranks)}
-    parts = [
-        pd.DataFrame({**base, "metric": name, "k": k, "value": metric(ranks, k)})
-        for name, metric in METRICS.items()
-        for k in ks
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
 def coverage_at_k(top: np.ndarray, n_items: int, k: int) -> float:
     """Compute the share of the catalogue that is among at least one user's first k recommendations.
 

@@ -71,14 +71,6 @@ class SeedDifference(NamedTuple):
     seed_error: float
 
 
-class Overlap(NamedTuple):
-    """Shared part of two top-k sets, its expectation by chance, and P(at least this overlap by chance)."""
-
-    estimate: float
-    chance: float
-    p: float
-
-
 def mean_interval(values: np.ndarray, *, seed: int, level: float = 0.95, resamples: int = RESAMPLES) -> Interval:
     """Return the mean of one system's values (n,) over users, with a bootstrap interval.
 
@@ -344,37 +336,6 @@ def spearman(
     low, high = np.quantile((u * v).sum(axis=1)[scale > 0] / scale[scale > 0], [(1 - level) / 2, (1 + level) / 2])
     result = stats.spearmanr(x, y)
     return Correlation(float(result.statistic), float(low), float(high), float(result.pvalue))
-
-
-def kendall_tau(x: np.ndarray, y: np.ndarray) -> Significance:
-    """Return Kendall's tau-b of two scores of the same layers: concordant minus discordant pairs, corrected for ties.
-
-    Arguments and errors are those of `spearman`.
-    """
-    result = stats.kendalltau(*_varied(x, y))
-    return Significance(float(result.statistic), float(result.pvalue))
-
-
-def top_k_overlap(x: np.ndarray, y: np.ndarray, k: int) -> Overlap:
-    """Compute the share of the k highest of x that are also among the k highest of y; equal scores are in index order.
-
-    Args:
-        x: (n,) scores.
-        y: (n,) other scores of the same things.
-        k: the number of highest scores.
-
-    Returns:
-        The overlap. By chance, the number shared is hypergeometric with mean k^2 / n.
-
-    Raises:
-        ValueError: for NaN, unequal shapes or k not in 1..n.
-    """
-    x, y = _paired(x, y)
-    if not 1 <= k <= x.size:
-        raise ValueError(f"k must lie in 1..{x.size}, got {k}")
-    of_x, of_y = (np.argsort(-side, kind="stable")[:k] for side in (x, y))
-    shared = np.intersect1d(of_x, of_y).size
-    return Overlap(shared / k, k / x.size, float(stats.hypergeom.sf(shared - 1, x.size, k, k)))
 
 
 def _alike_throughout(a: np.ndarray, b: np.ndarray) -> bool:

@@ -24,7 +24,7 @@ from lwa_helpers.fisher.convergence import SMALLEST, split_half_spearman
 from lwa_helpers.fisher.hooks import Float32Attention, Taps, restored
 from lwa_helpers.fisher.losses import Batch, Loss, next_token_nll
 from lwa_helpers.fisher.progress import (
-    Found,
+    TracesByBatch,
     collect_sums,
     forget,
     load_progress,
@@ -203,7 +203,7 @@ class FisherInformationCalculator:
 
     def _resume(
         self, batches: Iterator[tuple[int, Batch]], one_batch: Callable[..., np.ndarray], collector: TraceCollector
-    ) -> Found:
+    ) -> TracesByBatch:
         """Skip the batches that the checkpoint holds, if there is one, and recompute the last of them as a check."""
         if self.checkpoint is None or not Path(self.checkpoint).exists():
             return {}
@@ -224,7 +224,7 @@ class FisherInformationCalculator:
             total.copy_(sums[name] if ranks()[0] == 0 else torch.zeros_like(total))
         return found
 
-    def _keep(self, path: str | Path, found: Found, collector: TraceCollector) -> None:
+    def _keep(self, path: str | Path, found: TracesByBatch, collector: TraceCollector) -> None:
         collect_sums(collector.sums.values())
         if ranks()[0] == 0:
             save_progress(path, self._fingerprint(collector), found, collector.sums)

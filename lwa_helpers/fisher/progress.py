@@ -17,7 +17,7 @@ from torch import Tensor
 from lwa_helpers.errors import LwaError
 from lwa_helpers.files import atomic_write
 
-Found = dict[int, np.ndarray]  # traces (rows, columns) by the batch's place in the dataset
+TracesByBatch = dict[int, np.ndarray]  # traces (rows, columns) by the batch's place in the dataset
 
 
 def ranks() -> tuple[int, int]:
@@ -36,9 +36,9 @@ def ranks() -> tuple[int, int]:
     return 0, 1
 
 
-def merge(found: Found) -> Found:
+def merge(found: TracesByBatch) -> TracesByBatch:
     """Return what all processes have found, in the order of the batches."""
-    parts: list[Found] = [found] * ranks()[1]
+    parts: list[TracesByBatch] = [found] * ranks()[1]
     if len(parts) > 1:
         dist.all_gather_object(parts, found)
     joined = {index: traces for part in parts for index, traces in part.items()}
@@ -60,7 +60,7 @@ def share_sums(sums: Iterable[Tensor]) -> None:
         dist.all_reduce(total)
 
 
-def save_progress(path: str | Path, fingerprint: dict, found: Found, sums: dict[str, Tensor]) -> None:
+def save_progress(path: str | Path, fingerprint: dict, found: TracesByBatch, sums: dict[str, Tensor]) -> None:
     """Write a checkpoint atomically.
 
     Args:
@@ -76,7 +76,7 @@ def save_progress(path: str | Path, fingerprint: dict, found: Found, sums: dict[
         save_file(tensors, temporary, metadata={"meaning": json.dumps(fingerprint)})
 
 
-def load_progress(path: str | Path, fingerprint: dict) -> tuple[Found, dict[str, Tensor]]:
+def load_progress(path: str | Path, fingerprint: dict) -> tuple[TracesByBatch, dict[str, Tensor]]:
     """Return the traces and sums that save_progress wrote.
 
     Args:

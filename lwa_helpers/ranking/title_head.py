@@ -201,7 +201,7 @@ class TitleRanker:
     @torch.no_grad()
     def search(
         self, histories: Sequence[Sequence[int]], k: int, beam: int = 64, exclude: Sequence[Sequence[int]] | None = None
-    ) -> Found:
+    ) -> SearchResult:
         """Return the k most probable titles after each history, by beam search over the trie of the catalogue.
 
         At each step the search extends the `beam` most probable title prefixes. A title is never more probable than its
@@ -226,7 +226,7 @@ class TitleRanker:
                 f"k = {k} must be at least 1, at most the beam ({beam}) and the items that are left ({left})"
             )
         shape = len(histories), k
-        found = Found(np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(len(histories), dtype=bool))
+        found = SearchResult(np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(len(histories), dtype=bool))
         for users, reader in self._readers(histories):
             beams = [Beam(self.trie, k, beam, exclude[user]) for user in users]
             read_beams(reader, beams)
@@ -272,7 +272,7 @@ def log_probabilities(logits: Tensor, rows: np.ndarray, tokens: np.ndarray) -> n
     return (chosen - logits.logsumexp(1)[at]).double().cpu().numpy()
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The result of a search.
 
     Attributes:

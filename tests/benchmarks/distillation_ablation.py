@@ -39,7 +39,7 @@ from row_file import DEVICE, RowFile, keep_manifest
 from lwa_helpers import files, paths
 from lwa_helpers.config import DistillationConfig, ExperimentConfig
 from lwa_helpers.data.loading import load_data
-from lwa_helpers.distillation.ensemble import fuse, recommender_outputs
+from lwa_helpers.distillation.ensemble import average_outputs, recommender_outputs
 from lwa_helpers.distillation.recipes import Distillation, agreement, budget, calibrations, in_steps
 from lwa_helpers.distillation.student import greedy_scores
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs, weights_hash
@@ -297,7 +297,7 @@ class Ablation:
                 )
             print("scale, and NDCG@10, on the validation part:", heard, flush=True)
             weights = tuple((name, found.weight) for name, found in heard.items())
-            fused = fuse(
+            fused = average_outputs(
                 list(said.values()), [weight for _, weight in weights], Path(folder) / "fused", [items] * len(said)
             )
             students = {"fused": (fused, weights)}

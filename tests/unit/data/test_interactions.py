@@ -168,7 +168,6 @@ def test_templates():
     templates = load_templates()
     assert {"movielens", "amazon"} <= set(templates)
     assert prompt_for("movielens") == templates["movielens"] and prompt_for("All_Beauty") == templates["amazon"]
-    assert Prompt("Seen:\n").history_text(["A", "B"]) == "Seen:\nA\nB\n"
     for wrong in ({"header": ""}, {"header": "Seen:"}, {"header": "Seen; ", "separator": "; "}):
         with pytest.raises(LwaError):
             Prompt(**wrong)

@@ -180,7 +180,8 @@ def test_ids_are_the_header_and_each_line_tokenised_alone(kind):
         lines = ["Seen:", "\n", *(part for n in (3, 1) for part in (TITLES[n], "\n"))]
     want = [i for line in lines for i in tokenizer(line, split_special_tokens=True)["input_ids"]]
     assert window.input_ids[: len(want)] == want and len(window.input_ids) == len(want) + (kind == "titles")
-    assert tokenizer.decode(want) == PROMPT.history_text(TITLES[n] for n in ((3, 1, 3) if kind == "text" else (3, 1)))
+    shown = (3, 1, 3) if kind == "text" else (3, 1)
+    assert tokenizer.decode(want) == PROMPT.header + "".join(TITLES[n] + "\n" for n in shown)
     assert tokenizer.eos_token_id not in window.input_ids  # title 3 holds its text
 
 

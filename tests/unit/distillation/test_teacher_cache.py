@@ -12,7 +12,7 @@ from lwa_helpers import DistillationTrainer
 from lwa_helpers.config import LossConfig
 from lwa_helpers.data.windows import window_of
 from lwa_helpers.distillation import teacher_cache
-from lwa_helpers.distillation.ensemble import fuse, recommender_outputs
+from lwa_helpers.distillation.ensemble import average_outputs, recommender_outputs
 from lwa_helpers.distillation.losses import kl_divergence
 from lwa_helpers.distillation.teacher_cache import KEPT, TeacherOutputs, TopLogits, in_half
 from lwa_helpers.errors import LwaError
@@ -171,7 +171,7 @@ def test_fused_teachers_are_the_weighted_mean_of_their_probabilities_of_items(tm
     ]
     items = [lm.items.tokens for lm in (small, wide)]
     assert items[0] != items[1] and parts[0].logits.shape != parts[1].logits.shape
-    fused = fuse(parts, [0.3, 0.1], tmp_path / "fused", items)
+    fused = average_outputs(parts, [0.3, 0.1], tmp_path / "fused", items)
     p = [softmax(np.array(part.logits[:, own], dtype=float), axis=1) for part, own in zip(parts, items)]
     got = softmax(np.array(fused.logits, dtype=float), axis=1)
     np.testing.assert_allclose(got[:, items[0]], 0.75 * p[0] + 0.25 * p[1], rtol=1e-2, atol=1e-7)
@@ -208,7 +208,7 @@ def test_a_recommender_speaks_at_the_targets_of_the_windows_from_the_items_they_
     p = torch.from_numpy(np.array(got.logits)).float().softmax(-1)
     assert not p[:, : lm.items.first].any() and (p[:, lm.items.tokens] > 0).all()
     np.testing.assert_array_equal(got.hidden, like.hidden)
-    both = fuse([like, got], [1, 1], tmp_path / "both", [lm.items.tokens] * 2)
+    both = average_outputs([like, got], [1, 1], tmp_path / "both", [lm.items.tokens] * 2)
     assert both.logits.shape == like.logits.shape and np.isfinite(both.logits).all()
     with pytest.raises(LwaError, match="have 2 targets, the outputs 5"):
         recommender_outputs(system, data[:1], like, tmp_path / "few", lm.items.tokens)
@@ -232,6 +232,7 @@ def test_signals_that_cannot_be_fused_are_named(tmp_path):
         ([a, a], [1, -1], ">= 0"),
     ):
         with pytest.raises(LwaError, match=message):
-            fuse(parts, weights, tmp_path / "fused", [lm.items.tokens] * len(parts))
+            average_outputs(parts, weights, tmp_path / "fused", [lm.items.tokens] * len(parts))
     with pytest.raises(LwaError, match="same catalogue"):
-        fuse([a, a], [1, 1], tmp_path / "fused", [lm.items.tokens, slice(lm.items.first, lm.items.first + 7)])
+        fewer = slice(lm.items.first, lm.items.first + 7)
+        average_outputs([a, a], [1, 1], tmp_path / "fused", [lm.items.tokens, fewer])

@@ -14,7 +14,6 @@ from lwa_helpers.evaluation.metrics import (
     bias_frame,
     coverage_at_k,
     hit_rate_at_k,
-    metric_frame,
     mrr_at_k,
     ndcg_at_k,
     popularity_at_k,
@@ -151,16 +150,6 @@ def test_metrics_are_ordered_and_grow_with_k(rank, k):
 def test_metrics_refuse_bad_input(metric, rank, k):
     with pytest.raises(ValueError):
         metric(np.array(rank), k)
-
-
-def test_metric_frame_has_one_row_per_user_metric_and_k():
-    frame = metric_frame(np.array([1, 4]), ["u", "v"], ks=(1, 5))
-    assert list(frame.columns) == ["user_id", "rank", "metric", "k", "value"]
-    assert len(frame) == 2 * 3 * 2
-    at_five = frame[(frame.metric == "MRR") & (frame.k == 5)].set_index("user_id").value
-    assert at_five.to_dict() == {"u": 1.0, "v": 0.25}
-    with pytest.raises(ValueError, match="user_ids"):
-        metric_frame(np.array([1, 4]), ["u"])
 
 
 def test_top_k_by_hand():
