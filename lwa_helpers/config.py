@@ -311,13 +311,6 @@ class ExperimentConfig(Section):
         profile: name of the profile that the settings come from.
         seed: seed of everything that is random.
         target_minutes: the time that a run of the profile is meant to take.
-        data: the interactions.
-        teacher: the teacher and its tuning.
-        fisher: the measurements of layer importance.
-        ablation: the weighting ablation.
-        distillation: the final student.
-        comparison: the comparison of teachers.
-        evaluation: the ranking of the full catalogue.
     """
 
     profile: Literal["smoke", "quick", "paper"]
