@@ -44,6 +44,10 @@ class Recommendation:
         score: the model's score, or the number of interactions if `cold`. Scores fall strictly with the rank.
         rank: place in the list; 1 is best.
         cold: whether the user is unknown, so that popular items are recommended.
+
+    Example:
+        >>> Recommendation("B1", "Toy Story", 0.9, rank=1, cold=False).title
+        'Toy Story'
     """
 
     item_id: str
@@ -229,6 +233,12 @@ class BaseRecommender:
     Attributes:
         answers: after a call, how the model answered (mode, seconds, repairs), one row per user; None if no teacher
             was asked.
+
+    Example:
+        >>> recommender = BaseRecommender("smollm2-135m")
+        >>> best = recommender.recommend(user_id="a stranger", category="MovieLens", top_k=1)[0]
+        >>> best.rank, best.cold
+        (1, True)
     """
 
     def __init__(

@@ -28,7 +28,7 @@ PREPARED_BY = ("amazon", "interactions", "items", "kcore", "review_files", "spli
 def load_amazon(
     root: str | Path, category: str, k: int = 5, split: str = "last_out", title_limit: int = TITLE_LIMIT
 ) -> Interactions:
-    """Load a category from root/<category>.* and root/meta_<category>.*.
+    r"""Load a category from root/<category>.* and root/meta_<category>.*.
 
     The files may end in .parquet, .jsonl, .json or .csv; all but .parquet may also be gzipped (.gz). A line of a .json
     file may use Python's notation, as in the item files of 2014: it is read as a literal and never run.
@@ -54,6 +54,15 @@ def load_amazon(
 
     Raises:
         LwaError: if split or k is invalid, or a file cannot be read; the message names the file and the fix.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> lines = ["user_id,parent_asin,rating,timestamp", "ann,B1,5,1", "ann,B2,4,2", "ann,B3,5,3"]
+        >>> _ = (folder / "Toys.csv").write_text("\n".join(lines))
+        >>> data = load_amazon(folder, "Toys", k=0)
+        >>> data.train.parent_asin.tolist(), data.valid.parent_asin.tolist(), data.test.parent_asin.tolist()
+        (['B1'], ['B2'], ['B3'])
     """
     root = Path(root)
     if split not in SPLITS or isinstance(k, bool) or not isinstance(k, int) or k < 0:

@@ -36,6 +36,12 @@ class Interactions:
 
     Raises:
         LwaError: if a column is missing, or an item is listed twice or interacted with but not in `items`.
+
+    Example:
+        >>> rows = pd.DataFrame({"user_id": ["ann"], "parent_asin": ["B1"], "rating": [5.0], "timestamp": [1]})
+        >>> items = pd.DataFrame({"parent_asin": ["B1"], "title": ["Toy <b>Story</b>"]})
+        >>> Interactions("shop", rows, rows[:0], rows, items).titles
+        ['Toy Story']
     """
 
     name: str

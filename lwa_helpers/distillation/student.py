@@ -141,6 +141,12 @@ def build_student(
         texts: cut the vocabulary to what these texts need (see trim_vocabulary); None keeps the whole vocabulary.
         scores: for the selections that need scores (see select_layers).
         seed: for the selection "random".
+
+    Example:
+        >>> from lwa_helpers import load_teacher
+        >>> student = build_student(load_teacher("smollm2-135m"), n_layers=8, selection="first")
+        >>> student.model.config.num_hidden_layers
+        8
     """
     kept = select_layers(len(decoder_layers(teacher.model)), n_layers, selection, scores, seed)
     student = replace(teacher, name=f"{teacher.name}-{n_layers}L", model=with_layers(teacher.model, kept))

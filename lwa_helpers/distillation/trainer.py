@@ -45,6 +45,14 @@ class DistillationTrainer(RankingTrainer):
 
     Raises:
         LwaError: if the weights or the cached outputs do not fit the student or the loss.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 9}
+        >>> teacher, student = (LlamaForCausalLM(LlamaConfig(num_hidden_layers=n, **size)) for n in (4, 2))
+        >>> trainer = DistillationTrainer(teacher, student, strategy="linear")
+        >>> trainer.map, trainer.weights.round(2).tolist()
+        ([2, 4], [0.67, 1.33])
     """
 
     def __init__(

@@ -18,6 +18,15 @@ class LayerwiseDistillation:
 
     To add a strategy, write a subclass with a `name` and a method `calculate_layer_weights`. The name can then be used
     in every YAML file.
+
+    Example:
+        >>> class UpperHalf(LayerwiseDistillation):
+        ...     name = "upper_half"
+        ...
+        ...     def calculate_layer_weights(self, fisher_scores, n_layers):
+        ...         return [2.0 * (layer >= n_layers / 2) for layer in range(n_layers)]
+        >>> layer_weights(None, "upper_half", n_layers=4).tolist()
+        [0.0, 0.0, 2.0, 2.0]
     """
 
     name: ClassVar[str] = ""

@@ -64,6 +64,14 @@ class FisherInformationCalculator:
             there and gives the identical result. The file is refused when the model, the loss or the data have changed.
         checkpoint_every: Number of batches after which the checkpoint is written again.
         progress: Whether to show a progress bar.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, num_hidden_layers=3, **size))
+        >>> batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[1, 2, 3]])}
+        >>> FisherInformationCalculator().calculate(model, [batch]).per_layer.shape
+        (3,)
     """
 
     estimator: Literal["empirical", "sampled"] = "empirical"

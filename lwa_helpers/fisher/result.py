@@ -30,6 +30,12 @@ class FisherResult:
             "parameter".
         weighted: sum_j F_jj w_j^2 per column, (C,); None unless granularity is "parameter". Rescaling a weight leaves
             it unchanged.
+
+    Example:
+        >>> columns = [Column(layer=0, module="", n_parameters=10), Column(layer=1, module="", n_parameters=10)]
+        >>> result = FisherResult(np.array([[1.0, 4.0], [3.0, 8.0]]), columns, "empirical", "layer")
+        >>> result.per_layer.tolist()
+        [2.0, 6.0]
     """
 
     traces: np.ndarray

@@ -27,6 +27,11 @@ def load_teacher(name: str | Path) -> LanguageModel:
     Raises:
         LwaError: If the model is unknown, absent or served by Ollama (which gives no access to weights), or if
             transformers cannot read it without running code that comes with the model.
+
+    Example:
+        >>> teacher = load_teacher("smollm2-135m")
+        >>> type(teacher.model).__name__, teacher.model.config.num_hidden_layers
+        ('LlamaForCausalLM', 30)
     """
     spec = model_spec(str(name))
     try:

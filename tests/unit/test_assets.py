@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lwa_helpers import assets, paths
+from lwa_helpers import assets, files, paths
 from lwa_helpers.assets import EMBEDDED, Embedded, embedded_file
 from lwa_helpers.errors import LwaError
 
@@ -50,7 +50,7 @@ def test_the_check_is_repeated_when_the_file_changes_and_only_then(
     path = embedded_file("odd")
     hashed = []
     monkeypatch.setattr(
-        paths, "sha256_of", lambda file: hashed.append(file) or hashlib.sha256(file.read_bytes()).hexdigest()
+        files, "sha256_of", lambda file: hashed.append(file) or hashlib.sha256(file.read_bytes()).hexdigest()
     )
     embedded_file("odd")
     assert hashed == []
