@@ -86,7 +86,7 @@ class DistillationTrainer(RankingTrainer):
         if self.projections is not None:
             del student.projections  # until it trains
         if isinstance(teacher, nn.Module):
-            teacher.to(self.args.device).eval()  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+            teacher.to(self.args.device).eval()
         else:
             self.check_outputs(teacher)
 
@@ -112,7 +112,7 @@ class DistillationTrainer(RankingTrainer):
                 "compute them again with those"
             )
 
-    def train(  # type: ignore[override]  # its first arguments are those that a bare trainer needs
+    def train(
         self,
         train_loader: Iterable[dict[str, Tensor]] | None = None,
         num_epochs: float | None = None,

@@ -90,7 +90,7 @@ def _load(name: str, source: str | Path, sha256: str, **where: Any) -> LanguageM
         if hasattr(model, attribute):
             delattr(model, attribute)
     if hasattr(model, "is_quantized"):
-        model.is_quantized = False  # type: ignore[assignment]  # an nn.Module may hold a flag too
+        model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return LanguageModel(name, model.eval(), tokenizer, sha256, items=ItemTokens.load(source))

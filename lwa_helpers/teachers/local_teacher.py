@@ -128,7 +128,7 @@ class LocalTeacher:
         """
         clock = _FirstToken()
         ids = torch.tensor([prompt], device=self._lm.model.device)
-        out = self._lm.model.generate(  # type: ignore[operator]  # from GenerationMixin, a base of every causal LM
+        out = self._lm.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
