@@ -102,7 +102,7 @@ def _joined(name: str, parts: list[Path]) -> Path:
 
     An existing file is kept if its size is the sum of the sizes of the parts.
     """
-    target = paths.CACHE / "embedded" / f"{name}.gguf"
+    target = paths.cache_folder("embedded") / f"{name}.gguf"
     if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in parts):
         return target
     with files.atomic_write(target) as temporary, open(temporary, "wb") as out:
@@ -116,7 +116,7 @@ def cached_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, cached under the cache folder by path, size and modification time."""
     stat, resolved = path.stat(), str(path.resolve())
     key = [resolved, stat.st_size, stat.st_mtime_ns]
-    note = paths.CACHE / "sha256" / f"{files.sha256_of_text(resolved)[:16]}.json"
+    note = paths.cache_folder("sha256") / f"{files.sha256_of_text(resolved)[:16]}.json"
     if note.exists() and (known := json.loads(note.read_text(encoding="utf-8")))["key"] == key:
         return known["sha256"]
     digest = files.sha256_of(path)

@@ -17,7 +17,17 @@ PAPER = ROOT / "paper"
 RESULTS = ROOT / "results"
 DATASET = ROOT / "dataset"
 CACHE = Path(os.environ.get("LWA_CACHE") or ROOT / ".cache").resolve()
-TRAINER_OUTPUT = CACHE / "trainer"  # transformers.Trainer insists on a folder, even where it saves nothing
+CACHE_FOLDERS = {
+    "amazon": "prepared Amazon sets",
+    "checkpoints": "training runs that can be resumed",
+    "embedded": "models that packages hold in parts, joined",
+    "models": "GGUF files, converted",
+    "sha256": "hashes of large files, by size and time of change",
+    "teacher_outputs": "logits and states of teachers on training windows",
+    "teachers": "answers of served teachers",
+    "trainer": "nothing: transformers.Trainer insists on a folder, even where it saves nothing",
+}
+TRAINER_OUTPUT = CACHE / "trainer"
 
 
 def checkout() -> Path:
@@ -35,6 +45,13 @@ def checkout() -> Path:
             "Install it there with `make setup`, or name the checkout in LWA_ROOT."
         )
     return ROOT
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder of one kind of cached files, one of CACHE_FOLDERS; deleting it costs time and no result."""
+    if kind not in CACHE_FOLDERS:
+        raise LwaError(f"no cache folder {kind!r}: known are {', '.join(CACHE_FOLDERS)}")
+    return CACHE / kind
 
 
 def results_dir(profile: str) -> Path:

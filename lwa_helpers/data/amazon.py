@@ -68,7 +68,7 @@ def load_amazon(
     if split not in SPLITS or isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise LwaError(f"split={split!r}, k={k!r}: split is {', '.join(SPLITS)}; k a whole number (0: no core)")
     reviews, meta = _review_file(root, category), find_file(root, category, "meta_")
-    folder = paths.CACHE / "amazon" / f"{category}-{_key(reviews, meta, k, split, title_limit)}"
+    folder = paths.cache_folder("amazon") / f"{category}-{_key(reviews, meta, k, split, title_limit)}"
     if not folder.is_dir():
         with files.atomic_write(folder) as temporary:
             temporary.mkdir()

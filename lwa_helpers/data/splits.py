@@ -11,10 +11,11 @@ import polars as pl
 
 from lwa_helpers.errors import LwaError
 
+# The cut-off times of the published split by time, in milliseconds: 2021-08-11 00:56:54 and 2022-07-16 20:18:49 UTC.
 VALID_FROM = 1628643414042
 TEST_FROM = 1658002729837
-CLOCK = 10**8
-MILLISECONDS = 10**11
+CLOCK = 10**8  # a smaller largest timestamp, in seconds a day of 1973, is a counter and no clock
+MILLISECONDS = 10**11  # from here on a timestamp is in milliseconds: as seconds it would be the year 5138
 
 
 def earliest(frame: pl.DataFrame) -> pl.DataFrame:

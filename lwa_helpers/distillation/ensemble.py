@@ -137,7 +137,7 @@ def ensemble_outputs(
         calibration: scale and weight of "teacher" and of each of the recommenders.
     """
     key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in ("teacher", *systems)}]
-    directory = paths.CACHE / "teacher_outputs" / files.sha256_of_text(json.dumps(key))[:32]
+    directory = paths.cache_folder("teacher_outputs") / files.sha256_of_text(json.dumps(key))[:32]
     with tempfile.TemporaryDirectory() as folder:
         parts = [
             recommender_outputs(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)

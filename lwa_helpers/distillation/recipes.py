@@ -151,7 +151,7 @@ class Distillation:
             self.seed,
             self.section.model_dump(mode="json"),
         ]
-        return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
+        return paths.cache_folder("checkpoints") / files.sha256_of_text(json.dumps(key))[:32]
 
     def student(self, n_layers: int, logs: Path | None = None) -> tuple[LanguageModel, DistillationTrainer]:
         """Return a student of `n_layers` layers, trained as the section says, and its trainer."""

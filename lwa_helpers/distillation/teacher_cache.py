@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ class TeacherOutputs:
         n_layers: L, the number of layers of the teacher.
         top_k: k of TopLogits, or None.
         temperature: temperature of TopLogits.
-        config: holds hidden_size, as a model's config does.
+        hidden_size: width of the states, d.
     """
 
     def __init__(self, directory: Path):
@@ -90,7 +89,7 @@ class TeacherOutputs:
         self.items = np.load(self.directory / "items.npy", mmap_mode="r") if self.top_k else None
         self.hidden = np.load(self.directory / "hidden.npy", mmap_mode="r")
         self.starts = np.load(self.directory / "starts.npy")
-        self.config = SimpleNamespace(hidden_size=self.hidden.shape[-1])
+        self.hidden_size = self.hidden.shape[-1]
 
     def lookup(
         self, windows: Tensor, device: torch.device, layers: Sequence[int] | None = None
@@ -149,7 +148,7 @@ class TeacherOutputs:
             torch.__version__,
             transformers.__version__,
         ]
-        directory = paths.CACHE / "teacher_outputs" / files.sha256_of_text(json.dumps(key))[:32]
+        directory = paths.cache_folder("teacher_outputs") / files.sha256_of_text(json.dumps(key))[:32]
         if not directory.is_dir():
             cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
         os.utime(directory)

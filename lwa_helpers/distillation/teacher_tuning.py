@@ -253,7 +253,7 @@ def checkpoints(
     """
     key: list[Any] = [m.directory.name if isinstance(m, TeacherOutputs) else weights_hash(m.model) for m in models if m]
     key += [batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
-    return paths.CACHE / "checkpoints" / files.sha256_of_text(json.dumps(key))[:32]
+    return paths.cache_folder("checkpoints") / files.sha256_of_text(json.dumps(key))[:32]
 
 
 def proposal(task: RankingTask, section: TeacherConfig) -> tuple[Tensor, int] | None:

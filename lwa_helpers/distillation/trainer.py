@@ -75,9 +75,12 @@ class DistillationTrainer(RankingTrainer):
         self.weights = layer_weights(fisher_weights, strategy, self.n_layers, self.loss_config.match, strategy_seed)
         self.teacher = teacher
         self.parts: list[dict[str, Tensor]] = []  # the loss terms of each batch since the last entry of the log
-        n_teacher = teacher.n_layers if isinstance(teacher, TeacherOutputs) else len(decoder_layers(teacher))
+        if isinstance(teacher, TeacherOutputs):
+            n_teacher, teacher_width = teacher.n_layers, teacher.hidden_size
+        else:
+            n_teacher, teacher_width = len(decoder_layers(teacher)), teacher.config.hidden_size
         self.map = layer_map(self.n_layers, n_teacher)
-        width = student.config.hidden_size, teacher.config.hidden_size
+        width = student.config.hidden_size, teacher_width
         self.projections = None
         if width[0] != width[1]:
             self.projections = nn.ModuleDict({str(place): nn.Linear(*width) for place in range(self.n_layers)})

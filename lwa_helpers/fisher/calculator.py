@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +40,8 @@ from lwa_helpers.models.layers import decoder_layers
 
 CHECK_GROWTH = 1.25  # the stopping rule is checked again after a quarter more examples
 
+LOG = logging.getLogger(__name__)
+
 
 @dataclass
 class FisherInformationCalculator:
@@ -59,7 +62,7 @@ class FisherInformationCalculator:
         seed: Seed of the sampled labels.
         autocast: Type with which the forward pass runs under torch.autocast.
         stop_at: Stop once the split-half Spearman of the layers' order reaches this value (0.95 is customary), and
-            print the number of examples that it took.
+            log the number of examples that it took.
         checkpoint: File that keeps the work done so far and is deleted at the end. A run that finds the file resumes
             there and gives the identical result. The file is refused when the model, the loss or the data have changed.
         checkpoint_every: Number of batches after which the checkpoint is written again.
@@ -251,7 +254,7 @@ class FisherInformationCalculator:
         if rho < stop_at:
             return False
         if ranks()[0] == 0:
-            print(f"split-half Spearman {rho:.3f} >= {stop_at} after {len(traces)} examples")
+            LOG.info("split-half Spearman %.3f >= %g after %d examples", rho, stop_at, len(traces))
         return True
 
     def _result(self, traces: np.ndarray, sites: list[Site], collector: TraceCollector) -> FisherResult:

@@ -21,6 +21,8 @@ from lwa_helpers.models.language_model import ItemTokens, LanguageModel
 from lwa_helpers.models.layers import filled, weight_of
 from lwa_helpers.models.vocabulary import trim_vocabulary
 
+ITEM_END = "\n"  # the text of an item's token is its title and this
+
 
 def with_item_tokens(
     lm: LanguageModel,
@@ -79,8 +81,8 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], first
     grown = copy.deepcopy(tokenizer)
     if (gap := first - len(grown)) > 0:  # rows of the embedding that no token names
         grown.add_tokens([f"<unused{place}>" for place in range(gap)])
-    grown.add_tokens([AddedToken(f"{title}\n", normalized=False) for title in titles])
-    found = grown.convert_tokens_to_ids([f"{title}\n" for title in titles])
+    grown.add_tokens([AddedToken(title + ITEM_END, normalized=False) for title in titles])
+    found = grown.convert_tokens_to_ids([title + ITEM_END for title in titles])
     assert isinstance(found, list)  # as it is for a list of tokens
     if wrong := [title for place, title in enumerate(titles) if found[place] != first + place]:
         raise LwaError(f"the title {wrong[0]!r} cannot be a token of its own: the tokenizer has that token already")

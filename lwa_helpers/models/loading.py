@@ -75,7 +75,7 @@ def _load_hub(spec: ModelSpec) -> LanguageModel:
 def _load_gguf(name: str, path: Path) -> LanguageModel:
     """Load a .gguf file by way of a safetensors copy, made once under the cache folder and named by its hash."""
     sha256 = assets.cached_sha256(path)
-    converted = paths.CACHE / "models" / sha256
+    converted = paths.cache_folder("models") / sha256
     if not converted.is_dir():
         with files.atomic_write(converted) as temporary:
             _load(name, path.parent, sha256, gguf_file=path.name).save(temporary)

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers.data.history_tokens import check_items, encode
 from lwa_helpers.errors import LwaError
+from lwa_helpers.models.item_tokens import ITEM_END
 from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.vocabulary import check_covered
 from lwa_helpers.ranking.title_trie import TitleTrie, pieces
@@ -143,7 +144,7 @@ class TitleRanker:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.titles = list(titles)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
-        lines = [title + "\n" for title in self.titles]
+        lines = [title + ITEM_END for title in self.titles]
         check_covered(tokenizer, lines)
         self.header, self.tokens = encode(tokenizer, header, lines)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -127,13 +128,13 @@ def fisher_heatmap(frame: pd.DataFrame) -> Figure:
     norm = LogNorm(frame["trace"].min(), frame["trace"].max())
     for ax, stage in zip(axes, stages):
         grid = frame[frame["stage"] == stage].pivot(index="module", columns="layer", values="trace").reindex(modules)
-        mesh = ax.pcolormesh(grid.columns, range(len(modules)), grid, cmap=HEATMAP, norm=norm, linewidth=0)
-        ax.set(title=look(stage).label, xlabel="Decoder layer")
-        ax.set_yticks(range(len(modules)), [module_label(module) for module in modules])
-        ax.tick_params(axis="y", length=0)
-        ax.spines[:].set_visible(False)
-    axes[0].invert_yaxis()
-    fig.colorbar(mesh, ax=list(axes), label="Fisher trace", pad=0.01, aspect=12)
+        sns.heatmap(
+            grid, norm=norm, cmap=HEATMAP, cbar=False, yticklabels=[module_label(module) for module in modules], ax=ax
+        )
+        ax.set(title=look(stage).label, xlabel="Decoder layer", ylabel=None)
+        ax.tick_params(length=0)
+    axes[0].set_ylim(len(modules), 0)  # each heat map turns the axis over that all of them share
+    fig.colorbar(axes[0].collections[0], ax=list(axes), label="Fisher trace", pad=0.01, aspect=12)
     return fig
 
 

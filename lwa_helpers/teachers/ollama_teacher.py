@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.files import atomic_write
-from lwa_helpers.paths import CACHE
+from lwa_helpers.paths import cache_folder
 from lwa_helpers.teachers.answers import (
     Reply,
     TeacherAnswers,
@@ -33,7 +33,7 @@ from lwa_helpers.teachers.answers import (
 from lwa_helpers.teachers.connection import BrokenAnswer, Connection, ServedModel, protocol
 from lwa_helpers.teachers.labels import LABELS, TOP_LOGPROBS, answer_tokens, label_messages, label_schema, read_labels
 
-KEPT_ANSWERS = CACHE / "teachers"
+KEPT_ANSWERS = cache_folder("teachers")
 TEMPLATE_TOKENS = 256
 THINKING_TOKENS = 2048
 SMALLEST_CONTEXT = 4096

@@ -113,7 +113,8 @@ def test_fisher_times_weight_squared_does_not_change_when_weights_are_rescaled()
         _ = FisherInformationCalculator().calculate(model, [rows]).per_layer_weighted
 
 
-def test_convergence_and_the_stopping_rule(capsys):
+def test_convergence_and_the_stopping_rule(caplog):
+    caplog.set_level("INFO", logger="lwa_helpers")
     rng = np.random.default_rng(0)
     clear, noise = np.arange(1.0, 9.0), rng.normal(size=(400, 8))
     curve = convergence_curve(clear + 2 * noise)
@@ -133,7 +134,7 @@ def test_convergence_and_the_stopping_rule(capsys):
 
     result = FisherInformationCalculator(stop_at=0.8).calculate(model, dataset())
     assert result.n_examples == 2 * len(seen) < 200
-    assert f"after {result.n_examples} examples" in capsys.readouterr().out
+    assert f"after {result.n_examples} examples" in caplog.text
     assert split_half_spearman(result.per_example) >= 0.8
 
 
