@@ -22,10 +22,10 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from lwa_helpers import DistillationTrainer
 from lwa_helpers.data.windows import collate
-from lwa_helpers.distillation import teacher_cache
 from lwa_helpers.distillation.recipes import trained_rows
 from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.low_rank import LowRankUpdate, main_directions
+from lwa_helpers.ranking import outputs
 
 
 def gradients(
@@ -59,12 +59,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    whole, out = teacher_cache.LOGITS_AT_ONCE, {}
+    whole, out = outputs.LOGITS_AT_ONCE, {}
     for name, made in {"words": language_model, "items": item_lm}.items():
         lm = made()
         batches = [collate(rows, 0) for rows in (windows(lm), windows(lm)[1:])]
         for parts, at_once in {"": whole, " in parts": 3 * lm.model.config.vocab_size}.items():
-            teacher_cache.LOGITS_AT_ONCE = at_once
+            outputs.LOGITS_AT_ONCE = at_once
             student = made(layers=2, seed=1).model
             for module in trained_rows(student) if name == "items" else ():
                 register_parametrization(
