@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
@@ -110,6 +111,16 @@ def _joined(name: str, parts: list[Path]) -> Path:
             with open(part, "rb") as source:
                 shutil.copyfileobj(source, out)
     return target
+
+
+def cache_entry(kind: str, key: Any) -> Path:
+    """Return the path of cached files that are named by all that they depend on.
+
+    Args:
+        kind: one of paths.CACHE_FOLDERS.
+        key: what the files depend on, as JSON can hold it; another key is another path.
+    """
+    return paths.cache_folder(kind) / files.sha256_of_text(json.dumps(key))[:32]
 
 
 def cached_sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 import yaml
+from typer.exceptions import TyperException
 
 from lwa_helpers.config import PROFILES
 from lwa_helpers.errors import LwaError
@@ -45,10 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("lwa: interrupted; finished notebooks keep their results", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:
-        if not hasattr(error, "exit_code"):  # all errors of usage have one, whichever click typer stands on
-            raise
-        error.show()  # type: ignore[attr-defined]
+    except TyperException as error:
+        error.show()  # type: ignore[attr-defined]  # all that parsing raises can be shown; the public base class is silent on it
         return error.exit_code
 
 

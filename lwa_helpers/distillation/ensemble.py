@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lwa_helpers import files, paths
+from lwa_helpers import files
+from lwa_helpers.assets import cache_entry
 from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs, output_arrays
 from lwa_helpers.errors import LwaError
@@ -137,7 +137,7 @@ def ensemble_outputs(
         calibration: scale and weight of "teacher" and of each of the recommenders.
     """
     key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in ("teacher", *systems)}]
-    directory = paths.cache_folder("teacher_outputs") / files.sha256_of_text(json.dumps(key))[:32]
+    directory = cache_entry("teacher_outputs", key)
     with tempfile.TemporaryDirectory() as folder:
         parts = [
             recommender_outputs(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)

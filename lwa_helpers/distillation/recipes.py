@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from lwa_helpers import files, paths
+from lwa_helpers.assets import cache_entry
 from lwa_helpers.config import AblationConfig, DistillationConfig
 from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation.ensemble import ensemble_outputs
@@ -151,7 +150,7 @@ class Distillation:
             self.seed,
             self.section.model_dump(mode="json"),
         ]
-        return paths.cache_folder("checkpoints") / files.sha256_of_text(json.dumps(key))[:32]
+        return cache_entry("checkpoints", key)
 
     def student(self, n_layers: int, logs: Path | None = None) -> tuple[LanguageModel, DistillationTrainer]:
         """Return a student of `n_layers` layers, trained as the section says, and its trainer."""

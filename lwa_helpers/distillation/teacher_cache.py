@@ -17,7 +17,8 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lwa_helpers import files, paths
+from lwa_helpers import files
+from lwa_helpers.assets import cache_entry
 from lwa_helpers.config import Bf16
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.losses import counted
@@ -148,7 +149,7 @@ class TeacherOutputs:
             torch.__version__,
             transformers.__version__,
         ]
-        directory = paths.cache_folder("teacher_outputs") / files.sha256_of_text(json.dumps(key))[:32]
+        directory = cache_entry("teacher_outputs", key)
         if not directory.is_dir():
             cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
         os.utime(directory)

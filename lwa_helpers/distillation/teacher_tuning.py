@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
-from lwa_helpers import files, paths
+from lwa_helpers.assets import cache_entry
 from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, TeacherConfig
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import prompt_for
@@ -29,7 +28,7 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.models.item_tokens import title_rows, with_item_tokens
 from lwa_helpers.models.language_model import ItemTokens, LanguageModel
-from lwa_helpers.models.layers import decoder_layers
+from lwa_helpers.models.layers import decoder_layers, weight_of
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.cold_items import with_cold_rows
 from lwa_helpers.ranking.head_transfer import carry_head, label_states
@@ -177,9 +176,9 @@ def with_co_teachers(
 def start_from_shallow(task: RankingTask, shallow: LanguageModel, section: TeacherConfig, seed: int) -> None:
     """Copy the embedding and the layers of the shallow model into the task's model, and carry its head over."""
     model = task.lm.model
-    own, fitted = (cast(nn.Embedding, each.get_input_embeddings()) for each in (model, shallow.model))
+    own, fitted = (weight_of(each.get_input_embeddings()) for each in (model, shallow.model))
     with torch.no_grad():
-        own.weight.copy_(fitted.weight)
+        own.copy_(fitted)
     for layer, trained in zip(decoder_layers(model), decoder_layers(shallow.model)):
         layer.load_state_dict(trained.state_dict())
     windows = task.train_windows(section)
@@ -253,7 +252,7 @@ def checkpoints(
     """
     key: list[Any] = [m.directory.name if isinstance(m, TeacherOutputs) else weights_hash(m.model) for m in models if m]
     key += [batches_hash(loader, ("input_ids", "labels")), section.model_dump(mode="json"), seed]
-    return paths.cache_folder("checkpoints") / files.sha256_of_text(json.dumps(key))[:32]
+    return cache_entry("checkpoints", key)
 
 
 def proposal(task: RankingTask, section: TeacherConfig) -> tuple[Tensor, int] | None:
@@ -275,5 +274,5 @@ def write_cold_rows(lm: LanguageModel, data: Interactions) -> None:
     """
     assert lm.items is not None  # the tuned model has item tokens
     rows = lm.model.get_output_embeddings().weight[lm.items.tokens]
-    titles = cast(nn.Embedding, lm.model.get_input_embeddings()).weight[lm.items.tokens]
+    titles = weight_of(lm.model.get_input_embeddings())[lm.items.tokens]
     rows.copy_(torch.from_numpy(with_cold_rows(rows.cpu().numpy(), data.counts, titles.cpu().numpy())))

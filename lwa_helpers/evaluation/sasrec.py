@@ -128,8 +128,8 @@ class SASRec:
     ) -> None:  # fmt: skip
         if min(dim, layers, heads, max_length, batch_size, max_epochs, patience) < 1 or dim % heads:
             raise LwaError("SASRec needs sizes of at least 1, and dim divisible by heads")
-        self.shape: dict[str, Any] = {"max_length": max_length, "dim": dim, "layers": layers, "heads": heads}
-        self.shape["dropout"] = dropout
+        sizes = {"max_length": max_length, "dim": dim, "layers": layers, "heads": heads}
+        self.shape: dict[str, Any] = sizes | {"dropout": dropout}
         self.max_length, self.batch_size, self.seed, self.device = max_length, batch_size, seed, device
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.max_epochs, self.patience = max_epochs, patience

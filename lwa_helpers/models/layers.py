@@ -78,7 +78,8 @@ def with_layers(model, kept: list[int]):
     """Return a copy of a causal LM with only the layers `kept`, renumbered from 0."""
     config = copy.deepcopy(model.config)
     keep_settings(config, kept)
-    path = next(name for name, module in model.named_modules() if module is decoder_layers(model)) + "."
+    layers = decoder_layers(model)
+    path = next(name for name, module in model.named_modules() if module is layers) + "."
     state = {}
     for name, value in model.state_dict().items():
         if name.startswith(path):

@@ -31,3 +31,15 @@ def random_interactions(seed, users=40, n_items=9):
     rng = np.random.default_rng(seed)
     sequences = [rng.permutation(n_items)[: rng.integers(3, 8)].tolist() for _ in range(users)]
     return interactions({f"u{u}": items for u, items in enumerate(sequences)}, n_items)
+
+
+def decided_by_the_last_but_one(n_items=11):
+    """Each next item follows from the last but one, so that neither popularity nor the last item gives it away."""
+    follows = np.random.default_rng(0).permutation(n_items).tolist()
+    sequences = {}
+    for user in range(n_items**2):
+        items = [user % n_items, user // n_items]
+        while len(items) < 8 + user % 11:
+            items.append(follows[items[-2]])
+        sequences[f"u{user}"] = items
+    return interactions(sequences, n_items)

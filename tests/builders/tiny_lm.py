@@ -21,6 +21,15 @@ from lwa_helpers.models.item_tokens import with_item_tokens
 from lwa_helpers.models.language_model import ItemTokens, LanguageModel
 from lwa_helpers.ranking.task import RankingTask
 
+SMALL = {  # sizes of a config of any architecture
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "vocab_size": 340,
+}
 TITLES = [
     "Toy Story",
     "GoldenEye",

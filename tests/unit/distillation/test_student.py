@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_lm import TITLES, language_model, result
+from tiny_lm import SMALL, TITLES, language_model, result
 from transformers import Gemma3TextConfig, GPT2Config, Qwen3Config, SmolLM3Config
 
 from lwa_helpers import build_student
@@ -16,22 +16,12 @@ from lwa_helpers.models.layers import decoder_layers
 from lwa_helpers.models.loading import load_teacher
 
 TEXTS = [f"{title}\n" for title in TITLES[:5]]
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "vocab_size": 340,
-}
+DEEP = SMALL | {"num_hidden_layers": 6}
 CONFIGS = {
     "llama": None,
-    "qwen3": Qwen3Config(**SMALL, tie_word_embeddings=False),
-    "gemma3": Gemma3TextConfig(**SMALL, sliding_window=4, layer_types=["sliding_attention", "full_attention"] * 3),
-    "smollm3": SmolLM3Config(
-        **SMALL, no_rope_layers=[1, 1, 0, 1, 1, 0], bos_token_id=0, eos_token_id=0, pad_token_id=0
-    ),
+    "qwen3": Qwen3Config(**DEEP, tie_word_embeddings=False),
+    "gemma3": Gemma3TextConfig(**DEEP, sliding_window=4, layer_types=["sliding_attention", "full_attention"] * 3),
+    "smollm3": SmolLM3Config(**DEEP, no_rope_layers=[1, 1, 0, 1, 1, 0], bos_token_id=0, eos_token_id=0, pad_token_id=0),
     "gpt2": GPT2Config(n_embd=32, n_layer=6, n_head=4, vocab_size=340, n_positions=64),
 }
 

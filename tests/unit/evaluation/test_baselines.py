@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import optimize
-from tiny_interactions import frame, interactions, random_interactions
+from tiny_interactions import decided_by_the_last_but_one, frame, interactions, random_interactions
 
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.movielens import load_movielens
@@ -169,15 +169,7 @@ def test_sasrec_reads_the_newest_items_only():
 @pytest.mark.parametrize("max_length", [6, 50])
 def test_sasrec_learns_a_rule_that_order_alone_reveals(max_length):
     """The next item is decided by the last but one: neither popularity nor the last item nor the set gives it away."""
-    rng, n = np.random.default_rng(0), 11
-    follows = rng.permutation(n).tolist()
-    sequences = {}
-    for user in range(121):
-        items = [user % n, user // n]
-        while len(items) < 8 + user % 11:
-            items.append(follows[items[-2]])
-        sequences[f"u{user}"] = items
-    data = interactions(sequences, n)
+    data = decided_by_the_last_but_one()
     model = SASRec(dropout=0.0, max_length=max_length, batch_size=8, max_epochs=8).fit(data)
     asked = cases(data, "test")
     right = ranks(model, asked, exclude_seen=False) == 1

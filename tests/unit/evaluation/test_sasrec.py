@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_interactions import interactions, random_interactions
+from tiny_interactions import decided_by_the_last_but_one, random_interactions
 from torch.nn import functional as F
 
 from lwa_helpers.errors import LwaError
@@ -113,14 +113,7 @@ def test_esasrec_scores_do_not_depend_on_later_items_or_batch_mates():
 
 def test_esasrec_learns_a_rule_that_order_alone_reveals():
     """The next item is decided by the last but one."""
-    rng, n = np.random.default_rng(0), 11
-    follows, sequences = rng.permutation(n).tolist(), {}
-    for user in range(121):
-        items = [user % n, user // n]
-        while len(items) < 8 + user % 11:
-            items.append(follows[items[-2]])
-        sequences[f"u{user}"] = items
-    data = interactions(sequences, n)
+    data = decided_by_the_last_but_one()
     model = ESASRec(negatives=8, dropout=0.0, batch_size=8, max_epochs=8).fit(data)
     assert (ranks(model, cases(data, "test"), exclude_seen=False) == 1).mean() > 0.95
 

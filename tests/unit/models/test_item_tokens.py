@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_lm import READINGS, TITLES, begin_with_a_token, item_lm, language_model
+from tiny_lm import READINGS, SMALL, TITLES, begin_with_a_token, item_lm, language_model
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
@@ -48,15 +48,6 @@ ODD = [
     "<unused0>",
     "🎬",
 ]  # inside another, special, composed in two ways, names of bytes, white space
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "vocab_size": 340,
-}
 CONFIGS = {
     "llama, tied": {"tie_word_embeddings": True},
     "llama, its own head": {"tie_word_embeddings": False},

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from tiny_lm import READINGS, item_lm, language_model, section, windows
+from tiny_lm import READINGS, SMALL, item_lm, language_model, section, windows
 from transformers import Gemma3TextConfig, GPT2Config, TrainerCallback
 
 from lwa_helpers.data.windows import collate
@@ -24,15 +24,6 @@ from lwa_helpers.ranking.training import (
     window_loader,
 )
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "vocab_size": 340,
-}
 CONFIGS = {
     "llama": None,
     "gemma3": Gemma3TextConfig(**SMALL),
