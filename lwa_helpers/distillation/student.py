@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -14,7 +13,8 @@ from lwa_helpers.fisher.importance import leave_one_layer_out
 from lwa_helpers.fisher.losses import Loss, next_token_nll
 from lwa_helpers.fisher.result import FisherResult
 from lwa_helpers.models.language_model import LanguageModel
-from lwa_helpers.models.layers import decoder_layers, with_layers, without_layer
+from lwa_helpers.models.layers import decoder_layers
+from lwa_helpers.models.pruning import with_layers
 from lwa_helpers.models.vocabulary import trim_vocabulary
 
 # The selections that need scores, and what to pass as scores.
@@ -114,13 +114,12 @@ def greedy_scores(
         loss: maps model and batch to one loss per row, (B,).
         n_layers: number of layers to leave.
     """
-    batches, pruned = list(batches), copy.deepcopy(model)
-    left = list(range(len(decoder_layers(pruned))))
+    batches = list(batches)
+    left = list(range(len(decoder_layers(model))))
     scores = np.full(len(left), float(len(left) - n_layers))
     for place in range(len(left) - n_layers):
-        worst = int(leave_one_layer_out(pruned, batches, loss).argmin())
+        worst = int(leave_one_layer_out(with_layers(model, left), batches, loss).argmin())
         scores[left.pop(worst)] = place
-        without_layer(pruned, worst)
     return scores
 
 

@@ -1,8 +1,9 @@
-"""The decoder layers of any causal LM, and copies of a model with fewer of them."""
+"""The parts of any causal LM, also inside wrappers: its config, decoder layers and backbone."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,30 +11,57 @@ from transformers.initialization import no_init_weights
 
 from lwa_helpers.errors import LwaError
 
-BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in a config with an entry for each layer
+
+def unwrapped(model: Any) -> Any:
+    """Return the transformers model inside wrappers: DataParallel, torch.compile and PEFT."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the config of the language model itself.
+
+    A multimodal model keeps it inside its own config. The config of a model of text alone is returned as it is.
+    """
+    return unwrapped(model).config.get_text_config(decoder=True)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Return the decoder layers of any causal LM or wrapper around one.
 
-    They are the nn.ModuleList of modules of one type that holds the most parameters.
+    They are the nn.ModuleList of the language model (not of a vision or audio tower) that has as many entries as its
+    config has layers. Without such a config, they are the nn.ModuleList of modules of one type that holds the most
+    parameters.
 
     Raises:
         LwaError: If there is no such list.
     """
+    model = unwrapped(model)
+    n_layers = getattr(text_config(model), "num_hidden_layers", None) if hasattr(model, "config") else None
+    body = _language_model(model)
     stacks = [
         module
-        for module in model.modules()
+        for module in body.modules()
         if isinstance(module, nn.ModuleList)
         and len(module) > 0
-        and len({type(layer) for layer in module}) == 1
         and any(True for _ in module.parameters())
+        and (len(module) == n_layers if n_layers else len({type(layer) for layer in module}) == 1)
     ]
     if not stacks:
-        raise LwaError(
-            f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList of modules of one type)"
-        )
+        wanted = f"{n_layers} layers, as its config says" if n_layers else "modules of one type"
+        raise LwaError(f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList of {wanted})")
     return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+
+
+def _language_model(model: Any) -> nn.Module:
+    """Return the part of a transformers model that decodes text; the whole of any other module."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder if isinstance(decoder, nn.Module) else model
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -57,35 +85,3 @@ def filled(model_class, config, state: dict[str, torch.Tensor], original):
     student.tie_weights()
     student.generation_config = copy.deepcopy(original.generation_config)
     return student.train(original.training)
-
-
-def without_layer(model: nn.Module, index: int) -> None:
-    """Remove one decoder layer from a model, in place."""
-    layers = decoder_layers(model)
-    del layers[index]
-    keep_settings(model.config, [place for place in range(len(layers) + 1) if place != index])
-
-
-def keep_settings(config, kept: list[int]) -> None:
-    """Reduce a config to the layers `kept` and to the settings of these layers, in place."""
-    config.num_hidden_layers = len(kept)
-    for name in BY_LAYER:
-        if values := getattr(config, name, None):
-            setattr(config, name, [values[index] for index in kept])
-
-
-def with_layers(model, kept: list[int]):
-    """Return a copy of a causal LM with only the layers `kept`, renumbered from 0."""
-    config = copy.deepcopy(model.config)
-    keep_settings(config, kept)
-    layers = decoder_layers(model)
-    path = next(name for name, module in model.named_modules() if module is layers) + "."
-    state = {}
-    for name, value in model.state_dict().items():
-        if name.startswith(path):
-            index, rest = name[len(path) :].split(".", 1)
-            if int(index) not in kept:
-                continue
-            name = f"{path}{kept.index(int(index))}.{rest}"
-        state[name] = value
-    return filled(type(model), config, state, model)
