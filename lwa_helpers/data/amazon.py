@@ -14,7 +14,8 @@ from lwa_helpers.config import TITLE_LIMIT
 from lwa_helpers.data.interactions import COLUMNS, PARTS, Interactions
 from lwa_helpers.data.items import item_table
 from lwa_helpers.data.kcore import core
-from lwa_helpers.data.review_files import Repairs, find_file, warn
+from lwa_helpers.data.repairs import Repairs, warn
+from lwa_helpers.data.review_files import find_file
 from lwa_helpers.data.splits import with_part
 from lwa_helpers.data.titles import mend_title
 from lwa_helpers.errors import LwaError
@@ -22,7 +23,10 @@ from lwa_helpers.errors import LwaError
 SPLITS = ("last_out", "timestamp", "file")
 
 # Modules of this room that make the prepared files: an edit of another one leaves them as they are.
-PREPARED_BY = ("amazon", "interactions", "items", "kcore", "review_files", "splits", "textfiles", "titles")
+PREPARED_BY = (
+    *("amazon", "blocks", "csv_records", "interactions", "items", "json_lines", "kcore", "page_script", "repairs"),
+    *("review_files", "splits", "textfiles", "timestamps", "titles", "values"),
+)
 
 
 def load_amazon(
@@ -30,14 +34,22 @@ def load_amazon(
 ) -> Interactions:
     r"""Load a category from root/<category>.* and root/meta_<category>.*.
 
-    The files may end in .parquet, .jsonl, .json or .csv; all but .parquet may also be gzipped (.gz). A line of a .json
-    file may use Python's notation, as in the item files of 2014: it is read as a literal and never run.
+    The files may end in .parquet, .jsonl, .json or .csv; all but .parquet may also be gzipped (.gz). JSON has one
+    object a line; a line may use Python's notation, as in the item files of 2014: it is read as a literal and never
+    run. CSV is that of RFC 4180: a value in quotes may hold commas, line breaks and doubled quotes.
+
+    A value means the same in every format; blank is null. An id is text or a whole number, without white space around
+    it: 7, 7.0 and "7.0" are "7". A timestamp is a whole number of seconds or milliseconds from 1980 to 2099, or a
+    counter below 1e8; micro- and nanoseconds, seconds with a fraction, dates and ISO 8601 texts become milliseconds,
+    UTC where no zone is given. A rating is a number from 1 to 5, everything else is null. A title is text or a number;
+    page script, "nan", "null", true, false, lists and objects are none. A row without a value under a field's first
+    name has the one under its other name (asin for parent_asin).
 
     Repeated (user, item) pairs are dropped first (the earliest is kept, ties by file order), then the k-core filter is
     applied, then the rows are split. Users are ordered by their first line, and a user's rows by time, ties by file
-    order. Timestamps are int64 as in the source, but those in seconds in a file of milliseconds are multiplied by 1000
-    and counted. One warning names each file that needed repair. The result is kept in the cache folder; its key covers
-    the contents of the files, the parameters and the code.
+    order. Timestamps are int64, in seconds or milliseconds as in the source; those in seconds in a file of milliseconds
+    are multiplied by 1000. Every repair is counted, and one warning names each file that needed any. The result is kept
+    in the cache folder; its key covers the contents of the files, the parameters and the code.
 
     Args:
         root: the folder that holds the files.
@@ -50,7 +62,7 @@ def load_amazon(
 
     Returns:
         The interactions and items. `report` counts rows, users, items and interactions before and after the k-core
-        filter, and every repair.
+        filter, and every repair; `warnings` holds the warnings.
 
     Raises:
         LwaError: if split or k is invalid, or a file cannot be read; the message names the file and the fix.
@@ -74,14 +86,15 @@ def load_amazon(
             temporary.mkdir()
             _prepare(reviews, meta, 0 if split == "file" else k, split, title_limit, temporary)
     notes = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    for file, found in ((reviews, notes["reviews"]), (meta, notes["meta"])):
-        warn(Repairs(file, **found).message())
+    told = [Repairs(file, **notes[name]).message() for name, file in (("reviews", reviews), ("meta", meta))]
     if meta is None:
-        warn(f"{root} holds no meta_{category} file: all {notes['report']['items']} items are without title")
+        told.append(f"{root} holds no meta_{category} file: all {notes['report']['items']} items are without title")
+    told = [message for message in told if message]
+    warn(told)
     parts = {part: pd.read_parquet(folder / f"{part}.parquet") for part in PARTS}
     items = pd.read_parquet(folder / "items.parquet")
     items["title"] = items.title.astype(object).where(items.title.notna(), None)
-    return Interactions(name=category, items=items, report=notes["report"], title_limit=title_limit, **parts)
+    return Interactions(category, items=items, report=notes["report"], title_limit=title_limit, warnings=told, **parts)
 
 
 def _review_file(root: Path, category: str) -> Path:

@@ -33,6 +33,7 @@ class Interactions:
             none), and whatever else the source has.
         report: counts of what loading found and repaired.
         title_limit: maximum length of a title, in characters.
+        warnings: what loading warned of, one message a file: its name, what was wrong, how often, and where first.
 
     Raises:
         LwaError: if a column is missing, or an item is listed twice or interacted with but not in `items`.
@@ -51,6 +52,7 @@ class Interactions:
     items: pd.DataFrame
     report: dict[str, int] = field(default_factory=dict)
     title_limit: int = TITLE_LIMIT
+    warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for part in PARTS:

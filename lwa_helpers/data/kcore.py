@@ -14,8 +14,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from lwa_helpers.data.review_files import REVIEW_FIELDS, Repairs, read_table
+from lwa_helpers.data.repairs import Repairs
+from lwa_helpers.data.review_files import REVIEW_FIELDS, read_table
 from lwa_helpers.data.splits import CLOCK, MILLISECONDS, core_rows, earliest
+from lwa_helpers.data.timestamps import read_times
+from lwa_helpers.data.values import identifiers, read_numbers
 from lwa_helpers.errors import LwaError
 
 T = TypeVar("T")
@@ -128,7 +131,7 @@ def _scatter(
                     writers[piece] = stack.enter_context(pa.ipc.new_stream(file, table.schema))
                 writers[piece].write_table(table)
     if not counts.pop("usable_rows"):
-        raise LwaError(f"{repairs.message()} - no usable row is left: fetch the file again")
+        raise LwaError(repairs.nothing_left("row"))
     return newest, users.ids(), items.ids()
 
 
@@ -151,43 +154,23 @@ def _by_user(frame: pl.DataFrame, pieces: int) -> Iterator[tuple[int, pl.DataFra
 
 def _typed(block: pl.DataFrame, repairs: Repairs) -> pl.DataFrame:
     """Type the columns and count bad values: rows without id or time are dropped, bad ratings become null."""
-    if "rating" not in block.columns:
-        block = block.with_columns(rating=pl.lit(None, pl.Float64))
-    texts = [name for name in ("rating", "timestamp") if block.schema[name] == pl.String]
-    block = block.with_columns(pl.col(texts).str.strip_chars())
-    frame = block.with_columns(
-        pl.col("user_id", "parent_asin").cast(pl.String),
-        pl.col("rating").cast(pl.Float64, strict=False).fill_nan(None),
-        _whole_number(block.schema["timestamp"]),
-        given=pl.col("rating").is_not_null(),
-    )
-    value = pl.col("rating")
-    ids = pl.all_horizontal(pl.col("user_id", "parent_asin").fill_null("") != "")
-    timed = pl.col("timestamp").is_not_null()
+    users, items = identifiers(block["user_id"]), identifiers(block["parent_asin"])
+    times, odd_times = read_times(block["timestamp"])
+    given = block["rating"] if "rating" in block.columns else pl.Series([None] * block.height, dtype=pl.Float64)
+    rating, rated = read_numbers(given)
+    ids, timed, in_range = users.is_not_null() & items.is_not_null(), times.is_not_null(), rating.is_between(1, 5)
     wrong = {
         "rows_without_ids": ~ids,
-        "rows_without_time": ids & ~timed,
-        "unreadable_ratings": ids & timed & pl.col("given") & value.is_null(),
-        "ratings_out_of_range": ids & timed & ~value.is_between(1, 5),
+        "rows_without_time": ids & ~timed & ~odd_times["times_out_of_range"],
+        **{problem: ids & rows for problem, rows in odd_times.items()},
+        "unreadable_ratings": ids & timed & rated & rating.is_null(),
+        "ratings_out_of_range": ids & timed & ~in_range,
     }
-    bad = frame.filter(pl.any_horizontal(wrong.values()))
     for problem, rows in wrong.items():
-        repairs.add(problem, bad.filter(rows)["line"])
-    if bad.height:
-        frame = frame.filter(ids & timed).with_columns(rating=pl.when(value.is_between(1, 5)).then(value))
-    return frame.drop("given")
-
-
-def _whole_number(dtype: pl.DataType) -> pl.Expr:
-    """Return the timestamp as int64: dates become milliseconds, "5.0" becomes 5, and 5.5 becomes null."""
-    time = pl.col("timestamp")
-    if dtype.is_temporal():
-        return time.cast(pl.Datetime("ms")).cast(pl.Int64)
-    if dtype.is_integer():
-        return time.cast(pl.Int64, strict=False)
-    number = time.cast(pl.Float64, strict=False)
-    exact = time.cast(pl.Int64, strict=False)
-    return pl.when(number == number.floor()).then(pl.coalesce(exact, number.cast(pl.Int64, strict=False)))
+        repairs.add(problem, block["line"].filter(rows))
+    rating = rating.set(~in_range, None)
+    typed = pl.DataFrame([users, items, rating.alias("rating"), times.alias("timestamp")])
+    return typed.with_columns(block.select(pl.col("^split$"), "line")).filter(ids & timed)
 
 
 def _one_clock(frame: pl.DataFrame, newest: int, repairs: Repairs) -> pl.DataFrame:

@@ -1,24 +1,25 @@
-"""Read review and item files in blocks. Broken content is counted, never dropped silently."""
+"""Find review and item files and read them in blocks under our names. Broken content is counted, never dropped."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import re
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lwa_helpers.data.textfiles import text_frames
+from lwa_helpers.data.repairs import Repairs
+from lwa_helpers.data.textfiles import Check, text_frames
+from lwa_helpers.data.values import text_of
 from lwa_helpers.errors import LwaError
 
 Fields = Mapping[str, tuple[str, ...]]
-Resolve = Callable[[Iterable[str]], dict[str, str]]
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 REVIEW_FIELDS: Fields = {
@@ -35,50 +36,9 @@ ITEM_FIELDS: Fields = {
     "main_category": ("main_category", "main_cat"),
     "price": ("price",),
 }
-PROBLEMS = {
-    "broken_lines": "broken lines, skipped",
-    "lines_not_utf8": "lines that are not UTF-8, the unreadable characters replaced",
-    "rows_without_ids": "rows without user or item, skipped",
-    "rows_without_time": "rows without a whole-number timestamp, skipped",
-    "unreadable_ratings": "ratings that are not numbers, set to null",
-    "ratings_out_of_range": "ratings outside 1 to 5, set to null",
-    "seconds_to_ms": "timestamps in seconds among milliseconds, multiplied by 1000",
-    "repeated_metadata": "repeated descriptions of an item, the first one with a title kept",
-}
 PARQUET_ROWS = 1 << 17
-PARQUET_TYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date, pl.Datetime, pl.Null)
-
-
-@dataclass
-class Repairs:
-    """What was wrong in one file.
-
-    Attributes:
-        file: the file, or None if there is none.
-        counts: how often each problem occurred.
-        first: the line of each problem's first occurrence (in a parquet file the row), counted from 1.
-    """
-
-    file: Path | None
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, int] = field(default_factory=dict)
-
-    def add(self, problem: str, lines: Iterable[int]) -> None:
-        """Count one occurrence of a problem for each line number."""
-        for line in lines:
-            self.counts[problem] = self.counts.get(problem, 0) + 1
-            self.first[problem] = min(line, self.first.get(problem, line))
-
-    def message(self) -> str:
-        """Return everything that was repaired in the file as one sentence, or "" if nothing was."""
-        found = [f"{n} {PROBLEMS[problem]} (first: line {self.first[problem]})" for problem, n in self.counts.items()]
-        return f"{self.file}: {'; '.join(found)}" if found else ""
-
-
-def warn(message: str) -> None:
-    """Show a message as a warning, unless it is empty."""
-    if message:
-        warnings.warn(message, UserWarning, stacklevel=3)
+PLAIN = (pl.String, pl.Categorical, pl.Enum, pl.Date, pl.Datetime, pl.Null)
+UNREADABLE = (pl.Binary, pl.Duration, pl.Time, pl.Object)
 
 
 def find_file(root: Path, category: str, prefix: str = "") -> Path | None:
@@ -98,7 +58,8 @@ def find_file(root: Path, category: str, prefix: str = "") -> Path | None:
 def read_table(path: Path, fields: Fields, needed: set[str], repairs: Repairs) -> Iterator[pl.DataFrame]:
     """Read a file block by block.
 
-    Text formats give strings, or numbers where a whole block holds numbers; typing is a later step.
+    Text formats give texts, or numbers where a whole block holds numbers; typing is a later step. A row without a value
+    under the first name of a field has the value under the next one.
 
     Args:
         path: the file.
@@ -112,47 +73,78 @@ def read_table(path: Path, fields: Fields, needed: set[str], repairs: Repairs) -
     Raises:
         LwaError: if the file is empty, truncated or unreadable, or lacks a column of `needed` under all its names.
     """
-    parquet = path.suffix == ".parquet"
+    wanted = [name for names in fields.values() for name in names]
+    check = partial(_check_columns, path, fields, needed)
     rows = 0
     try:
-        for frame in (_parquet_frames if parquet else text_frames)(path, _resolver(path, fields, needed), repairs):
+        if path.suffix == ".parquet":
+            frames = _parquet_frames(path, wanted, check)
+        else:
+            frames = text_frames(path, wanted, check, repairs)
+        for frame in frames:
             rows += frame.height
-            yield frame
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            yield _under_our_names(frame, fields, needed)
+    except gzip.BadGzipFile as error:
+        fix = "take .gz off its name if it is plain, or fetch it again"
+        raise LwaError(f"{path} is damaged or not gzipped ({error}): {fix}") from None
+    except (EOFError, zlib.error) as error:
         raise LwaError(f"{path} is damaged or cut short ({error}): fetch it again") from None
     except pa.ArrowException as error:
         raise LwaError(f"{path} is not a whole parquet file ({error}): fetch it again") from None
     if not rows:
-        raise LwaError(f"{repairs.message() or path} - no usable line is left: fetch the file again")
+        raise LwaError(repairs.nothing_left("line"))
 
 
-def _resolver(path: Path, fields: Fields, needed: set[str]) -> Resolve:
-    """Return a function that maps a file's column names to ours. The first name of a field that the file has wins."""
-
-    def resolve(names: Iterable[str]) -> dict[str, str]:
-        columns = list(names)
-        found = {name: next((n for n in known if n in columns), None) for name, known in fields.items()}
-        missing = [" or ".join(fields[name]) for name in fields if name in needed and not found[name]]
-        if missing:
-            hint = f" (a csv starts with a line of column names, such as {','.join(fields)})"
-            if ".csv" not in path.suffixes:
-                hint = "" if columns else " (each line must be one JSON object, in UTF-8)"
-            there = ", ".join(columns[:20]) or "none"
-            raise LwaError(f"{path} lacks the column {', '.join(missing)}; it has: {there}{hint}")
-        return {theirs: ours for ours, theirs in found.items() if theirs}
-
-    return resolve
+def _check_columns(path: Path, fields: Fields, needed: set[str], columns: list[str], rule: str) -> None:
+    """Raise LwaError unless each needed field is among the columns, and no column of ours is there twice."""
+    ours = {name for names in fields.values() for name in names}
+    if twice := [name for name in columns if name in ours and columns.count(name) > 1]:
+        raise LwaError(f"{path} has several columns named {twice[0]}: keep one of them")
+    missing = [" or ".join(names) for name, names in fields.items() if name in needed and not set(names) & set(columns)]
+    if missing:
+        there = ", ".join(columns[:20]) or "none"
+        raise LwaError(f"{path} lacks the column {', '.join(missing)}; it has: {there}{rule and f' ({rule})'}")
 
 
-def _parquet_frames(path: Path, resolve: Resolve, repairs: Repairs) -> Iterator[pl.DataFrame]:
+def _under_our_names(frame: pl.DataFrame, fields: Fields, needed: Iterable[str]) -> pl.DataFrame:
+    """Put the first value of each row in place of the columns that are names of one field. An empty text is none."""
+    frame = frame.with_columns(pl.col(pl.String).replace("", None))
+    columns = []
+    for field, names in fields.items():
+        there = [frame[name] for name in names if name in frame.columns]
+        if not there and field in needed:
+            there = [pl.Series([None] * frame.height, dtype=pl.String)]
+        if there:
+            columns.append(_first_value(there).alias(field))
+    return pl.DataFrame([*columns, frame["line"]])
+
+
+def _first_value(columns: list[pl.Series]) -> pl.Series:
+    """Return the first value of each row that is not null; as text if that takes columns of several types."""
+    if len(columns) == 1 or not columns[0].null_count():
+        return columns[0]
+    if len({column.dtype for column in columns}) > 1:
+        columns = [text_of(column) for column in columns]
+    return pl.select(pl.coalesce(columns)).to_series()
+
+
+def _parquet_frames(path: Path, wanted: list[str], check: Check) -> Iterator[pl.DataFrame]:
     with pq.ParquetFile(path) as file:
-        names, line = resolve(file.schema_arrow.names), 1
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(names)):
+        check(file.schema_arrow.names, "")
+        names, line = [name for name in file.schema_arrow.names if name in wanted], 1
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=names):
             frame = pl.DataFrame(pl.from_arrow(batch))
-            odd = [f"{n} ({t})" for n, t in frame.schema.items() if not (t.is_numeric() or t in PARQUET_TYPES)]
-            if odd:
+            if bad := [f"{name} ({kind})" for name, kind in frame.schema.items() if kind in UNREADABLE]:
                 raise LwaError(
-                    f"{path}: {', '.join(odd)} is neither text nor number nor date; convert the column first"
+                    f"{path}: {', '.join(bad)} is neither text nor number nor date; convert the column first"
                 )
-            yield frame.rename(names).with_columns(line=pl.int_range(line, line + frame.height, dtype=pl.Int64))
+            odd = [one for one in frame if not (one.dtype.is_numeric() or one.dtype in PLAIN)]
+            frame = frame.with_columns(_as_json(column) for column in odd)
+            yield frame.with_columns(line=pl.int_range(line, line + frame.height, dtype=pl.Int64))
             line += frame.height
+
+
+def _as_json(column: pl.Series) -> pl.Series:
+    """Return a column of lists, structures or truth values as JSON, as it would stand in a file of JSON lines."""
+    texts = [None if value is None else json.dumps(value, default=str) for value in column.to_list()]
+    return pl.Series(column.name, texts, dtype=pl.String)

@@ -147,8 +147,9 @@ def test_users_keep_the_order_of_their_first_lines_in_blocks_that_are_parsed_in_
     frame = pl.DataFrame({"user_id": users, "parent_asin": items, "rating": 5.0, "timestamp": 7})
     frame = frame.with_columns(pl.format("user number {} of many", "user_id"), pl.format("item {}", "parent_asin"))
     frame.write_csv(tmp_path / "Toys.csv")
-    with pytest.warns(UserWarning, match="no meta_Toys"):
+    with pytest.warns(UserWarning, match="no meta_Toys") as caught:
         data = load_amazon(tmp_path, "Toys", k=0)
+    assert data.warnings == [str(caught[0].message)]
     assert data.test.user_id.tolist() == frame["user_id"].unique(maintain_order=True).to_list()
     assert data.item_ids == frame["parent_asin"].unique(maintain_order=True).to_list()
 

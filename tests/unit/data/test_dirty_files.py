@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import warnings
-from datetime import timedelta
 
 import polars as pl
 import pytest
@@ -204,30 +203,16 @@ def test_a_damaged_item_file_is_an_error_that_names_it(tmp_path, case):
         load_amazon(tmp_path, "Toys", k=0)
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("rating", [5.0]), ("rating", True), ("user_id", {"id": 1}), ("user_id", b"\xff"), ("timestamp", timedelta(1)),
-     ("timestamp", b"1"), ("title", ["A"])],
-)  # fmt: skip
-def test_parquet_columns_of_a_type_that_means_nothing_are_named(tmp_path, column, value):
-    row = {"user_id": "u", "parent_asin": "a", "rating": 5.0, "timestamp": MS, "title": "A"} | {column: value}
-    frame = pl.DataFrame([row])
-    frame.drop("title").write_parquet(tmp_path / "Toys.parquet")
-    frame.select("parent_asin", "title").write_parquet(tmp_path / "meta_Toys.parquet")
-    with pytest.raises(LwaError, match=rf"Toys.parquet: {column} \(.*convert the column"):
-        load_amazon(tmp_path, "Toys", k=0)
-
-
-@pytest.mark.parametrize("first", ["u,b,5", "-", "u,b,5,1,9", 'u,b,5,"1', 'u,"b,5,1'])
+@pytest.mark.parametrize("first", ["u,b,5", "-", "u,b,5,1,9", 'u,b,5,"1" 2', 'u,b,"5,1"'])
 def test_a_broken_line_may_be_the_first_of_its_block(tmp_path, first):
     (tmp_path / "Toys.csv").write_text(f"user_id,parent_asin,rating,timestamp\n{first}\nu,a,5,{MS}\nu,c,5,{MS}\n")
-    (tmp_path / "meta_Toys.csv").write_text('parent_asin,title\na,"A in\ntwo lines"\nc,C\n')
+    (tmp_path / "meta_Toys.csv").write_text("parent_asin,title\na,A,or B\nc,C\n")
     with pytest.warns(UserWarning, match="broken lines, skipped") as caught:
         data = load_amazon(tmp_path, "Toys", k=0)
     told = [str(one.message) for one in caught]
-    assert data.targets("valid") == {"u": ["a"]} and data.targets("test") == {"u": ["c"]} and len(told) == 2
-    assert "Toys.csv: 1 broken lines, skipped (first: line 2)" in told[0]
-    assert "meta_Toys.csv: 2 broken lines, skipped (first: line 2)" in told[1] and data.titles == ["Item a", "C"]
+    assert data.targets("valid") == {"u": ["a"]} and data.targets("test") == {"u": ["c"]} and data.warnings == told
+    assert len(told) == 2 and "Toys.csv: 1 broken lines, skipped (first: line 2)" in told[0]
+    assert "meta_Toys.csv: 1 broken lines, skipped (first: line 2)" in told[1] and data.titles == ["Item a", "C"]
 
 
 def test_csv_with_broken_lines(tmp_path):
