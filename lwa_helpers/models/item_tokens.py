@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -17,9 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.language_model import ItemTokens, LanguageModel
-from lwa_helpers.models.layers import filled, weight_of
-from lwa_helpers.models.vocabulary import trim_vocabulary
+from lwa_helpers.models.language_model import ItemTokens, LanguageModel, text_rows
+from lwa_helpers.models.layers import filled, unwrapped, weight_of
+from lwa_helpers.models.vocabulary import (
+    BY_LAYER_TABLE,
+    holders,
+    modality_tokens,
+    set_vocabulary,
+    trim_vocabulary,
+    without_rowless_tokens,
+)
 
 ITEM_END = "\n"  # the text of an item's token is its title and this
 
@@ -50,21 +58,35 @@ def with_item_tokens(
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise LwaError(f"model {lm.name!r} has a head with a bias: item tokens need one without")
-    first = weight_of(model.get_input_embeddings()).shape[0]
+    first = text_rows(model)
     tokenizer = with_tokens(cut.tokenizer, titles, first)
-    config = copy.deepcopy(model.config)
-    config.vocab_size, config.tie_word_embeddings = first + len(titles), False
+    config = _config_with(model.config, first, len(titles))
     state, ends = model.state_dict(), {}
     for name, module in model.named_modules():
         if module is model.get_input_embeddings():
-            weight = weight_of(module)
-            ends[f"{name}.weight"] = torch.cat([weight.detach(), inputs.to(weight)])
+            weight = weight_of(module).detach()
+            ends[f"{name}.weight"] = torch.cat([weight[:first], inputs.to(weight), weight[first:]])
         if module is head:
             weight = weight_of(module)
             ends[f"{name}.weight"] = torch.cat([torch.zeros_like(weight), outputs.to(weight)])
+        if f"{name}.weight".endswith(BY_LAYER_TABLE):
+            weight = weight_of(module).detach()  # items have the row of tokens that have none of their own, the first
+            ends[f"{name}.weight"] = torch.cat([weight, weight[:1].expand(len(titles), -1)])
     grown = filled(type(model), config, state | ends, model)
     name = f"{lm.name}-{len(titles)}items"
     return replace(cut, name=name, model=grown, tokenizer=tokenizer, items=replace(items, first=first))
+
+
+def _config_with(config, first: int, n_items: int):
+    """Return a copy of a config with so many more tokens, and with a head of its own."""
+    config = copy.deepcopy(config)
+    set_vocabulary(config, first + n_items)
+    for holder in holders(config):
+        holder.tie_word_embeddings = False
+    for field, token in modality_tokens(config).items():
+        if token >= first:
+            setattr(config, field, token + n_items)
+    return config
 
 
 def with_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], first: int) -> PreTrainedTokenizerBase:
@@ -91,6 +113,8 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], first
 
 def title_rows(lm: LanguageModel, titles: Sequence[str]) -> Tensor:
     """Return the mean input embedding of each title's tokens, (N, d)."""
-    table = weight_of(lm.model.get_input_embeddings()).detach()
-    rows = lm.tokenizer(list(titles), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    model: Any = unwrapped(lm.model)
+    table = weight_of(model.get_input_embeddings()).detach()
+    tokenizer = without_rowless_tokens(lm.tokenizer, len(table))
+    rows = tokenizer(list(titles), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return torch.stack([table[torch.tensor(row, device=table.device)].mean(0) for row in rows])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers.errors import LwaError
+from lwa_helpers.models.layers import unwrapped, weight_of, without_runners
 
 ITEMS_FILE = "items.json"
 
@@ -85,13 +88,41 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """The token used for padding. Its value never matters, because attention is masked there."""
+        """The token used for padding, one that the model has a row for.
+
+        Its value never matters, because attention is masked there.
+        """
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in ids if i is not None)
+        rows = text_rows(self.model)
+        return next(i for i in ids if i is not None and i < rows)
 
     def save(self, directory: str | Path) -> None:
-        """Write a plain transformers checkpoint."""
-        self.model.save_pretrained(directory)
+        """Write a plain transformers checkpoint, without the wrappers of the model; adapters are merged into it.
+
+        Args:
+            directory: The folder.
+        """
+        plain(self.model).save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         if self.items:
             self.items.save(directory)
+
+
+def text_rows(model: nn.Module) -> int:
+    """Return how many tokens a model can read and write: the rows that its input embedding and its head both have.
+
+    Mllama's input embedding has more rows than its head, for images.
+    """
+    inner: Any = unwrapped(model)
+    ends = [inner.get_input_embeddings(), inner.get_output_embeddings()]
+    return min(len(weight_of(end)) for end in ends if end is not None)
+
+
+def plain(model: Any) -> Any:
+    """Return the transformers model inside wrappers; a model with PEFT adapters is copied and they are merged."""
+    model = without_runners(model)
+    if not hasattr(model, "peft_config"):
+        return model
+    from lwa_helpers.models.adapters import merged  # peft takes seconds to import
+
+    return merged(copy.deepcopy(model))

@@ -11,16 +11,27 @@ from transformers.initialization import no_init_weights
 
 from lwa_helpers.errors import LwaError
 
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "decoder_layers")  # of LongCat, whose layers count twice, and BART
+
+
+def without_runners(model: Any) -> Any:
+    """Return the model inside DataParallel, DistributedDataParallel and torch.compile, which run it and add nothing.
+
+    A PEFT model stays one, because it may compute more than its base model.
+    """
+    while isinstance(inner := _children(model).get("_orig_mod", _children(model).get("module")), nn.Module):
+        model = inner
+    return model
+
+
+def _children(model: Any) -> dict[str, Any]:
+    return getattr(model, "_modules", {})  # attributes would run the wrapper's own code: a compiled model's len() fails
+
 
 def unwrapped(model: Any) -> Any:
-    """Return the transformers model inside wrappers: DataParallel, torch.compile and PEFT."""
-    while True:
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if inner is None and hasattr(model, "get_base_model"):
-            inner = model.get_base_model()
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    """Return the transformers model inside wrappers: those of without_runners, and PEFT."""
+    model = without_runners(model)
+    return unwrapped(model.get_base_model()) if hasattr(model, "get_base_model") else model
 
 
 def text_config(model: nn.Module) -> Any:
@@ -42,26 +53,33 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         LwaError: If there is no such list.
     """
     model = unwrapped(model)
-    n_layers = getattr(text_config(model), "num_hidden_layers", None) if hasattr(model, "config") else None
-    body = _language_model(model)
+    counts = layer_counts(text_config(model)) if hasattr(model, "config") else set()
     stacks = [
         module
-        for module in body.modules()
+        for module in _language_model(model).modules()
         if isinstance(module, nn.ModuleList)
         and len(module) > 0
         and any(True for _ in module.parameters())
-        and (len(module) == n_layers if n_layers else len({type(layer) for layer in module}) == 1)
+        and (len(module) in counts if counts else len({type(layer) for layer in module}) == 1)
     ]
     if not stacks:
-        wanted = f"{n_layers} layers, as its config says" if n_layers else "modules of one type"
+        wanted = f"{max(counts)} layers, as its config says" if counts else "modules of one type"
         raise LwaError(f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList of {wanted})")
     return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+
+
+def layer_counts(config: Any) -> set[int]:
+    """Return what the config of a language model may mean by its number of decoder layers."""
+    counts = (getattr(config, name, None) for name in LAYER_COUNTS)
+    return {count for count in counts if isinstance(count, int)}
 
 
 def _language_model(model: Any) -> nn.Module:
     """Return the part of a transformers model that decodes text; the whole of any other module."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return decoder if isinstance(decoder, nn.Module) else model
+    if not isinstance(decoder, nn.Module) or decoder is model.get_output_embeddings():  # ModernBERT calls its head so
+        return model
+    return decoder
 
 
 def backbone(model: nn.Module) -> nn.Module:

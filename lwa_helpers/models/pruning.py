@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.layers import decoder_layers, filled, unwrapped
+from lwa_helpers.models.language_model import plain
+from lwa_helpers.models.layers import LAYER_COUNTS, decoder_layers, filled
 
 LAYER_INDICES = (
     "mlp_only_layers",
@@ -38,7 +39,7 @@ def with_layers(model: nn.Module, kept: Sequence[int]) -> nn.Module:
     Raises:
         LwaError: If no config of this architecture describes the copy, or the copy computes something else.
     """
-    model = _merged(model)
+    model = plain(model)
     try:
         pruned = _copied(model, kept)
         problem = _different_setting(model, pruned, kept) or _different_logits(model, pruned, kept)
@@ -53,17 +54,10 @@ def with_layers(model: nn.Module, kept: Sequence[int]) -> nn.Module:
     return pruned
 
 
-def _merged(model: Any) -> nn.Module:
-    """Return the transformers model itself, with the adapters of a PEFT model merged into a copy of it."""
-    if hasattr(model, "merge_and_unload"):
-        return copy.deepcopy(model).merge_and_unload()
-    return unwrapped(model)
-
-
 def _copied(model: Any, kept: Sequence[int]) -> nn.Module:
     config = copy.deepcopy(model.config)
-    _keep_settings(config.get_text_config(decoder=True), kept)
     layers = decoder_layers(model)
+    _keep_settings(config.get_text_config(decoder=True), len(layers), kept)
     paths = [f"{name}." for name, module in model.named_modules(remove_duplicate=False) if module is layers]
     state = {}
     for name, value in model.state_dict().items():
@@ -77,9 +71,11 @@ def _copied(model: Any, kept: Sequence[int]) -> nn.Module:
     return filled(type(model), config, state, model)
 
 
-def _keep_settings(config: Any, kept: Sequence[int]) -> None:
-    """Reduce a config to the layers `kept`, in place: their number, and every setting that goes by a layer's index."""
-    whole = config.num_hidden_layers
+def _keep_settings(config: Any, whole: int, kept: Sequence[int]) -> None:
+    """Reduce a config of `whole` layers to the layers `kept`, in place.
+
+    These are their number, and every setting that goes by a layer's index.
+    """
     _make_periods_explicit(config, whole)
     for name, value in list(vars(config).items()):
         if name in LAYER_INDICES and isinstance(value, (list, tuple)):
@@ -93,7 +89,9 @@ def _keep_settings(config: Any, kept: Sequence[int]) -> None:
         else:
             continue
         setattr(config, name, new)
-    config.num_hidden_layers = len(kept)
+    for name in LAYER_COUNTS:
+        if getattr(config, name, None) == whole:
+            setattr(config, name, len(kept))
     if hasattr(config, "attention_types"):  # GPT-Neo says twice which layer attends how
         config.attention_types = [[list(config.attention_layers), 1]]
 

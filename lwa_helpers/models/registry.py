@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from lwa_helpers.config import read_yaml
 from lwa_helpers.errors import LwaError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")  # a commit, because a branch or tag may move
+_SERVED = re.compile(r"(?!.*\.\.)\w[\w.:/@+-]*", re.ASCII)
 
 
 class ModelSpec(BaseModel):
@@ -30,6 +31,8 @@ class ModelSpec(BaseModel):
         prompt: How a local model is asked to write: "chat" (by its tokenizer's template) or "plain". None is "chat"
             where the tokenizer has a template, else "plain".
         think: Ollama's setting of that name.
+        num_predict: Ollama's setting of that name: the most tokens of an answer, with the thinking before it. None
+            allows what the longest answer needs, and 2048 more if the model thinks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +43,7 @@ class ModelSpec(BaseModel):
     licence: str | None = None
     prompt: Literal["chat", "plain"] | None = None
     think: bool | Literal["low", "medium", "high"] | None = None
+    num_predict: PositiveInt | None = None
 
 
 def registry() -> dict[str, ModelSpec]:
@@ -61,11 +65,69 @@ def _entry(name: str, fields: Any) -> ModelSpec:
             f"model_config.yaml: entry {name!r} needs id: owner/name and a pinned revision (a commit's 40 digits), "
             f"has {spec.id!r} at {spec.revision!r}"
         )
+    if spec.backend == "ollama" and not may_be_served(spec.id):
+        raise LwaError(f"model_config.yaml: entry {name!r}: id {spec.id!r} is not the name of a model of Ollama")
     return spec
 
 
+def may_be_served(name: str) -> bool:
+    """Return whether a name may be that of a model of Ollama, such as qwen3, llama3.1:8b or hf.co/user/repo:Q4."""
+    return len(name) < 400 and bool(_SERVED.fullmatch(name))
+
+
+def full_name(name: str) -> str:
+    """Return the name of a model of Ollama with its tag, by default `latest`."""
+    return name if ":" in name.rsplit("/")[-1] else f"{name}:latest"
+
+
+def find_spec(name: str) -> ModelSpec | None:
+    """Return the entry of a registered name, a new one for an existing directory or a .gguf file, else None.
+
+    An entry of a model of Ollama is found with and without the tag `latest`.
+
+    Args:
+        name: A name or a path.
+    """
+    known = registry()
+    if name in known:
+        return known[name]
+    path = _expanded(name)
+    if name.strip() and (path.suffix == ".gguf" or _is_directory(path)):
+        return ModelSpec(name=path.stem, backend="path", id=str(path))
+    served = (spec for spec in known.values() if spec.backend == "ollama")
+    return next((spec for spec in served if full_name(spec.name) == full_name(name)), None)
+
+
+def _expanded(name: str) -> Path:
+    """Return the path that a name may be, with ~ as the user's home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(name)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # the name is too long for a file
+        return False
+
+
+def unknown(name: str, also: str = "") -> str:
+    """Return the message that a name stands for no model.
+
+    Args:
+        name: The name.
+        also: What else it is not.
+    """
+    return (
+        f"unknown model {name[:200]!r}: neither a registered name ({', '.join(registry())}) nor a directory or .gguf "
+        f"file{also}"
+    )
+
+
 def model_spec(name: str) -> ModelSpec:
-    """Return the entry of a registered name, or a new one for an existing directory or a .gguf file.
+    """Return what find_spec does.
 
     Args:
         name: A registered name or a path.
@@ -73,12 +135,7 @@ def model_spec(name: str) -> ModelSpec:
     Raises:
         LwaError: If the model is unknown. The message lists the known names.
     """
-    known = registry()
-    if name in known:
-        return known[name]
-    path = Path(name)
-    if path.suffix == ".gguf" or path.is_dir():
-        return ModelSpec(name=path.stem, backend="path", id=str(path))
-    raise LwaError(
-        f"unknown model {name!r}: neither a registered name ({', '.join(known)}) nor a directory or .gguf file"
-    )
+    spec = find_spec(name)
+    if spec is None:
+        raise LwaError(unknown(name))
+    return spec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 import torch
@@ -12,9 +13,11 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.language_model import LanguageModel
-from lwa_helpers.models.layers import filled, weight_of
+from lwa_helpers.models.language_model import LanguageModel, plain, text_rows
+from lwa_helpers.models.layers import filled
 
+BY_LAYER_TABLE = "embed_tokens_per_layer.weight"  # Gemma 3n and 4 read each token in a table for the layers, too
+MODALITY_TOKEN = re.compile(r"(?!bos|eos|pad)\w+_token_(id|index)")
 WORDS = "words_kept"  # setting of a cut tokenizer: the words that it cuts into the same tokens as the original
 
 
@@ -31,27 +34,57 @@ def trim_vocabulary(lm: LanguageModel, texts: Iterable[str]) -> LanguageModel:
         texts: The texts that the model must read as before.
 
     Raises:
-        LwaError: If the tokenizer is not BPE, or `texts` is one text instead of several.
+        LwaError: If the tokenizer is not BPE, other tensors of the model go by the vocabulary, or `texts` is one text
+            instead of several.
     """
     if isinstance(texts, str):
         raise LwaError(f"texts must be a list of texts, not the one text {texts[:40]!r}: put it in brackets")
     texts = list(texts)
-    spec = json.loads(lm.tokenizer.backend_tokenizer.to_str())
-    if spec["model"]["type"] != "BPE":
-        raise LwaError(
-            f"model {lm.name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}"
-        )
-    rows = len(weight_of(lm.model.get_input_embeddings()))
+    model, rows, items = plain(lm.model), text_rows(lm.model), lm.items
+    full = without_rowless_tokens(lm.tokenizer, rows)
+    spec = _bpe(lm.name, full)
     # Gemma 3's tokenizer has one token more than the embedding has rows.
-    kept = {index for index in kept_tokens(lm.tokenizer, spec, texts) if index < rows}
-    items = lm.items
+    kept = {index for index in kept_tokens(full, spec, texts) if index < rows}
+    kept |= {index for index in modality_tokens(model.config).values() if 0 <= index < rows}
     old_ids = sorted(kept | set(range(items.first, items.first + len(items.ids))) if items else kept)
-    tokenizer = _renumbered(lm.tokenizer, spec, old_ids)
-    tokenizer.init_kwargs[WORDS] = sorted({word for text in texts for word in words(lm.tokenizer, text)})
+    tokenizer = _renumbered(full, spec, old_ids)
+    tokenizer.init_kwargs[WORDS] = sorted({word for text in texts for word in words(full, text)})
     items = replace(items, first=old_ids.index(items.first)) if items else None
     return replace(
-        lm, name=f"{lm.name}-{len(old_ids)}V", model=_with_rows(lm.model, old_ids), tokenizer=tokenizer, items=items
+        lm, name=f"{lm.name}-{len(old_ids)}V", model=_with_rows(model, old_ids), tokenizer=tokenizer, items=items
     )
+
+
+def _bpe(name: str, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Return what the tokenizers library writes of a BPE tokenizer.
+
+    Raises:
+        LwaError: If the tokenizer is of another kind.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers written in Python have none
+    spec = json.loads(backend.to_str()) if backend else {"model": {"type": type(tokenizer).__name__}}
+    if spec["model"]["type"] != "BPE":
+        raise LwaError(
+            f"model {name!r}: vocabulary trimming needs a BPE tokenizer, this one is {spec['model']['type']}"
+        )
+    return spec
+
+
+def without_rowless_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that reads no text as an added token that the model has no row for.
+
+    Special tokens are not read in texts, so a tokenizer whose only rowless tokens are special is returned as it is.
+
+    Args:
+        tokenizer: The tokenizer.
+        rows: Number of tokens that the model has rows for.
+    """
+    added, backend = tokenizer.added_tokens_decoder, getattr(tokenizer, "backend_tokenizer", None)
+    if not backend or not any(index >= rows and not token.special for index, token in added.items()):
+        return tokenizer
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < rows]
+    return _rebuilt(tokenizer, spec, range(rows))
 
 
 def words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
@@ -95,6 +128,7 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, spec: dict, texts: Iterable[
         parts.setdefault(left + right, set()).update((left, right))
     names = {index: token for token, index in vocabulary.items()}
     kept = {token["id"] for token in spec["added_tokens"] if token["special"]}
+    kept.update(vocabulary[token] for token in tokenizer.all_special_tokens if token in vocabulary)
     bytes_ = [token for token in vocabulary if len(token) == 6 and token.startswith("<0x")]  # "<0x00>" to "<0xFF>"
     waiting = bytes_ or [token for token in vocabulary if len(token) == 1]
     used = _used(tokenizer, list(texts))
@@ -131,36 +165,85 @@ def _renumbered(tokenizer: PreTrainedTokenizerBase, spec: dict, old_ids: list[in
     ]
     post = spec.get("post_processor") or {}
     for part in (post, *post.get("processors", ())):
-        for token in (part.get("special_tokens") or {}).values():
+        for name, token in (part.get("special_tokens") or {}).items():
+            if not new_id.keys() >= set(token["ids"]):
+                raise LwaError(f"the tokenizer writes {name!r} into every text, and the model has no row for it")
             token["ids"] = [new_id[old] for old in token["ids"]]
+        for end in ("sep", "cls"):  # of RoBERTa's, each a token with its number
+            if end in part:
+                part[end][1] = new_id[part[end][1]]
+    return _rebuilt(tokenizer, spec, new_id)
+
+
+def _rebuilt(tokenizer: PreTrainedTokenizerBase, spec: dict, kept: Container[int]) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of a spec, with the settings of another, of whose special tokens only those kept are named."""
+    special = tokenizer.special_tokens_map
+    ids = {kind: tokenizer.convert_tokens_to_ids(token) for kind, token in special.items()}
     rebuilt = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)),
         model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
         truncation_side=tokenizer.truncation_side,
-        **tokenizer.special_tokens_map,
+        **{kind: token for kind, token in special.items() if ids[kind] in kept},
     )
     rebuilt.chat_template = getattr(tokenizer, "chat_template", None)
     return rebuilt
 
 
 def _with_rows(model, old_ids: list[int]):
-    """Return a copy of a causal LM with only these rows of its embedding and head."""
-    config = copy.deepcopy(model.config)
-    rows = model.get_input_embeddings().weight.shape[0]
-    config.vocab_size = len(old_ids)
+    """Return a copy of a causal LM with only these rows of its embedding and head.
+
+    The rows of an embedding after those that the head has too (Mllama's, for images) stay at its end.
+
+    Raises:
+        LwaError: If other tensors of the model go by the vocabulary.
+    """
+    config, rows = copy.deepcopy(model.config), text_rows(model)
+    set_vocabulary(config, len(old_ids))
     new_id = {old: new for new, old in enumerate(old_ids)}
     generation = copy.deepcopy(model.generation_config) or GenerationConfig()
-    for holder in (config, generation):
+    for holder in (*holders(config), generation):
         for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(holder, field, _mapped(getattr(holder, field, None), new_id))
-    heads = {id(p) for end in (model.get_input_embeddings(), model.get_output_embeddings()) for p in end.parameters()}
-    cut = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in heads and p.shape[0] == rows}
-    index = torch.tensor(old_ids, device=model.device)
-    state = {name: value[index] if name in cut else value for name, value in model.state_dict().items()}
-    trimmed = filled(type(model), config, state, model)
+    for field, old in modality_tokens(config).items():
+        setattr(config, field, new_id[old] if old < rows else old - rows + len(old_ids))
+    ends = {id(p) for end in (model.get_input_embeddings(), model.get_output_embeddings()) for p in end.parameters()}
+    state = model.state_dict()
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if id(p) in ends and p.shape[0] >= rows:
+            state[name] = state[name][torch.tensor([*old_ids, *range(rows, p.shape[0])], device=p.device)]
+        elif name.endswith(BY_LAYER_TABLE):
+            # A token beyond the table has its first row.
+            state[name] = state[name][torch.tensor([i if i < p.shape[0] else 0 for i in old_ids], device=p.device)]
+    try:
+        trimmed = filled(type(model), config, state, model)
+    except RuntimeError as error:  # torch lists the tensors whose shape goes by the vocabulary, too
+        reason = " ".join(str(error).split())[:200]
+        raise LwaError(f"the vocabulary of {type(model).__name__} cannot be cut: {reason}") from error
     trimmed.generation_config = generation
     return trimmed
+
+
+def holders(config) -> list:
+    """Return what holds the settings of text: a config, and the text config inside that of several modalities."""
+    inner = config.get_text_config(decoder=True)
+    return [config] if inner is config else [config, inner]
+
+
+def set_vocabulary(config, size: int) -> None:
+    """Write the number of tokens into a config, wherever a config of text or of several modalities has it."""
+    for holder in holders(config):
+        for field in ("vocab_size", "vocab_size_per_layer_input"):
+            if getattr(holder, field, None) is not None:
+                setattr(holder, field, size)
+
+
+def modality_tokens(config) -> dict[str, int]:
+    """Return the tokens that stand for images and sound in a config of several modalities, by field."""
+    if len(holders(config)) == 1:
+        return {}
+    fields = {field: value for field, value in config.to_dict().items() if MODALITY_TOKEN.fullmatch(field)}
+    return {field: value for field, value in fields.items() if isinstance(value, int)}
 
 
 def _mapped(value: int | list[int] | None, new_id: dict[int, int]) -> int | list[int] | None:

@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+import transformers
 from tiny_lm import tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -52,7 +53,7 @@ VISION = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, 
 OWN = {  # what an architecture needs beside these
     "axk1": {"head_dim": 4},
     "bamba": {"attn_layer_indices": [1, 3]},
-    "codegen": {"n_head": 4, "rotary_dim": 4},
+    "codegen": {"num_attention_heads": 4, "n_head": 4, "rotary_dim": 4},
     "deepseek_v3": {"head_dim": 4},
     "gemma3": {"vision_config": VISION | {"num_hidden_layers": 5}, "mm_tokens_per_image": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
@@ -61,9 +62,16 @@ OWN = {  # what an architecture needs beside these
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 2},
     "longcat_flash": {"head_dim": 4},
-    "mamba2": {"num_heads": 4, "head_dim": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
+    "nemotron_h": {"n_groups": 1},
     "youtu": {"head_dim": 4},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3]},
+    "zamba2": {
+        "n_mamba_heads": 4,
+        "mamba_ngroups": 1,
+        "mamba_headdim": 8,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -72,7 +80,8 @@ def kinds():
     """The model types that transformers loads as causal LMs, one for each model class."""
     found = {}
     for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        found.setdefault(str(name), kind)
+        if getattr(transformers, str(name)).config_class is CONFIG_MAPPING[kind]:
+            found.setdefault(str(name), kind)
     return sorted(found.values())
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -17,6 +20,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from lwa_helpers.models.layers import decoder_layers
 
 VOCABULARY = 50
 COMMON = {
@@ -78,3 +83,47 @@ def batch(lengths, side="right", masked=False, seed=0):
     if masked:
         labels[:, ::3] = -100
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def tiny(config, std=0.2):
+    """A model of any architecture in float64; its norms and biases are random too."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=std)
+            else:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def row_gradients(model, rows):
+    """For each row alone, without its padding: the gradients of its summed NLL by autograd, one dict for each layer.
+
+    It leaves the model as it was. The model may be in a wrapper: it is called as it is.
+    """
+    layers = [dict(layer.named_parameters()) for layer in decoder_layers(model)]
+    parameters = [p for layer in layers for p in layer.values()]
+    flags = [p.requires_grad for p in parameters]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    found = []
+    for ids, mask in zip(rows["input_ids"], rows["attention_mask"].bool()):
+        logits = model(input_ids=ids[mask][None]).logits[0, :-1]
+        loss = F.cross_entropy(logits, ids[mask][1:], reduction="sum")
+        gradients = iter(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+        found.append([{name: next(gradients) for name in layer} for layer in layers])
+    for parameter, flag in zip(parameters, flags):
+        parameter.requires_grad_(flag)
+    for module, training in modes.items():
+        module.training = training
+    return found
+
+
+def row_traces(model, rows):
+    """The traces that row_gradients gives, (rows, layers)."""
+    found = row_gradients(model, rows)
+    return np.array([[sum(g.square().sum().item() for g in layer.values()) for layer in row] for row in found])

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from jsonschema import Draft202012Validator, SchemaError
 from ollama_answers import Answer, Messages, Token, by_score, written_by
@@ -74,12 +75,17 @@ class OllamaServer:
     """Serve `models` (name with tag -> Served or its answer function) on a free port of this machine.
 
     fault: one of FAULTS, hits the next `faults` calls of generate or chat. requests: (path, body) of every call.
+    keys: the Authorization of every call; any but `Bearer <key>` is refused where `key` is set. prefix: what stands
+    before /api. instead: path -> (status, text) that is answered there. It is its own proxy: a request for another host
+    is answered too.
     """
 
     def __init__(self, models: dict[str, Served | Answer], version: str = "0.12.6") -> None:
         self.models = {name: m if isinstance(m, Served) else Served(m) for name, m in models.items()}
         self.version, self.fault, self.faults, self.delay_s = version, None, 10**9, 1.0
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.keys: list[str | None] = []
+        self.key, self.prefix, self.instead = None, "", {}
         self.loaded: set[str] = set()
         self._http = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"ollama": self}))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -140,11 +146,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._route({"/api/show": self._show, "/api/generate": self._generate, "/api/chat": self._chat}, body)
 
     def _route(self, routes: dict[str, Callable[[dict[str, Any]], None]], body: dict[str, Any]) -> None:
-        self.ollama.requests.append((self.path, body))
-        if self.path not in routes:
-            return self._json({"error": "404 page not found"}, 404)
+        path, key = urlsplit(self.path).path, self.headers.get("Authorization")
+        self.ollama.requests.append((path, body))
+        self.ollama.keys.append(key)
+        if self.ollama.key and key != f"Bearer {self.ollama.key}":
+            return self._json({"error": f"unauthorized: {key}"}, 401)
+        if path in self.ollama.instead:
+            status, text = self.ollama.instead[path]
+            return self._bytes(text.encode(), status)
+        route = path.removeprefix(self.ollama.prefix)
+        if route not in routes or not path.startswith(self.ollama.prefix):
+            return self._bytes(b"404 page not found", 404)
         try:
-            routes[self.path](body)
+            routes[route](body)
         except _HttpError as error:
             self._json({"error": str(error)}, error.status)
 

@@ -19,6 +19,7 @@ from lwa_helpers.distillation.recipes import Distillation
 from lwa_helpers.fisher.result import Column, FisherResult
 from lwa_helpers.models.item_tokens import with_item_tokens
 from lwa_helpers.models.language_model import ItemTokens, LanguageModel
+from lwa_helpers.models.layers import text_config
 from lwa_helpers.ranking.task import RankingTask
 
 SMALL = {  # sizes of a config of any architecture
@@ -86,7 +87,9 @@ def item_lm(
     """A random model with a token for each title, whose rows in embedding and head are drawn with the seed too."""
     lm = lm or language_model(seed=seed, **options)
     generator = torch.Generator().manual_seed(seed)
-    inputs, outputs = (torch.randn(len(titles), lm.model.config.hidden_size, generator=generator) for _ in range(2))
+    inputs, outputs = (
+        torch.randn(len(titles), text_config(lm.model).hidden_size, generator=generator) for _ in range(2)
+    )
     ids = ids or [f"i{n}" for n in range(len(titles))]
     items = ItemTokens(ids, 0, reading, text_items if reading == "hybrid" else 0, history_items)
     texts = [] if reading == "items" else [prompt.header, *titles, *(title + prompt.separator for title in titles)]

@@ -123,6 +123,18 @@ def test_a_first_token_is_renumbered():
     assert same_tokens(full, cut, TEXTS[:1]) and cut.tokenizer("Toy")["input_ids"][0] == cut.tokenizer.bos_token_id
 
 
+def test_the_tokens_that_the_config_names_are_renumbered_once():
+    full = begin_with_a_token(language_model())
+    full.model.config.bos_token_id = full.model.generation_config.bos_token_id = full.tokenizer.bos_token_id
+    full.model.config.eos_token_id = [0, full.tokenizer("Toy")["input_ids"][1]]
+    cut = trim_vocabulary(full, TEXTS[:1])
+    toy = cut.tokenizer("Toy")["input_ids"][1]
+    assert toy < full.model.config.eos_token_id[1] and cut.tokenizer.bos_token_id < full.tokenizer.bos_token_id
+    config = cut.model.config
+    assert config.bos_token_id == cut.model.generation_config.bos_token_id == cut.tokenizer.bos_token_id
+    assert config.eos_token_id == [0, toy] and config.pad_token_id == 0
+
+
 def test_a_cut_tokenizer_pads_and_truncates_where_the_full_one_does():
     full = language_model()
     full.tokenizer.padding_side = full.tokenizer.truncation_side = "left"
