@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher.hooks import restored
+from lwa_helpers.fisher.hooks import backward
 from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.measuring import measuring, read, refuse_detached
 from lwa_helpers.models.layers import decoder_layers
 
 
@@ -29,25 +28,20 @@ def squared_batch_gradient(
 
     Returns:
         The mean of each decoder layer, (L,).
-
-    Raises:
-        LwaError: If the dataset is empty.
     """
     loss = loss or next_token_nll
     parameters = [list(layer.parameters()) for layer in decoder_layers(model)]
     batches = []
-    with restored(model), torch.enable_grad():
-        model.requires_grad_(False)
+    with measuring(model) as inner:
         for parameter in (p for group in parameters for p in group):
             parameter.requires_grad_(True)
-        device = next(model.parameters()).device
-        for batch in dataset:
+        for index, batch in enumerate(read(inner, dataset, loss)):
             model.zero_grad(set_to_none=True)
-            loss(model, {name: value.to(device) for name, value in batch.items()}).mean().backward()
+            losses = loss(inner, batch)
+            backward(losses.mean())
             norms = [
                 [p.grad.double().square().sum().item() for p in group if p.grad is not None] for group in parameters
             ]
+            refuse_detached(any(norms), batch, losses, index)
             batches.append([sum(group) for group in norms])
-    if not batches:
-        raise LwaError("the dataset gave no batch: a generator can be read only once")
     return np.mean(batches, axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,8 +22,11 @@ from tqdm import tqdm
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.collect import TraceCollector
 from lwa_helpers.fisher.convergence import SMALLEST, split_half_spearman
-from lwa_helpers.fisher.hooks import Float32Attention, Taps, restored
+from lwa_helpers.fisher.heads import find_heads
+from lwa_helpers.fisher.hooks import Float32Attention
 from lwa_helpers.fisher.losses import Batch, Loss, next_token_nll
+from lwa_helpers.fisher.measuring import measuring, moved, n_rows
+from lwa_helpers.fisher.passes import Passes
 from lwa_helpers.fisher.progress import (
     TracesByBatch,
     collect_sums,
@@ -47,9 +50,11 @@ LOG = logging.getLogger(__name__)
 class FisherInformationCalculator:
     """Compute F_l = mean over examples of || d(summed NLL of the example) / d theta_l ||^2 for each decoder layer l.
 
-    An example is one row of a batch. theta_l is every parameter of layer l, trainable or frozen. Embeddings, the final
-    norm and heads do not count. The model runs in evaluation mode (no dropout, no checkpointing by transformers) and
-    comes back as it was.
+    An example is one row of a batch. theta_l is every parameter of layer l, trainable or frozen, of the base model and
+    of LoRA adapters. Embeddings, the final norm and heads do not count. The model runs in evaluation mode (no dropout,
+    no checkpointing by transformers) and comes back as it was. Of torch.compile, DataParallel and
+    DistributedDataParallel the model inside is measured, as it was written. A surrounding torch.no_grad() or
+    torch.inference_mode() does not count.
 
     Several processes (torchrun, accelerate) share the batches: each of them gets the whole dataset and computes its
     part. All return the result of a single process, up to rounding. They check stop_at only after a turn, in which each
@@ -58,7 +63,8 @@ class FisherInformationCalculator:
     Attributes:
         estimator: "empirical" takes the labels from the data. "sampled" draws them from the model by loss.sample, which
             gives the Fisher information proper.
-        granularity: "layer", "module", "head" (attention projections split by head) or "parameter" (adds the diagonal).
+        granularity: "layer", "module", "head" (attention projections split by head: see find_heads) or "parameter"
+            (adds the diagonal).
         seed: Seed of the sampled labels.
         autocast: Type with which the forward pass runs under torch.autocast.
         stop_at: Stop once the split-half Spearman of the layers' order reaches this value (0.95 is customary), and
@@ -105,8 +111,10 @@ class FisherInformationCalculator:
             The traces of every example and, with granularity "parameter", the diagonal.
 
         Raises:
-            LwaError: If `model` is no torch module or holds an unsupported module, if the loss has another shape or is
-                not finite, if the estimator "sampled" finds no loss.sample, or if the dataset is empty.
+            LwaError: If `model` is no torch module, holds an unsupported module or was made in torch.inference_mode(),
+                if the loss has another shape, is not finite or is detached from the model, if the estimator "sampled"
+                finds no loss.sample, if no attention heads are found for the granularity "head", or if the dataset is
+                empty.
         """
         if not isinstance(model, nn.Module):
             raise LwaError(
@@ -117,21 +125,22 @@ class FisherInformationCalculator:
             raise LwaError('estimator "sampled" needs loss.sample(model, batch, generator) -> batch with labels drawn')
         layers = decoder_layers(model)
         sites = find_sites(model, layers)
-        collector = TraceCollector(sites, layers, self.granularity)
-        with restored(model), torch.enable_grad():
-            model.requires_grad_(False)
-            traces = self._read(model, layers[0], dataset, loss, sites, collector)
+        with measuring(model) as inner:
+            heads = find_heads(inner, layers, sites) if self.granularity == "head" else {}
+            collector = TraceCollector(sites, len(layers), self.granularity, heads)
+            passes = Passes(inner, layers, sites, collector, loss, self._precision, partial(self._attention, inner))
+            traces = self._read(inner, dataset, loss, passes, collector)
         if self.checkpoint is not None:
             forget(self.checkpoint)
+        self._warn_of_silence(traces, collector, passes.reached)
         return self._result(traces, sites, collector)
 
     def _read(
         self,
         model: nn.Module,
-        first_layer: nn.Module,
         dataset: Iterable[Batch],
         loss: Loss,
-        sites: list[Site],
+        passes: Passes,
         collector: TraceCollector,
     ) -> np.ndarray:
         """Compute the traces of all rows; process number i modulo the number of processes computes batch i.
@@ -142,7 +151,7 @@ class FisherInformationCalculator:
         Raises:
             LwaError: If the dataset is empty.
         """
-        one_batch = partial(self._one_batch, model, first_layer, loss, sites, collector)
+        one_batch = partial(self._one_batch, model, loss, passes)
         rank, size = ranks()
         batches = enumerate(tqdm(dataset, desc="Fisher", unit="batch", disable=not self.progress or rank > 0))
         found = self._resume(batches, one_batch, collector)
@@ -155,7 +164,7 @@ class FisherInformationCalculator:
             idle = rank >= len(turn)
             traces = one_batch(batch, index, idle)
             found |= {} if idle else {index: traces}
-            seen += sum(_rows(batch, index) for index, batch in turn)
+            seen += sum(n_rows(batch, index) for index, batch in turn)
             if self.checkpoint is not None and turn[-1][0] + 1 - saved >= self.checkpoint_every:
                 saved, found = turn[-1][0] + 1, merge(found)
                 self._keep(self.checkpoint, found, collector)
@@ -172,45 +181,22 @@ class FisherInformationCalculator:
     def _one_batch(
         self,
         model: nn.Module,
-        first_layer: nn.Module,
         loss: Any,  # a Loss; for the estimator "sampled", one with loss.sample
-        sites: list[Site],
-        collector: TraceCollector,
+        passes: Passes,
         batch: Batch,
         index: int,
         idle: bool = False,
     ) -> np.ndarray:
-        """Return the traces of a batch, (rows, columns).
-
-        An idle pass adds nothing to the diagonal.
-
-        Raises:
-            LwaError: If the loss has another shape than (rows,) or is not finite.
-        """
-        rows = _rows(batch, index)
+        """Return the traces of a batch, (rows, columns); an idle pass adds nothing to the diagonal."""
         device = device_of(model)
-        batch = {name: value.to(device) for name, value in batch.items()}
+        batch = moved(batch, device, index)
         if self.estimator == "sampled":
             # A generator for each batch, so that its labels do not depend on which process draws them. The factor keeps
             # the generators of different seeds apart for the first million batches.
             generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
             with torch.no_grad(), self._precision(device):
                 batch = loss.sample(model, batch, generator)
-        collector.start(rows, device)
-        with Taps(first_layer, sites, collector.receive, rows) as taps, self._attention(model, device):
-            with self._precision(device):
-                losses = loss(model, batch)
-            if losses.shape != (rows,):
-                raise LwaError(
-                    f"the loss gave shape {tuple(losses.shape)} for batch {index}; it must be ({rows},), one per row"
-                )
-            if not losses.isfinite().all():
-                raise LwaError(
-                    f"the loss of batch {index} is not finite in row {int((~losses.isfinite()).nonzero()[0])}"
-                )
-            # The factor is 0 in an idle process: its gradients are zero and add nothing to the sums of the diagonal.
-            taps.backward(losses.sum() * (not idle))
-        return collector.finish().cpu().numpy()
+        return passes.traces(batch, index, idle)
 
     def _resume(
         self, batches: Iterator[tuple[int, Batch]], one_batch: Callable[..., np.ndarray], collector: TraceCollector
@@ -256,6 +242,13 @@ class FisherInformationCalculator:
         if ranks()[0] == 0:
             LOG.info("split-half Spearman %.3f >= %g after %d examples", rho, stop_at, len(traces))
         return True
+
+    def _warn_of_silence(self, traces: np.ndarray, collector: TraceCollector, reached: set[int]) -> None:
+        """Say that a layer's zeros mean that the loss does not depend on it."""
+        per_layer = FisherResult(traces, collector.columns, self.estimator, self.granularity).per_layer
+        silent = [str(layer) for layer in np.flatnonzero(per_layer == 0) if layer not in reached]
+        if silent and ranks()[0] == 0:
+            LOG.warning("no example's loss depends on decoder layer %s: its trace is zero", ", ".join(silent))
 
     def _result(self, traces: np.ndarray, sites: list[Site], collector: TraceCollector) -> FisherResult:
         result = FisherResult(traces, collector.columns, self.estimator, self.granularity)
@@ -303,9 +296,3 @@ def _whole(parameter: nn.Parameter) -> Tensor:
     """Return a parameter in float64, gathered from all processes when it is sharded."""
     values = parameter.detach()
     return (values.full_tensor() if isinstance(values, DTensor) else values).double()
-
-
-def _rows(batch: Mapping[str, Tensor], index: int) -> int:
-    if not isinstance(batch, Mapping) or not batch:
-        raise LwaError(f"batch {index} is {type(batch).__name__}, not a dict of tensors")
-    return len(next(iter(batch.values())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lwa_helpers.fisher.kernels import (
     by_triton,
@@ -17,7 +17,7 @@ from lwa_helpers.fisher.kernels import (
     wide,
 )
 from lwa_helpers.fisher.result import Column
-from lwa_helpers.fisher.sites import Site, device_of, head_parts, linear_size, scale_input
+from lwa_helpers.fisher.sites import Heads, Site, device_of, linear_size, scale_input
 from lwa_helpers.models.layers import weight_of
 
 
@@ -30,12 +30,14 @@ class Place:
         bias: The first column of the bias's parts.
         n_parts: Number of parts of the weight: its attention heads, or 1.
         side: What the heads slice, "input" or "output"; None without heads.
+        order: The slice of each head; None where they are in order.
     """
 
     first: int
     bias: int
     n_parts: int = 1
     side: str | None = None
+    order: tuple[int, ...] | None = None
 
 
 class TraceCollector:
@@ -45,39 +47,40 @@ class TraceCollector:
 
     Args:
         sites: All sites of the decoder layers: see find_sites.
-        layers: The decoder layers.
+        n_layers: Number of decoder layers.
         granularity: "layer", "module", "head" or "parameter": see FisherInformationCalculator.
+        heads: The heads of attention projections, for the granularity "head": see find_heads.
     """
 
-    def __init__(self, sites: list[Site], layers: nn.ModuleList, granularity: str):
+    def __init__(self, sites: list[Site], n_layers: int, granularity: str, heads: dict[Site, Heads]):
         self.columns: list[Column] = []
         if granularity == "layer":
-            counts = [sum(site.n_parameters for site in sites if site.layer == index) for index in range(len(layers))]
+            counts = [sum(site.n_parameters for site in sites if site.layer == index) for index in range(n_layers)]
             self.columns = [Column(index, "", count) for index, count in enumerate(counts)]
             self._places = {site: Place(site.layer, site.layer) for site in sites}
         else:
-            heads = {site: head_parts(site, layers[site.layer]) if granularity == "head" else None for site in sites}
-            self._places = {site: self._place(site, heads[site]) for site in sites}
+            self._places = {site: self._place(site, heads.get(site)) for site in sites}
         self.sums: dict[str, Tensor] = {}
         for site in sites if granularity == "parameter" else ():
             for name, p in site.module.named_parameters(recurse=False):
                 dtype = torch.promote_types(p.dtype, torch.float32)
                 self.sums[site.path(name)] = torch.zeros(p.shape, dtype=dtype, device=device_of(site.module))
 
-    def _place(self, site: Site, heads: tuple[str, int] | None) -> Place:
+    def _place(self, site: Site, heads: Heads | None) -> Place:
         """Append the columns of a site and return where they are."""
         first = len(self.columns)
         if heads is None:
             self.columns.append(Column(site.layer, site.name, site.n_parameters))
             return Place(first, first)
-        side, n_parts = heads
+        side, n_parts = heads.side, len(heads.order)
         bias = getattr(site.module, "bias", None)
         own_bias = 0 if bias is None or side == "input" else bias.numel()
         count = (weight_of(site.module).numel() + own_bias) // n_parts
         self.columns += [Column(site.layer, site.name, count, head) for head in range(n_parts)]
         if bias is not None and side == "input":
             self.columns.append(Column(site.layer, f"{site.name}.bias", bias.numel()))
-        return Place(first, first + n_parts if side == "input" else first, n_parts, side)
+        order = None if heads.order == tuple(range(n_parts)) else heads.order
+        return Place(first, first + n_parts if side == "input" else first, n_parts, side, order)
 
     def start(self, rows: int, device: torch.device) -> None:
         """Make room for a batch: `traces` (rows, columns), float64."""
@@ -104,19 +107,28 @@ class TraceCollector:
         elif site.kind == "scale":
             self._vector(site, "weight", place.first, gradient * scale_input(site.module, x, site.unit))
         else:
-            self._add(place.first, self._linear(site, place, x.flatten(1, -2), gradient.flatten(1, -2)))
+            traces = self._linear(site, place, x.flatten(1, -2), gradient.flatten(1, -2))
+            self._add(place.first, traces, place.order)
         if bias is not None:
-            self._vector(site, "bias", place.bias, gradient, place.n_parts if place.side == "output" else 1)
+            parts = (place.n_parts, place.order) if place.side == "output" else (1, None)
+            self._vector(site, "bias", place.bias, gradient, *parts)
 
     def _vector(
-        self, site: Site, name: str, column: int, terms: Tensor, n_parts: int = 1, divisor: Tensor | float = 1.0
+        self,
+        site: Site,
+        name: str,
+        column: int,
+        terms: Tensor,
+        n_parts: int = 1,
+        order: tuple[int, ...] | None = None,
+        divisor: Tensor | float = 1.0,
     ) -> None:
-        """Add a vector parameter, in n_parts equal slices.
+        """Add a vector parameter, in n_parts equal slices that go to the columns in `order`.
 
         The gradient of a row is the sum over tokens of `terms` (B, ..., d), divided by `divisor` (d,).
         """
         squares = (wide(terms).flatten(1, -2).sum(1) / divisor).square()
-        self._add(column, squares.double().unflatten(1, (n_parts, -1)).sum(2))
+        self._add(column, squares.double().unflatten(1, (n_parts, -1)).sum(2), order)
         if self.sums:
             self.sums[site.path(name)] += squares.sum(0)
 
@@ -151,7 +163,8 @@ class TraceCollector:
             self._input_gram = (a, pair_gram(a.to(dtype)))
         return self._input_gram[1]
 
-    def _add(self, column: int, values: Tensor) -> None:
+    def _add(self, column: int, values: Tensor, order: tuple[int, ...] | None = None) -> None:
+        values = values if order is None else values[:, list(order)]
         self.traces[:, column : column + values.shape[1]] += values.to(self.traces.device)
 
 

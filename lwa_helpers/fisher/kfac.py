@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lwa_helpers.errors import LwaError
-from lwa_helpers.fisher.hooks import Taps, restored
+from lwa_helpers.fisher.hooks import Taps
 from lwa_helpers.fisher.kernels import wide
 from lwa_helpers.fisher.losses import next_token_nll
+from lwa_helpers.fisher.measuring import measuring, read, refuse_detached
 from lwa_helpers.fisher.sites import Site, find_sites
 from lwa_helpers.models.layers import decoder_layers
 
@@ -34,33 +34,30 @@ def kfac_effective_ranks(
         layers: Only these layers, to save memory: a module takes d_in^2 + d_out^2 numbers. The default is all.
 
     Returns:
-        One row per linear module, with the columns layer, module, input_rank (of A) and gradient_rank (of S).
-
-    Raises:
-        LwaError: If the dataset is empty or a module is not supported.
+        One row per linear module, with the columns layer, module, input_rank (of A) and gradient_rank (of S): NaN where
+        no gradient arrived.
     """
-    every = decoder_layers(model)
+    every, loss = decoder_layers(model), loss or next_token_nll
     chosen = set(range(len(every))) if layers is None else set(layers)
     sites = [site for site in find_sites(model, every) if site.kind != "scale" and site.layer in chosen]
     factors: dict[Site, list[Tensor]] = {}
 
-    def receive(site: Site, x: Tensor, gradient: Tensor) -> None:
-        b = wide(gradient).flatten(0, -2)
-        used = b.any(1)
-        sides = wide(x).flatten(0, -2)[used], b[used]
-        products = [side.T @ side for side in sides]
-        factors[site] = [old + new for old, new in zip(factors[site], products)] if site in factors else products
+    def receive(site: Site, calls: list[tuple[Tensor, Tensor]]) -> None:
+        for x, gradient in calls:
+            b = wide(gradient).flatten(0, -2)
+            used = b.any(1)
+            sides = wide(x).flatten(0, -2)[used], b[used]
+            products = [side.T @ side for side in sides]
+            factors[site] = [old + new for old, new in zip(factors[site], products)] if site in factors else products
 
-    with restored(model), torch.enable_grad():
-        model.requires_grad_(False)
-        device = next(model.parameters()).device
-        for batch in dataset:
-            batch = {name: value.to(device) for name, value in batch.items()}
-            with Taps(every[0], sites, receive, len(batch["input_ids"])) as taps:
-                taps.backward((loss or next_token_nll)(model, batch).sum())
-    if not factors:
-        raise LwaError("the dataset gave no batch: a generator can be read only once")
-    rows = [(site.layer, site.name, *map(_effective_rank, factors[site])) for site in sites]
+    with measuring(model) as inner:
+        for index, batch in enumerate(read(inner, dataset, loss)):
+            with Taps(every, sites, receive) as taps:
+                losses = loss(inner, batch)
+                taps.backward(losses.sum())
+            refuse_detached(bool(taps.arrived), batch, losses, index)
+    unreached = [torch.zeros(1, 1)] * 2
+    rows = [(site.layer, site.name, *map(_effective_rank, factors.get(site, unreached))) for site in sites]
     return pd.DataFrame(rows, columns=["layer", "module", "input_rank", "gradient_rank"])
 
 

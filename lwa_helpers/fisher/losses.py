@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.kernels import wide
+from lwa_helpers.models.layers import unwrapped
 
 Batch = dict[str, Tensor]  # tensors whose first axis is the rows
 Loss = Callable[[nn.Module, Batch], Tensor]  # the summed NLL of each row, (B,)
@@ -106,7 +107,7 @@ def counted(batch: dict[str, Tensor]) -> Tensor:
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    return getattr(model, "get_output_embeddings", lambda: None)()
+    return getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
 
 
 def read_at(
@@ -126,17 +127,19 @@ def read_at(
     Returns:
         Logits (P, V) of the P kept positions, and the whole output of the call.
     """
+    inputs, order = _inputs(model, batch)
+    packed = _reordered(kept, order)
 
     def pack(_head: nn.Module, args: tuple) -> tuple:
-        return (args[0][:, :-1][kept][None],)
+        return (args[0][:, :-1][packed][None],)
 
     head = _head(model)
     if head is None:
-        out = (call or model)(**_inputs(model, batch), **options)
-        return out.logits[:, :-1][kept], out
+        out = (call or model)(**inputs, **options)
+        return out.logits[:, :-1][packed], out
     handle = head.register_forward_pre_hook(pack)
     try:
-        out = (call or model)(**_inputs(model, batch), **options)
+        out = (call or model)(**inputs, **options)
         return out.logits.flatten(0, 1), out
     finally:
         handle.remove()
@@ -157,42 +160,69 @@ def states_at(
         **options: More arguments of the model's forward.
 
     Returns:
-        States (P, d) at the P kept positions, the head, and the whole output of the model's forward. For the models
-        above, and where no position is kept, logits (P, V), the identity, and the whole output.
+        States (P, d) at the P kept positions, the head, and the whole output of the model's forward, with hidden states
+        in the order of the batch. For the models above, and where no position is kept, logits (P, V), the identity, and
+        the whole output.
     """
+    inputs, order = _inputs(model, batch)
     head = _head(model)
     if head is not None and model not in TRANSFORMING and kept.any():
         read = []
+        packed = _reordered(kept, order)
 
         def one(_head: nn.Module, args: tuple) -> tuple:
-            read.append(args[0][:, :-1][kept])
+            read.append(args[0][:, :-1][packed])
             return (read[0][None, :1],)
 
         handle = head.register_forward_pre_hook(one)
         try:
-            out = model.forward(**_inputs(model, batch), **options)
+            out = model.forward(**inputs, **options)
         finally:
             handle.remove()
         if torch.equal(out.logits.float(), head(read[0][None, :1]).float()):
-            return read[0], head, out
+            return read[0], head, _in_batch_order(out, order)
         TRANSFORMING.add(model)
     logits, out = read_at(model, batch, kept, model.forward, **options)
-    return logits, nn.Identity(), out
+    return logits, nn.Identity(), _in_batch_order(out, order)
 
 
-def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
-    """Return the model's arguments, with positions that count real tokens only, so that left padding changes nothing.
+def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor | bool], Tensor | None]:
+    """Return the model's arguments, with all padding moved to the right, and the order of the tokens if that moved any.
 
-    Padding on the right needs no mask: the real tokens of a causal model never attend to it, and attention without a
-    mask is faster.
+    Padding on the right changes nothing: the real tokens of a causal model never attend to it and are counted from 0,
+    whatever the model knows about masks and positions. So it needs no mask either, and attention without one is faster.
+
+    Args:
+        model: The causal LM, perhaps in a wrapper: its own forward tells which arguments there are.
+        batch: input_ids (B, T) and perhaps attention_mask (B, T).
+
+    Returns:
+        The arguments, and for each new position the old one, (B, T), or None.
     """
-    accepted = inspect.signature(model.forward).parameters
-    inputs: dict[str, Tensor | bool] = {"input_ids": batch["input_ids"]}
+    ids, order = batch["input_ids"], None
+    mask = batch.get("attention_mask", torch.ones_like(ids))
+    if not (mask[:, 1:] <= mask[:, :-1]).all():
+        order = mask.bool().int().argsort(dim=1, descending=True, stable=True)
+        ids = ids.gather(1, order)
+    inputs: dict[str, Tensor | bool] = {"input_ids": ids}
+    accepted = inspect.signature(unwrapped(model).forward).parameters
     if "use_cache" in accepted:
         inputs["use_cache"] = False
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    on_the_right = bool((mask[:, 1:] <= mask[:, :-1]).all())
-    inputs["attention_mask"] = torch.ones_like(mask) if on_the_right else mask
-    if "position_ids" in accepted and not on_the_right:
-        inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
-    return inputs
+    if "attention_mask" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        inputs["attention_mask"] = torch.ones_like(mask)
+    return inputs, order
+
+
+def _reordered(kept: Tensor, order: Tensor | None) -> Tensor:
+    """Return where the kept labels (B, T-1) are after the tokens were moved; their order stays."""
+    if order is None:
+        return kept
+    return F.pad(kept, (1, 0)).gather(1, order)[:, 1:]
+
+
+def _in_batch_order(out: Any, order: Tensor | None) -> Any:
+    """Move the hidden states (B, T, d) of an output back to where the batch has their tokens."""
+    if order is not None and getattr(out, "hidden_states", None) is not None:
+        back = order.argsort(dim=1)[..., None]
+        out.hidden_states = tuple(state.gather(1, back.expand_as(state)) for state in out.hidden_states)
+    return out

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
@@ -15,8 +16,6 @@ from transformers.pytorch_utils import Conv1D
 from lwa_helpers.errors import LwaError
 from lwa_helpers.models.layers import weight_of
 
-OUTPUT_SPLIT = {"q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn"}  # heads are slices of the output
-INPUT_SPLIT = {"o_proj", "out_proj", "c_proj"}  # heads are slices of the input
 SMALLEST_FACTOR = 1e-6  # a scale is divided by its factors only where all of them are larger than this
 
 
@@ -62,13 +61,26 @@ class Site:
         return sum(p.numel() for p in self.module.parameters(recurse=False))
 
 
+@dataclass(frozen=True)
+class Heads:
+    """The attention heads of a projection: equal slices of its input or output.
+
+    Attributes:
+        side: "output" of a query, key or value projection, "input" of the one that joins the heads.
+        order: Which slice each head is, counted as find_heads counts them.
+    """
+
+    side: str
+    order: tuple[int, ...]
+
+
 def find_sites(model: nn.Module, layers: Iterable[nn.Module]) -> list[Site]:
     """Return every module that owns parameters inside a model's decoder layers, in order.
 
     A module that is of an unsupported kind or shares a parameter with another module raises LwaError, which names it.
     """
     sites = [
-        _site(index, name, module)
+        _site(index, name.replace("_orig_mod.", ""), module)  # torch.compile puts this into names
         for index, layer in enumerate(layers)
         for name, module in layer.named_modules(remove_duplicate=False)
         if any(True for _ in module.parameters(recurse=False))
@@ -78,11 +90,14 @@ def find_sites(model: nn.Module, layers: Iterable[nn.Module]) -> list[Site]:
 
 
 def _site(layer: int, name: str, module: nn.Module) -> Site:
-    forward = type(module).forward
-    if forward is nn.Linear.forward:
-        return Site(layer, name, module, "linear")
-    if forward is Conv1D.forward:
-        return Site(layer, name, module, "conv1d")
+    kind = _linear_kind(module)
+    if kind is not None and (weight_of(module).ndim != 2 or not weight_of(module).numel()):
+        raise LwaError(
+            f"layer {layer}: {name} ({type(module).__name__}) has no whole weight in this process, as under "
+            "FullyShardedDataParallel or ZeRO-3: shard the model with torch.distributed.fsdp.fully_shard, or use DDP"
+        )
+    if kind is not None:
+        return Site(layer, name, module, kind)
     unit = _scale_unit(module)
     if unit is None:
         raise LwaError(
@@ -93,6 +108,29 @@ def _site(layer: int, name: str, module: nn.Module) -> Site:
     site = Site(layer, name, module, "scale", unit)
     site.divisible = _divisible(site)
     return site
+
+
+def _linear_kind(module: nn.Module) -> str | None:
+    """Return "linear" or "conv1d" for a module that is such a map of its weight and bias, None for another.
+
+    A subclass of nn.Linear with a forward pass of its own is judged by what it computes.
+    """
+    known = {nn.Linear.forward: "linear", Conv1D.forward: "conv1d"}.get(type(module).forward)
+    if known is not None or not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
+        return known
+    x, weight, bias = _random(module, (2, 3, 5), (4, 5), (4,))
+    try:
+        y = _output(module, x, weight, bias)
+        same = torch.allclose(y, F.linear(x, weight, None if module.bias is None else bias), rtol=1e-4, atol=1e-4)
+    except Exception:  # whatever its forward wants, it is no plain map of one activation, and find_sites says so
+        return None
+    return "linear" if same else None
+
+
+def _random(module: nn.Module, *shapes: Sequence[int]) -> list[Tensor]:
+    """Return random tensors on the device where a module computes, the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=generator).to(device_of(module)) for shape in shapes]
 
 
 def _divisible(site: Site) -> bool:
@@ -113,15 +151,13 @@ def _scale_unit(module: nn.Module) -> float | None:
     size = shapes.get("weight", ())
     if not set(shapes) <= {"weight", "bias"} or len(size) != 1 or shapes.get("bias", size) != size:
         return None
-    generator = torch.Generator().manual_seed(0)
-    device = device_of(module)
-    x, weight, bias = (torch.randn(*s, generator=generator).to(device) for s in ((2, 3, *size), size, size))
+    x, weight, bias = _random(module, (2, 3, *size), size, size)
     try:
         at_zero, at_one = (scale_input(module, x, unit) for unit in (0.0, 1.0))
-        y = _output(module, x, weight, bias if "bias" in shapes else None)
-    except (TypeError, RuntimeError):  # its forward takes something other than one activation
+        y = _output(module, x, weight, bias)
+        slope = at_one - at_zero
+    except Exception:  # its forward takes or gives something other than one activation, and find_sites says so
         return None
-    slope = at_one - at_zero
     if not torch.allclose(y - (bias if "bias" in shapes else 0), at_zero + slope * weight, rtol=1e-4, atol=1e-4):
         return None
     if not at_zero.any():
@@ -132,15 +168,16 @@ def _scale_unit(module: nn.Module) -> float | None:
 def scale_input(module: nn.Module, x: Tensor, unit: float) -> Tensor:
     """Return x_hat (the shape of x): the module's output when every weight is `unit` and the bias is 0."""
     weight = torch.full(weight_of(module).shape, unit, dtype=x.dtype, device=x.device)
-    return _output(module, x, weight, None if getattr(module, "bias", None) is None else torch.zeros_like(weight))
+    return _output(module, x, weight, torch.zeros_like(weight))
 
 
 @torch.no_grad()
-def _output(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _output(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return what the module's class computes with these parameters, without any hook or wrapper of the module."""
     other = copy.copy(module)
     values: dict[str, Any] = {"weight": weight, "bias": bias}  # a forward pass reads plain tensors like parameters
-    other._parameters = {name: values[name] for name in module._parameters}
+    own = module._parameters
+    other._parameters = {name: None if own[name] is None else values[name] for name in own}
     return type(module).forward(other, x)
 
 
@@ -158,29 +195,6 @@ def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
         for parameter in module.parameters(recurse=False):
             if id(module) not in modules and id(parameter) in owner:
                 raise LwaError(f"{owner[id(parameter)]} shares a parameter with {name}, outside the decoder layers")
-
-
-def head_parts(site: Site, layer: nn.Module) -> tuple[str, int] | None:
-    """Return ("output" | "input", number of heads) for an attention projection, None for any other site.
-
-    A fused projection holds its query, key and value heads one after the other.
-
-    Args:
-        site: The site.
-        layer: The decoder layer of the site.
-
-    Raises:
-        LwaError: If the attention module has no head_dim, or the projection does not split into heads of that size.
-    """
-    parent, _, leaf = site.name.rpartition(".")
-    if "attn" not in parent or leaf not in OUTPUT_SPLIT | INPUT_SPLIT or site.kind == "scale":
-        return None
-    head_dim = getattr(layer.get_submodule(parent), "head_dim", None)
-    d_in, d_out = linear_size(site)
-    side, width = ("output", d_out) if leaf in OUTPUT_SPLIT else ("input", d_in)
-    if not head_dim or width % head_dim:
-        raise LwaError(f"{site.label}: its {side} ({width}) does not split into heads of head_dim {head_dim}")
-    return side, width // head_dim
 
 
 def linear_size(site: Site) -> tuple[int, int]:
