@@ -13,9 +13,12 @@ import torch
 from lwa_helpers import files
 from lwa_helpers.assets import cache_entry
 from lwa_helpers.data.windows import Window
+from lwa_helpers.distillation.identity import FILE, check_same_items
+from lwa_helpers.distillation.output_folders import META
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs, output_arrays
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.calibration import Calibration
+from lwa_helpers.evaluation.calibration import weights as fair_weights
 from lwa_helpers.evaluation.cross_fit import CrossFitted
 
 ROWS = 1024  # positions that are fused at a time
@@ -48,7 +51,7 @@ def recommender_outputs(
         The outputs written.
 
     Raises:
-        LwaError: if `like` is of other windows or was cut to top_k.
+        LwaError: if `like` is of other windows or was cut to top_k, or the recommender scores another number of items.
     """
     histories = [(window.user_id, history) for window in windows for history in window.histories()]
     if len(histories) != int(like.starts[-1]):
@@ -62,7 +65,13 @@ def recommender_outputs(
         arrays["logits"][:] = NOTHING
         for start in range(0, len(histories), ROWS):
             users, shown = zip(*histories[start : start + ROWS])
-            arrays["logits"][start : start + ROWS, items] = scale * recommender.scores(shown, users)
+            scores = recommender.scores(shown, users)
+            if scores.shape[1] != items.stop - items.start:
+                raise LwaError(
+                    f"the recommender scores {scores.shape[1]} items, the teacher has {items.stop - items.start}: "
+                    "fit it on the teacher's catalogue"
+                )
+            arrays["logits"][start : start + ROWS, items] = scale * scores
         _copy_all_but_logits(like, folder)
     return TeacherOutputs(directory)
 
@@ -73,7 +82,7 @@ def average_outputs(
     """Write the outputs of several teachers as one: the weighted mean of their item probabilities.
 
     The hidden states are those of the first teacher. The teachers may have different tokenizers, because they share the
-    targets, which are the positions, and the items.
+    targets, which are the positions, and the items. The items must be in the same order.
 
     Args:
         outputs: the outputs of each teacher on the same windows, with all logits.
@@ -97,6 +106,8 @@ def average_outputs(
     catalogues = {own.stop - own.start for own in items}
     if len(catalogues) > 1 or not all(np.array_equal(s.starts, first.starts) for s in outputs):
         raise LwaError("the outputs to be fused must be of the same windows and the same catalogue")
+    for other in outputs[1:]:
+        check_same_items(first.identity, other.identity)
     share /= share.sum()
     with files.atomic_write(directory) as folder, output_arrays(folder, {"logits": first.logits.shape}, None) as arrays:
         arrays["logits"][:] = NOTHING
@@ -113,7 +124,8 @@ def average_outputs(
 
 def _copy_all_but_logits(outputs: TeacherOutputs, folder: Path) -> None:
     """Copy the hidden states, the window starts and the metadata."""
-    for name in ("hidden.npy", "starts.npy", "meta.json"):
+    identity = [FILE] if outputs.identity else []
+    for name in ("hidden.npy", "starts.npy", *identity, META):
         shutil.copyfile(outputs.directory / name, folder / name)
 
 
@@ -143,5 +155,5 @@ def ensemble_outputs(
             recommender_outputs(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)
             for name, system in systems.items()
         ]
-        weights = [calibration[name].weight for name in ("teacher", *systems)]
+        weights = fair_weights(calibration, ["teacher", *systems])
         return average_outputs([teacher, *parts], weights, directory, [items] * len(weights))

@@ -24,6 +24,7 @@ from lwa_helpers.distillation.student import SCORED, build_student, select_layer
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs, weights_hash
 from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.distillation.weighting import layer_map
+from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.calibration import Calibration, calibrated
 from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.evaluation.metrics import ndcg_at_k, top_k
@@ -70,7 +71,7 @@ class Distillation:
                 layer for depth in section.depths for layer in layer_map(min(depth, self.n_layers), self.n_layers)
             }
         return TeacherOutputs.cached(
-            self.teacher.model, self.ordered, sorted(layers), section.bf16, section.loss.top_k, section.loss.temperature
+            self.teacher, self.ordered, sorted(layers), section.bf16, section.loss.top_k, section.loss.temperature
         )
 
     @property
@@ -224,10 +225,14 @@ def co_taught_student(
 
     Returns:
         The student, and the calibration of the teacher and of each co-teacher on the validation part.
+
+    Raises:
+        LwaError: if the validation cases are of another catalogue than the teacher's.
     """
     section, items = distillation.section, distillation.teacher.items
     assert isinstance(section, DistillationConfig)  # an ablation has no strategy of its own
     assert items is not None  # the teacher ranks item tokens
+    check_catalogue(items.ids, valid)
     calibration = calibrations(distillation.teacher.model, co_teachers, valid)
     soft_targets = ensemble_outputs(
         distillation.teacher_outputs, distillation.windows, co_teachers, items.tokens, calibration
@@ -235,6 +240,15 @@ def co_taught_student(
     student = distillation.start(section.n_layers)
     distillation.train(student, section.strategy, soft_targets)
     return student, calibration
+
+
+def check_catalogue(items: Sequence[str], validation: RankingTask) -> None:
+    """Raise LwaError if validation cases are of another catalogue than `items`, or of another order."""
+    if list(items) != list(validation.data.item_ids):
+        raise LwaError(
+            f"the validation cases are of {validation.data.name} with {len(validation.data.item_ids)} items, the "
+            f"teacher ranks {len(items)} others or in another order: take the validation part of the teacher's dataset"
+        )
 
 
 def calibrations(

@@ -20,10 +20,14 @@ from transformers import PreTrainedModel
 from lwa_helpers import files
 from lwa_helpers.assets import cache_entry
 from lwa_helpers.config import Bf16
+from lwa_helpers.distillation.identity import Identity
+from lwa_helpers.distillation.output_folders import META, delete_old, hold
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.losses import counted
-from lwa_helpers.models.layers import decoder_layers
+from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.models.layers import decoder_layers, text_config
 from lwa_helpers.models.precision import autocast, computes_in_bf16
+from lwa_helpers.ranking.model_checks import plain_model
 from lwa_helpers.ranking.outputs import label_outputs
 
 Batches = Iterable[dict[str, Tensor]]
@@ -79,11 +83,14 @@ class TeacherOutputs:
         top_k: k of TopLogits, or None.
         temperature: temperature of TopLogits.
         hidden_size: width of the states, d.
+        identity: what the numbers of tokens and items mean; None if the teacher came without its tokenizer.
     """
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
-        meta = json.loads((self.directory / "meta.json").read_text(encoding="utf-8"))
+        hold(self, self.directory)
+        meta = json.loads((self.directory / META).read_text(encoding="utf-8"))
+        self.identity = Identity.load(self.directory)
         self.n_layers, self.top_k, self.temperature = meta["n_layers"], meta["top_k"], meta["temperature"]
         self.layers: list[int] = meta["layers"]
         self.logits = np.load(self.directory / "logits.npy", mmap_mode="r")
@@ -91,6 +98,11 @@ class TeacherOutputs:
         self.hidden = np.load(self.directory / "hidden.npy", mmap_mode="r")
         self.starts = np.load(self.directory / "starts.npy")
         self.hidden_size = self.hidden.shape[-1]
+
+    @property
+    def n_classes(self) -> int | None:
+        """The number of tokens that the teacher tells apart; None if only the likely ones are stored."""
+        return self.logits.shape[1] if self.items is None else None
 
     def lookup(
         self, windows: Tensor, device: torch.device, layers: Sequence[int] | None = None
@@ -117,7 +129,7 @@ class TeacherOutputs:
     @classmethod
     def cached(
         cls,
-        teacher: PreTrainedModel,
+        teacher: LanguageModel | nn.Module,
         batches: Batches,
         layers: list[int],
         bf16: Bf16,
@@ -126,20 +138,21 @@ class TeacherOutputs:
     ) -> TeacherOutputs:
         """Return the outputs from the cache folder, after computing them if they are not there yet.
 
-        Their key is a hash of everything they depend on: the teacher's weights and config, the batches, the arguments,
-        the device, and the versions of torch and transformers.
+        Their key is a hash of everything they depend on: the teacher's weights, config and tokenizer, the batches, the
+        arguments, the device, and the versions of torch and transformers.
 
         Args:
-            teacher: the teacher.
+            teacher: the teacher (see compute).
             batches: batches of windows in order (see compute).
             layers: the teacher's layers whose states are stored (see compute).
             bf16: whether to compute in bfloat16.
             top_k: how many of the most likely tokens are stored; None stores all logits.
             temperature: temperature of these tokens' probabilities.
         """
-        device = next(teacher.parameters()).device
+        model, identity = bare_model(teacher), Identity.of(teacher)
+        device = next(model.parameters()).device
         bf16 = computes_in_bf16(bf16, device)
-        key = [FORMAT, weights_hash(teacher), teacher.config.to_json_string(), batches_hash(batches, READ)]
+        key = [FORMAT, weights_hash(model), model.config.to_json_string(), batches_hash(batches, READ)]
         key += [
             layers,
             bf16,
@@ -149,19 +162,21 @@ class TeacherOutputs:
             torch.__version__,
             transformers.__version__,
         ]
+        key += [identity.sha256] if identity else []
         directory = cache_entry("teacher_outputs", key)
-        if not directory.is_dir():
-            cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
+        try:
+            found = cls(directory)
+        except FileNotFoundError:  # not computed yet, or another run deletes them at this moment
+            found = cls.compute(teacher, batches, layers, directory, bf16, top_k, temperature)
         os.utime(directory)
-        for old in sorted(directory.parent.iterdir(), key=lambda path: -path.stat().st_mtime)[KEPT:]:
-            files.remove(old)
-        return cls(directory)
+        delete_old(directory.parent, KEPT)
+        return found
 
     @classmethod
     @torch.no_grad()
     def compute(
         cls,
-        teacher: PreTrainedModel,
+        teacher: LanguageModel | nn.Module,
         batches: Batches,
         layers: list[int],
         directory: Path,
@@ -172,7 +187,8 @@ class TeacherOutputs:
         """Run the teacher over all windows and store its outputs in `directory`.
 
         Args:
-            teacher: the teacher.
+            teacher: the teacher. With its tokenizer, as a LanguageModel, the outputs are refused to a student to which
+                the numbers of tokens or items mean something else.
             batches: batches of windows in order (batch["window"] = 0, 1, …); they are read twice.
             layers: the teacher's layers (1 … L) that student layers are matched to. If they are stored for students of
                 several depths, the outputs serve all of these.
@@ -187,11 +203,11 @@ class TeacherOutputs:
         Raises:
             LwaError: if the windows are out of order, or the batches can be read only once.
         """
-        teacher.eval()
-        device, n_outputs = next(teacher.parameters()).device, vocabulary_size(teacher)
+        model, identity = bare_model(teacher).eval(), Identity.of(teacher)
+        device, n_outputs = next(model.parameters()).device, vocabulary_size(model)
         k = top_k if top_k and top_k < n_outputs else None
         starts = _starts(batches)
-        positions, width = int(starts[-1]), teacher.config.hidden_size
+        positions, width = int(starts[-1]), text_config(model).hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "logits": (positions, k + 1 if k else n_outputs),
             "hidden": (positions, len(layers), width),
@@ -201,7 +217,7 @@ class TeacherOutputs:
             for batch in batches:
                 inputs = {key: batch[key].to(device) for key in READ}
                 with autocast(bf16, device):
-                    out = label_outputs(teacher, inputs, hidden=True)
+                    out = label_outputs(model, inputs, hidden=True)
                     for part in out.parts():
                         rows, logits = slice(at + part.start, at + part.stop), out.head(out.states[part])
                         top = TopLogits.of(logits, k, temperature) if k else None
@@ -217,9 +233,16 @@ class TeacherOutputs:
                     f"teacher outputs: {positions} positions at first, then {at}: a generator can be read only once"
                 )
             np.save(folder / "starts.npy", starts)
-            meta = {"n_layers": len(decoder_layers(teacher)), "layers": layers, "top_k": k, "temperature": temperature}
-            (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            if identity:
+                identity.save(folder)
+            meta = {"n_layers": len(decoder_layers(model)), "layers": layers, "top_k": k, "temperature": temperature}
+            (folder / META).write_text(json.dumps(meta), encoding="utf-8")
         return cls(directory)
+
+
+def bare_model(given: LanguageModel | nn.Module) -> PreTrainedModel:
+    """Return the transformers model of a language model, without the wrappers around it (see plain_model)."""
+    return plain_model(given.model if isinstance(given, LanguageModel) else given)
 
 
 def in_half(states: Tensor) -> Tensor:
@@ -241,7 +264,9 @@ def windows_of(batch: dict[str, Tensor]) -> Tensor:
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Return the size of a model's vocabulary, the number of rows of its head."""
-    return len(model.get_output_embeddings().weight)
+    head = model.get_output_embeddings()
+    # The weight of a sharded head with rows in few dimensions exists only inside the model's forward pass.
+    return head.out_features if isinstance(head, nn.Linear) else len(head.weight)
 
 
 def _starts(batches: Batches) -> np.ndarray:

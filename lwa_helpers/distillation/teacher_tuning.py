@@ -19,7 +19,7 @@ from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, Teacher
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.distillation.ensemble import ensemble_outputs
-from lwa_helpers.distillation.recipes import calibrations, trained_rows
+from lwa_helpers.distillation.recipes import calibrations, check_catalogue, trained_rows
 from lwa_helpers.distillation.student import build_student
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs, batches_hash, weights_hash
 from lwa_helpers.distillation.trainer import DistillationTrainer
@@ -122,22 +122,42 @@ def tune(
         The trainer of the second step.
 
     Raises:
-        LwaError: if there are co-teachers but no first layers.
+        LwaError: if there are co-teachers but no first layers or no validation cases of the task's catalogue, or if
+            section.evaluate_every is set and `valid` is missing.
     """
+    in_two_steps = 0 < section.first_layers < len(decoder_layers(task.lm.model))
+    check_before_training(task, section, in_two_steps, valid, co_teachers, validation)
     teacher: LanguageModel | TeacherOutputs | None = None
-    if 0 < section.first_layers < len(decoder_layers(task.lm.model)):
+    if in_two_steps:
         teacher = shallow = shallow_model(task, section, seed)
         start_from_shallow(task, shallow, section, seed)
-    if co_teachers:
-        if teacher is None:
-            raise LwaError(
-                "teacher.co_teachers teach beside the first layers: set teacher.first_layers, below the number of all"
-            )
-        assert validation is not None  # needed with co-teachers
-        teacher = with_co_teachers(task, shallow, section, co_teachers, validation)
+        if co_teachers and validation:
+            teacher = with_co_teachers(task, shallow, section, co_teachers, validation)
     trainer = train(task, task.lm, section, seed, teacher, valid, logs, callbacks)
     write_cold_rows(task.lm, task.data)
     return trainer
+
+
+def check_before_training(
+    task: RankingTask,
+    section: TeacherConfig,
+    in_two_steps: bool,
+    valid: Callable[[PreTrainedModel], float] | None,
+    co_teachers: Mapping[str, CrossFitted] | None,
+    validation: RankingTask | None,
+) -> None:
+    """Raise LwaError for what `tune` would find missing only after it has trained for hours."""
+    if section.evaluate_every and valid is None:
+        raise LwaError("teacher.evaluate_every needs a metric: pass valid, which maps the model to it")
+    if not co_teachers:
+        return
+    if not in_two_steps:
+        raise LwaError(
+            "teacher.co_teachers teach beside the first layers: set teacher.first_layers, below the number of all"
+        )
+    if validation is None:
+        raise LwaError("teacher.co_teachers are weighted on the validation part: pass validation, a task on it")
+    check_catalogue(task.data.item_ids, validation)
 
 
 def shallow_model(task: RankingTask, section: TeacherConfig, seed: int) -> LanguageModel:
@@ -167,7 +187,7 @@ def with_co_teachers(
     assert task.lm.items is not None  # the shallow model predicts item tokens
     windows = task.train_windows(section)
     ordered = window_loader(windows, section.tokens_per_batch, task.lm.pad_id, 0, shuffle=False)  # seed unused
-    own = TeacherOutputs.cached(shallow.model, ordered, [section.first_layers], section.bf16)
+    own = TeacherOutputs.cached(shallow, ordered, [section.first_layers], section.bf16)
     return ensemble_outputs(
         own, windows, co_teachers, task.lm.items.tokens, calibrations(shallow.model, co_teachers, validation)
     )

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from lwa_helpers.config import LossConfig, read_yaml
+from lwa_helpers.distillation.identity import Identity, check_same_meaning
 from lwa_helpers.distillation.losses import LogitsAt, hidden_distance, output_losses
-from lwa_helpers.distillation.teacher_cache import TeacherOutputs, TopLogits, windows_of
+from lwa_helpers.distillation.teacher_cache import TeacherOutputs, TopLogits, bare_model, vocabulary_size, windows_of
 from lwa_helpers.distillation.weighting import LABELS, LayerwiseDistillation, layer_map, layer_weights
 from lwa_helpers.errors import LwaError
 from lwa_helpers.fisher.result import FisherResult
 from lwa_helpers.models.language_model import LanguageModel
-from lwa_helpers.models.layers import decoder_layers
+from lwa_helpers.models.layers import decoder_layers, text_config
 from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking.outputs import LabelOutputs, label_outputs
-from lwa_helpers.ranking.training import UNEVEN, RankingTrainer, zero_loss
+from lwa_helpers.ranking.training import RankingTrainer, zero_loss
 
 
 class DistillationTrainer(RankingTrainer):
@@ -32,9 +35,14 @@ class DistillationTrainer(RankingTrainer):
     the student layers that loss.match names, the weights w have mean 1, and d is 1 - cosine similarity. If the widths
     differ, the student's states pass through learned projections, which are part of the student while it trains.
 
+    A batch is read by both models, so the numbers of tokens and items must mean the same to both. That is checked where
+    both come with their tokenizers, as LanguageModels or as outputs of one.
+
     Args:
-        teacher_model: the teacher, or its outputs from the cache, which save its forward passes.
-        student_model: the student; it is trained in place.
+        teacher_model: the teacher, or its outputs from the cache, which save its forward passes. It may be wrapped by
+            DataParallel, torch.compile or PEFT.
+        student_model: the student; it is trained in place. It may be wrapped too; of a PEFT model, the adapter is
+            trained.
         fisher_weights: Fisher information of the teacher for the strategy, or the weights themselves, (n_layers,).
         strategy: how Fisher information becomes the weights w. "none" leaves out the hidden-state term, "labels" leaves
             out the teacher altogether.
@@ -44,7 +52,8 @@ class DistillationTrainer(RankingTrainer):
         trainer: further arguments of RankingTrainer.
 
     Raises:
-        LwaError: if the weights or the cached outputs do not fit the student or the loss.
+        LwaError: if the weights or the cached outputs do not fit the student or the loss, or teacher and student have
+            different tokenizers or catalogues.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,8 +66,8 @@ class DistillationTrainer(RankingTrainer):
 
     def __init__(
         self,
-        teacher_model: PreTrainedModel | LanguageModel | TeacherOutputs,
-        student_model: PreTrainedModel | LanguageModel,
+        teacher_model: LanguageModel | nn.Module | TeacherOutputs,
+        student_model: LanguageModel | nn.Module,
         fisher_weights: FisherResult | np.ndarray | None = None,
         strategy: str | LayerwiseDistillation = "fisher",
         loss: LossConfig | None = None,
@@ -66,8 +75,9 @@ class DistillationTrainer(RankingTrainer):
         strategy_seed: int = 0,
         **trainer: Any,
     ):
-        student = student_model.model if isinstance(student_model, LanguageModel) else student_model
-        teacher = teacher_model.model if isinstance(teacher_model, LanguageModel) else teacher_model
+        given = student_model.model if isinstance(student_model, LanguageModel) else student_model
+        student = bare_model(given)
+        teacher = teacher_model if isinstance(teacher_model, TeacherOutputs) else bare_model(teacher_model)
         self.loss_config = loss or LossConfig(**read_yaml("distillation_config.yaml")["loss"])
         if strategy == LABELS:
             self.loss_config = self.loss_config.model_copy(update={"alpha": 0.0, "beta": 0.0})
@@ -75,23 +85,37 @@ class DistillationTrainer(RankingTrainer):
         self.weights = layer_weights(fisher_weights, strategy, self.n_layers, self.loss_config.match, strategy_seed)
         self.teacher = teacher
         self.parts: list[dict[str, Tensor]] = []  # the loss terms of each batch since the last entry of the log
+        self.identities = identity_of(teacher_model), Identity.of(student_model)
         if isinstance(teacher, TeacherOutputs):
-            n_teacher, teacher_width = teacher.n_layers, teacher.hidden_size
+            n_teacher, teacher_width, n_classes = teacher.n_layers, teacher.hidden_size, teacher.n_classes
         else:
-            n_teacher, teacher_width = len(decoder_layers(teacher)), teacher.config.hidden_size
+            n_teacher, teacher_width = len(decoder_layers(teacher)), text_config(teacher).hidden_size
+            n_classes = vocabulary_size(teacher)
+        if n_classes in (None, vocabulary_size(student)):  # another size is named by the first loss
+            self.check_meaning()
         self.map = layer_map(self.n_layers, n_teacher)
-        width = student.config.hidden_size, teacher_width
+        width = text_config(student).hidden_size, teacher_width
         self.projections = None
         if width[0] != width[1]:
             self.projections = nn.ModuleDict({str(place): nn.Linear(*width) for place in range(self.n_layers)})
             student.projections = self.projections
-        super().__init__(student, args or default_arguments(), **trainer)
+        super().__init__(given, args or default_arguments(), **trainer)
         if self.projections is not None:
             del student.projections  # until it trains
         if isinstance(teacher, nn.Module):
             teacher.to(self.args.device).eval()
         else:
             self.check_outputs(teacher)
+
+    @property
+    def matched(self) -> bool:
+        """Whether the loss matches hidden states."""
+        return self.weights is not None and self.loss_config.beta > 0
+
+    def check_meaning(self) -> None:
+        """Check that tokens and items mean the same to teacher and student, if the loss needs the teacher."""
+        if self.loss_config.alpha > 0 or self.matched:
+            check_same_meaning(*self.identities)
 
     def check_outputs(self, cache: TeacherOutputs) -> None:
         """Check that cached outputs fit the loss and the student.
@@ -133,8 +157,9 @@ class DistillationTrainer(RankingTrainer):
             What Trainer.train returns.
 
         Raises:
-            LwaError: if there are no batches.
+            LwaError: if there are no batches, or teacher and student have different tokenizers or catalogues.
         """
+        self.check_meaning()
         if train_loader is not None:
             is_loader = hasattr(train_loader, "dataset")
             self.loader = cast(DataLoader, train_loader) if is_loader else loader_of(train_loader)
@@ -159,18 +184,18 @@ class DistillationTrainer(RankingTrainer):
         own, config = self.student_outputs(student, inputs), self.loss_config
         if not len(own.states):
             return zero_loss(own)
-        matched = self.weights is not None and config.beta > 0
-        logits_at, states = self.teacher_outputs(inputs) if config.alpha > 0 or matched else (None, [])
+        logits_at, states = self.teacher_outputs(inputs) if config.alpha > 0 or self.matched else (None, [])
         ce, kl = output_losses(own, logits_at, config.temperature).unbind()
         total, parts = (1 - config.alpha) * ce, {"ce": ce}
         if logits_at:
             parts["kl"] = kl
             total = total + config.alpha * kl
-        if matched:
+        if self.matched:
             parts["hidden"] = self.hidden_term(own.hidden, states)
             total = total + config.beta * parts["hidden"]
         if student.training:
-            self.parts.append({name: value.detach() for name, value in parts.items()})
+            share = torch.as_tensor(self.share, device=total.device)
+            self.parts.append({"share": share} | {name: value.detach() for name, value in parts.items()})
         return total
 
     def student_outputs(self, student: nn.Module, inputs: dict[str, Tensor]) -> LabelOutputs:
@@ -213,11 +238,30 @@ class DistillationTrainer(RankingTrainer):
         return (distances * torch.as_tensor(self.weights, dtype=distances.dtype, device=distances.device)).mean()
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log as Trainer does, together with the means of the loss terms since the last entry."""
-        if "loss" in logs and self.parts:
-            logs |= {name: float(torch.stack([part[name] for part in self.parts]).mean()) for name in self.parts[0]}
+        """Log as Trainer does, together with the means of the loss terms over the steps since the last entry."""
+        if "loss" in logs:
+            several = self.accelerator.num_processes > 1
+            parts = gather_object([dict_on_cpu(part) for part in self.parts]) if several else self.parts
+            logs |= means_of(parts) if parts else {}
             self.parts = []
         super().log(logs, *args, **kwargs)
+
+
+def identity_of(teacher: LanguageModel | nn.Module | TeacherOutputs) -> Identity | None:
+    """Return what the numbers of tokens and items mean to a teacher, if it is known."""
+    return teacher.identity if isinstance(teacher, TeacherOutputs) else Identity.of(teacher)
+
+
+def dict_on_cpu(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a dict of tensors with all of them on the CPU."""
+    return {name: value.cpu() for name, value in part.items()}
+
+
+def means_of(parts: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean of each loss term over batches, weighted by their "share" of a step."""
+    columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    share = columns.pop("share")
+    return {name: float((share * values).sum() / share.sum()) for name, values in columns.items()}
 
 
 def loader_of(batches: Iterable[dict[str, Tensor]]) -> DataLoader:
@@ -229,7 +273,8 @@ def loader_of(batches: Iterable[dict[str, Tensor]]) -> DataLoader:
     kept = list(batches)
     if not kept:
         raise LwaError("train(train_loader) was given no batch: a generator can be read only once")
-    return DataLoader(kept, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style dataset
+    # A row of this loader is a whole batch, so that several processes can share them.
+    return DataLoader(kept, batch_size=1, collate_fn=itemgetter(0))  # type: ignore[arg-type]  # a list has rows
 
 
 def default_arguments() -> TrainingArguments:
@@ -242,5 +287,4 @@ def default_arguments() -> TrainingArguments:
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=10,
-        accelerator_config=UNEVEN,
     )

@@ -36,7 +36,7 @@ lm = load_teacher(asked["folder"])
 rank_catalogue(lm.model, asked["prompts"], lm.items.tokens, asked["batch_size"], progress=False)
 status = Path("/proc/self/status")
 if status.exists():
-    peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    peak = next(int(line.split()[1]) for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM:"))
 else:
     import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # macOS counts in bytes

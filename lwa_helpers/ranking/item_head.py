@@ -6,7 +6,8 @@ The other head is the title head, in title_head.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from lwa_helpers.data.history_tokens import Reading
 from lwa_helpers.models.language_model import LanguageModel
 from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.precision import autocast
-from lwa_helpers.ranking.last_layer import last_layer_at
+from lwa_helpers.ranking.last_layer import is_exact, last_layer_at
+from lwa_helpers.ranking.model_checks import check_positions, head_is_last, plain_model
 
 
 def sampled_nll(head: nn.Linear, states: Tensor, targets: Tensor, log_q: Tensor, n: int) -> Tensor:
@@ -55,14 +57,44 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, T
 def end_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the final hidden states at the last token of each right-padded row, (B, d)."""
     rows, ends = torch.arange(len(input_ids), device=input_ids.device), attention_mask.sum(1) - 1
-    with last_layer_at(model, rows, ends):
+    with last_layer_at(model, rows, ends) if is_exact(model) else nullcontext():
         out = backbone(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return out.last_hidden_state[rows, ends]
 
 
 @torch.no_grad()
+def end_logits(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the model's own logits at the last token of each right-padded row, (B, V).
+
+    They are what end_states and the head give, except in models that change what their head returns.
+    """
+    rows, ends = torch.arange(len(input_ids), device=input_ids.device), attention_mask.sum(1) - 1
+    head, exact = model.get_output_embeddings(), exact_head(model)
+    handles = [
+        head.register_forward_pre_hook(lambda _, args: (args[0][rows, ends][None],)),
+        head.register_forward_hook(lambda _, args, output: exact(args[0])),
+    ]
+    try:
+        return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def exact_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """Return a model's head, which computes in float32 even inside autocast, because close scores need that."""
+    head = model.get_output_embeddings()
+
+    def exact(states: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return type(head).forward(head, states.float())
+
+    return exact
+
+
+@torch.no_grad()
 def rank_catalogue(
-    model: PreTrainedModel,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
     items: slice,
     batch_size: int,
@@ -72,7 +104,7 @@ def rank_catalogue(
     """Return the logits of all item tokens after each prompt, (B, N) float32, in the order of the prompts.
 
     Args:
-        model: a causal LM with item tokens.
+        model: a causal LM with item tokens, or a wrapper around one (see plain_model).
         prompts: token ids of each prompt, at least one each.
         items: the columns of the logits that are items, as in ItemTokens.tokens.
         batch_size: number of prompts that are read together; they have similar lengths.
@@ -80,21 +112,25 @@ def rank_catalogue(
         progress: whether to show a progress bar.
 
     Raises:
+        LwaError: if the model has fewer positions than the longest prompt has tokens.
         ValueError: if a prompt is empty.
     """
     if empty := [row for row, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} is empty: after a history without items there is nothing to predict from")
-    model.eval()
+    inner = plain_model(model).eval()
+    check_positions(inner, max(map(len, prompts), default=0))
     order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
     scores = np.empty((len(prompts), items.stop - items.start), dtype=np.float32)
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc="ranking", unit="batch", mininterval=10, disable=not progress):
         rows = order[start : start + batch_size]
-        ids, mask = (part.to(model.device) for part in pad_right([prompts[row] for row in rows]))
-        with autocast(bf16, model.device):
-            states = end_states(model, ids, mask)
-        with torch.autocast(model.device.type, enabled=False):  # close scores need float32, even inside autocast
-            scores[rows] = model.get_output_embeddings()(states.float())[:, items].cpu().numpy()
+        ids, mask = (part.to(inner.device) for part in pad_right([prompts[row] for row in rows]))
+        with autocast(bf16, inner.device):
+            if head_is_last(inner):
+                logits = exact_head(inner)(end_states(inner, ids, mask))
+            else:
+                logits = end_logits(inner, ids, mask)
+        scores[rows] = logits[:, items].float().cpu().numpy()
     return scores
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lwa_helpers.fisher.losses import counted, states_at
+from lwa_helpers.ranking.model_checks import check_positions
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 FLOAT32_HEAD = 2**15  # rows: room for the items of a catalogue, but not for the vocabulary of a language
@@ -58,8 +59,12 @@ def label_outputs(model: nn.Module, batch: dict[str, Tensor], hidden: bool = Fal
 
     Returns:
         The outputs at these positions, in the order of the rows.
+
+    Raises:
+        LwaError: if the model has fewer positions than the rows have tokens.
     """
     kept = counted(batch)
+    check_positions(model, batch["input_ids"].shape[1])
     states, head, out = states_at(model, batch, kept, output_hidden_states=hidden)
     layers = [state[:, :-1][kept] for state in out.hidden_states[1:]] if hidden else []
     return LabelOutputs(states, in_float32(head), batch["labels"][:, 1:][kept], layers)

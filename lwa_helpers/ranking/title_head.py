@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -11,109 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lwa_helpers.data.history_tokens import check_items, encode
-from lwa_helpers.errors import LwaError
 from lwa_helpers.models.item_tokens import ITEM_END
-from lwa_helpers.models.layers import backbone
 from lwa_helpers.models.vocabulary import check_covered
+from lwa_helpers.ranking.model_checks import check_positions, plain_model
 from lwa_helpers.ranking.title_trie import TitleTrie, pieces
+from lwa_helpers.ranking.tree_reader import TreeReader, check_tree
 
-LAYERS = {"full_attention", "sliding_attention"}  # layer types that follow an attention mask
 NO_TITLES = np.empty(0, dtype=np.int64), TitleTrie([])
-
-
-class TreeReader:
-    """A causal LM that has read B prompts and reads trees of tokens that continue them.
-
-    A token attends to its prompt and its ancestors, at the position that it has on its own path. Its logits therefore
-    equal those from reading that path alone (tree attention: Miao et al., SpecInfer, ASPLOS 2024). The root of a tree
-    is the last token of its prompt, so that token is read with the tree.
-
-    Args:
-        model: a causal LM.
-        prompts: token ids of each prompt, at least one each.
-
-    Raises:
-        LwaError: if the model does not accept such a mask.
-    """
-
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]):
-        body = checked_backbone(model)
-        self.model, self.cache = model, DynamicCache()
-        self.last = np.array([prompt[-1] for prompt in prompts])
-        self.lengths = np.array([len(prompt) - 1 for prompt in prompts])
-        self.width = width = self.lengths.max()
-        ids = np.array([[0] * (width + 1 - len(prompt)) + list(prompt[:-1]) for prompt in prompts], dtype=np.int64)
-        self.positions = np.arange(width) - (width - self.lengths)[:, None]  # below zero: padding, on the left
-        if width:
-            visible = (self.positions >= 0)[:, None, :] & np.tri(width, dtype=bool)
-            body(**self._inputs(ids, self.positions, visible))
-
-    def read(self, tokens: np.ndarray, depths: np.ndarray, visible: np.ndarray) -> Tensor:
-        """Read Q tokens of each tree.
-
-        Args:
-            tokens: token ids, (B, Q); those at depth 0 are not used, since the root is the prompt's last token.
-            depths: the depth of each token in its tree, (B, Q).
-            visible: which of the R tokens that were read after the prompt, and of these Q tokens, each of the Q tokens
-                attends to, (B, Q, R + Q).
-
-        Returns:
-            The logits after each token, (B, Q, V).
-        """
-        tokens = np.where(depths == 0, self.last[:, None], tokens)
-        at = self.lengths[:, None] + depths
-        self.positions = np.concatenate([self.positions, at], 1)
-        prompt = np.broadcast_to((self.positions[:, None, : self.width] >= 0), (*tokens.shape, self.width))
-        return self.model(**self._inputs(tokens, at, np.concatenate([prompt, visible], 2))).logits
-
-    def forget(self) -> None:
-        """Forget all tokens that were read after the prompts."""
-        self.cache.crop(int(self.width - self.positions.shape[1]))
-        self.positions = self.positions[:, : self.width]
-
-    def _inputs(self, tokens: np.ndarray, at: np.ndarray, visible: np.ndarray) -> dict:
-        to = self.model.device
-        return {
-            "input_ids": torch.from_numpy(tokens).to(to),
-            "position_ids": torch.from_numpy(at.clip(0)).to(to),
-            "attention_mask": self._masks(at, visible),
-            "past_key_values": self.cache,
-            "use_cache": True,
-        }
-
-    def _masks(self, at: np.ndarray, visible: np.ndarray) -> Tensor | dict[str, Tensor]:
-        """Return the additive mask (B, 1, Q, K), or one for each layer type if the model has layer types."""
-        config = self.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        near = visible if window is None else visible & (at[:, :, None] - self.positions[:, None, :] < window)
-        kinds = getattr(config, "layer_types", None)
-        if kinds is None:
-            return self._additive(near)
-        return {kind: self._additive(visible if kind == "full_attention" else near) for kind in set(kinds)}
-
-    def _additive(self, visible: np.ndarray) -> Tensor:
-        dtype, hidden = self.model.dtype, torch.from_numpy(~visible[:, None]).to(self.model.device)
-        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
-
-
-def checked_backbone(model: PreTrainedModel) -> nn.Module:
-    """Return the model's layers without its head, if they follow a given attention mask and given position ids.
-
-    Raises:
-        LwaError: if they do not.
-    """
-    config, body = model.config.get_text_config(), backbone(model)
-    kinds, alibi = set(getattr(config, "layer_types", None) or LAYERS), getattr(config, "alibi", False)
-    if kinds - LAYERS or alibi or "position_ids" not in inspect.signature(body.forward).parameters:
-        raise LwaError(
-            f"{type(model).__name__} cannot rank by title: that needs attention layers ({' or '.join(sorted(LAYERS))}) "
-            "which take position_ids; use the item head"
-        )
-    return body
 
 
 class TitleRanker:
@@ -121,6 +28,9 @@ class TitleRanker:
 
     A history is read once. Titles are read as a trie, so that shared beginnings are read once; a title's last token is
     never read. Titles with the same tokens have the same score. Items with equal scores rank in catalogue order.
+
+    Whether the model follows a tree's attention mask is measured (see check_tree); a model that does not raises
+    LwaError, and so does a prompt longer than the model has positions for.
 
     Args:
         model: a causal LM.
@@ -141,7 +51,7 @@ class TitleRanker:
         batch_size: int = 4,
         tokens_per_batch: int = 512,
     ):
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer = plain_model(model).eval(), tokenizer
         self.titles = list(titles)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         lines = [title + ITEM_END for title in self.titles]
@@ -239,9 +149,17 @@ class TitleRanker:
         """Yield groups of histories of similar length: their indices, and a reader of their prompts."""
         prompts = [self.prompt(history) for history in histories]
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+        if prompts and self.tokens:
+            self._check(prompts[order[-1]])
         for start in range(0, len(order), self.batch_size):
             users = order[start : start + self.batch_size]
             yield users, TreeReader(self.model, [prompts[user] for user in users])
+
+    def _check(self, longest: list[int]) -> None:
+        """Check that the model reads titles right after the longest prompt."""
+        title = max(self.tokens, key=len)
+        check_positions(self.model, len(longest) + len(title))
+        check_tree(self.model, longest, title)
 
 
 def read_tries(reader: TreeReader, tries: Sequence[TitleTrie]) -> list[np.ndarray]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -28,17 +28,18 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from lwa_helpers.config import TuningConfig
 from lwa_helpers.data.windows import LengthBatches, Window, collate
+from lwa_helpers.errors import LwaError
 from lwa_helpers.files import remove
-from lwa_helpers.models.layers import backbone
+from lwa_helpers.fisher.losses import counted
+from lwa_helpers.models.language_model import plain
 from lwa_helpers.models.precision import computes_in_bf16
 from lwa_helpers.paths import TRAINER_OUTPUT
 from lwa_helpers.ranking.item_head import sampled_nll
+from lwa_helpers.ranking.model_checks import plain_model
 from lwa_helpers.ranking.outputs import LabelOutputs, in_parts, label_outputs
-
-T = TypeVar("T")
+from lwa_helpers.ranking.while_training import dropout_at_the_ends, eager_attention_on_cpu, through
 
 VALID = "ndcg"  # name of the validation metric in the trainer's logs
-UNEVEN = {"even_batches": False}  # batches of a token budget differ in rows, so none is padded for another process
 
 
 class IndexedWindows(torch.utils.data.Dataset):
@@ -97,14 +98,21 @@ def training_arguments(
         steps_per_epoch: number of batches in an epoch.
         seed: of the training run.
         logging_steps: number of steps between two entries of the log, at most a quarter of the run.
-        checkpoints: a folder for the checkpoints of this run alone (see train_or_resume). It is needed if
-            config.save_steps or `evaluate_every` is set.
+        checkpoints: a folder for the checkpoints of this run alone (see train_or_resume); None saves none, whatever
+            config.save_steps says.
         evaluate_every: number of epochs between two evaluations on the validation part, or None for no evaluation. The
-            best checkpoint is the one that is kept.
+            best checkpoint is the one that is kept, so `checkpoints` is needed.
 
     Returns:
         The arguments for the trainer.
+
+    Raises:
+        LwaError: if `evaluate_every` is given without `checkpoints`, or neither it nor config.save_steps with them.
     """
+    if evaluate_every and not checkpoints:
+        raise LwaError("evaluate_every keeps the best checkpoint: pass checkpoints, a folder for this run alone")
+    if checkpoints and not (evaluate_every or config.save_steps):
+        raise LwaError(f"nothing says when to save to {checkpoints}: set save_steps, or pass no checkpoints")
     steps = max(1, round(config.epochs * steps_per_epoch))
     saving: dict[str, Any] = {"save_strategy": "no", "output_dir": str(TRAINER_OUTPUT)}
     if checkpoints:
@@ -134,7 +142,6 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         gradient_checkpointing=config.gradient_checkpointing or None,
-        accelerator_config=UNEVEN,
     )
 
 
@@ -144,17 +151,24 @@ class RankingTrainer(Trainer):
     The rows of the embedding and the head have their own learning rate. The loss is computed from the positions that
     predict labels; the model's own loss, which needs the logits of every position, is not used.
 
+    The batches of a step (gradient accumulation, several processes) have together the gradient of one batch of all
+    their rows. A process uses one GPU; start several processes with torchrun or accelerate for several GPUs.
+
     Args:
-        model: the model to train.
+        model: the model to train, or a wrapper around it (see plain_model). Of a PEFT model, the adapter is trained.
         args: settings of the training run.
         loader: the batches.
         head_learning_rate: learning rate of the rows of the embedding and the head; None takes that of `args`.
         dropout: share of the entries of the input embeddings and the final states that are dropped in training.
         sampled: log q and n of sampled_nll, for a catalogue too large for the full softmax; None for the full softmax.
         valid: maps the model to the validation metric, evaluated every `args.eval_steps` steps; higher is better.
+            Needed where `args` schedules evaluations.
         patience: number of evaluations without an improvement after which training stops.
         logs: folder for TensorBoard; None writes no such logs.
         callbacks: further callbacks.
+
+    Raises:
+        LwaError: if the model has no weight to train, or `valid` is missing.
     """
 
     model: PreTrainedModel
@@ -163,7 +177,7 @@ class RankingTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         args: TrainingArguments,
         loader: DataLoader | None = None,
         head_learning_rate: float | None = None,
@@ -175,6 +189,12 @@ class RankingTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.loader, self.dropout, self.sampled, self.valid = loader, dropout, sampled, valid
+        self.given, model = model, plain_model(model)
+        self.share: Tensor | float = 1.0  # the weight of the batch at hand in its step
+        check_trainable(model, args, valid)
+        one_gpu(args)
+        # Batches of a token budget differ in rows: none is filled up with rows of another to make processes equal.
+        args.accelerator_config.even_batches = False
         groups = parameter_groups(model, args.learning_rate, head_learning_rate or args.learning_rate)
         optimizer = (
             torch.optim.AdamW,
@@ -191,10 +211,11 @@ class RankingTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer,
             callbacks=[*callbacks, *more],
         )
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = True  # compute_loss weights each batch, so Trainer must not average them
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, with dropout at both ends of the model and eager attention on a CPU."""
+        one_gpu(self.args)
         with dropout_at_the_ends(self.model, self.dropout), eager_attention_on_cpu(self.model):
             return super().train(*args, **kwargs)
 
@@ -207,9 +228,29 @@ class RankingTrainer(Trainer):
         state = self.model.state_dict() if state_dict is None else state_dict
         save_file({name: value.clone().contiguous() for name, value in state.items()}, folder / SAFE_WEIGHTS_NAME)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint that from_pretrained loads without us; an adapter is merged into a copy of its model."""
+        if _internal_call or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            plain(self.given).save_pretrained(output_dir or self.args.output_dir)
+
     def get_train_dataloader(self) -> DataLoader:
-        """Return the ready-made loader, prepared by accelerate."""
+        """Return the ready-made loader, prepared by accelerate; several processes take the same number of batches."""
+        batches = getattr(self.loader, "batch_sampler", None)
+        if self.accelerator.num_processes > 1 and batches is not None:
+            batches.drop_last = True  # otherwise one process waits for another that has no batch left
         return self.accelerator.prepare(self.loader)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Return the batches of one step in this process, and at how many positions all processes predict labels."""
+        batches = list(islice(epoch_iterator, num_batches))
+        own = sum((counted(batch).sum().to(device) for batch in batches), start=torch.zeros((), device=device))
+        if self.args.average_tokens_across_devices:
+            return batches, self.accelerator.gather(own).sum()
+        return batches, own * self.accelerator.num_processes
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Compute the validation metric, log it and notify the callbacks."""
@@ -229,10 +270,27 @@ class RankingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch inside the forward pass of the model, which may be wrapped for sharding."""
+        """Compute the loss of a batch inside the forward pass of the model, which may be wrapped for sharding.
+
+        Args:
+            model: the model, as accelerate wrapped it.
+            inputs: the batch.
+            return_outputs: whether to return a pair with an empty dict.
+            num_items_in_batch: number of positions that predict labels in all batches of the step; None if this batch
+                is the only one.
+
+        Returns:
+            The mean over the positions of the batch, times their share of those of the step. Trainer adds the losses of
+            a process's batches and averages over processes, so the share is multiplied by the number of processes.
+        """
+        self.share = 1.0
+        if num_items_in_batch is not None:
+            own, n = counted(inputs).sum(), torch.as_tensor(num_items_in_batch).clamp_min(1)
+            self.share = own * self.accelerator.num_processes / n
         # Accelerate wraps only the model's forward method in autocast, and the loss bypasses that method.
         with self.accelerator.autocast():
             total = through(model, self.accelerator.unwrap_model(model), self.total, inputs)
+        total = total * self.share
         return (total, {}) if return_outputs else total
 
     def total(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -250,80 +308,25 @@ class RankingTrainer(Trainer):
         return in_parts(losses, own)[0]
 
 
-def through(wrapped: nn.Module, model: nn.Module, function: Callable[..., T], *args: Any) -> T:
-    """Return function(model, *args), computed inside the forward pass of `wrapped`.
+def one_gpu(args: TrainingArguments) -> None:
+    """Make a process use one GPU, `args.device`: the losses here are not written for replicas (nn.DataParallel)."""
+    args._n_gpu = min(args.n_gpu, 1)
 
-    DistributedDataParallel and FSDP gather weights and gradients only for what happens inside their forward pass. FSDP
-    either wraps a model or hooks into it.
 
-    Args:
-        wrapped: `model` itself, or a wrapper around it.
-        model: the model that `function` is called with.
-        function: what to compute.
-        args: further arguments of `function`.
-    """
-    own = model.__dict__.get("forward")
-
-    def restore() -> None:
-        model.__dict__.pop("forward", None)
-        if own is not None:
-            model.forward = own
-
-    def redirected(*inputs):
-        restore()
-        return function(model, *inputs)
-
-    model.forward = redirected
-    try:
-        return wrapped(*args)
-    finally:
-        restore()
+def check_trainable(model: nn.Module, args: TrainingArguments, valid: Callable | None) -> None:
+    """Raise LwaError if a model has no weight to train, or evaluations are scheduled without a metric."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise LwaError(
+            f"no weight of {type(model).__name__} is trained: call requires_grad_(True), or load its adapter with "
+            "is_trainable=True"
+        )
+    if args.eval_strategy != "no" and valid is None:
+        raise LwaError("the arguments schedule evaluations: pass valid, which maps the model to the metric")
 
 
 def zero_loss(own: LabelOutputs) -> Tensor:
     """Return the loss of a batch without labels: 0, with a zero gradient for everything the outputs depend on."""
     return sum((state.sum() for state in own.hidden), start=own.logits.sum())
-
-
-@contextmanager
-def dropout_at_the_ends(model: PreTrainedModel, p: float) -> Iterator[None]:
-    """Within this context, apply dropout with probability p to the input embeddings and the final states in training.
-
-    Decoder language models come without dropout, and item histories are few: on MovieLens-100K, a model trained without
-    dropout is at its best after a fraction of an epoch.
-    """
-
-    def drop_output(_module: nn.Module, _args: tuple, out):
-        if isinstance(out, Tensor):
-            return F.dropout(out, p, model.training)
-        if isinstance(out, tuple):
-            return F.dropout(out[0], p, model.training), *out[1:]
-        out.last_hidden_state = F.dropout(out.last_hidden_state, p, model.training)
-        return out
-
-    ends = (model.get_input_embeddings(), backbone(model)) if p else ()
-    handles = [module.register_forward_hook(drop_output) for module in ends]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def eager_attention_on_cpu(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context, a model on a CPU computes attention by plain matrix products.
-
-    On a CPU, the backward pass of torch's fused attention is slow in bfloat16. On windows of 32 items, a training step
-    of 30 layers with plain products takes 0.89 times as long in bfloat16, and equally long in float32.
-    """
-    before = model.config._attn_implementation
-    if model.device.type == "cpu":
-        model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def train_or_resume(trainer: Trainer, checkpoints: Path) -> None:
@@ -345,7 +348,7 @@ def last_checkpoint(folder: Path) -> str | None:
     whole = [
         path.parent
         for path in folder.glob("checkpoint-*/trainer_state.json")
-        if path.read_text().rstrip().endswith("}")
+        if path.read_text(encoding="utf-8").rstrip().endswith("}")
     ]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 

@@ -254,6 +254,18 @@ def test_co_teachers_need_first_layers_to_teach_beside(tmp_path):
         tune(task, section, 0, co_teachers={"round": CrossFitted([RoundTheCatalogue()], {})}, validation=task)
 
 
+def test_what_is_missing_or_of_other_items_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_tuning, "shallow_model", lambda *_: pytest.fail("it was trained first"))
+    task, section = task_and_section(tmp_path / "office", first_layers=1)
+    others = replace(task.data, items=task.data.items[::-1].reset_index(drop=True))
+    elsewhere = replace(task, data=others, lm=language_model(), part="valid")
+    for validation, message in ((None, "pass validation, a task on it"), (elsewhere, "or in another order")):
+        with pytest.raises(LwaError, match=message):
+            tune(task, section, 0, co_teachers={"round": CrossFitted([RoundTheCatalogue()], {})}, validation=validation)
+    with pytest.raises(LwaError, match="evaluate_every needs a metric"):
+        tune(task, section.model_copy(update={"evaluate_every": 0.5}), 0)
+
+
 # Cold items
 
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 from tiny_lm import language_model
 from transformers import (
+    BertConfig,
     BloomConfig,
+    CohereConfig,
     FalconConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GptOssConfig,
@@ -16,7 +19,9 @@ from transformers import (
 )
 
 from lwa_helpers.models.layers import backbone, decoder_layers
-from lwa_helpers.ranking.last_layer import OWN, last_layer_at
+from lwa_helpers.ranking.item_head import end_states, rank_catalogue
+from lwa_helpers.ranking.last_layer import OWN, is_exact, last_layer_at
+from lwa_helpers.ranking.model_checks import head_is_last
 
 SIZES = {
     "vocab_size": 340,
@@ -27,6 +32,16 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "pad_token_id": 0,
+}
+OWN_HEAD = {
+    "vocab_size": 340,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
 }
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
@@ -88,3 +103,49 @@ def test_the_model_comes_back_after_an_error():
         raise RuntimeError("stopped")
     parts = [module for name, module in decoder_layers(model)[-1].named_modules() if name in OWN]
     assert len(parts) == len(OWN) and not any("forward" in vars(module) for module in parts)
+
+
+class Mixing(torch.nn.Module):
+    """A projection that looks at the token before, as the convolutions behind Kimi Linear's queries do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states):
+        return self.inner(states + states.roll(1, 1))
+
+
+def test_a_layer_whose_parts_mix_positions_is_computed_whole():
+    model = language_model(layers=2).model
+    assert is_exact(model)
+    mixing = language_model(layers=2).model
+    attention = decoder_layers(mixing)[-1].self_attn
+    attention.q_proj = Mixing(attention.q_proj)
+    ends, states = torch.tensor([8, 5, 0]), backbone(mixing)(**batch(), use_cache=False).last_hidden_state
+    assert not is_exact(mixing)
+    got = end_states(mixing, **batch())
+    torch.testing.assert_close(got, states[torch.arange(3), ends], atol=1e-6, rtol=1e-6)
+
+
+def test_finding_that_out_changes_nothing():
+    """No random number is drawn, and a model with dropout comes back in training mode."""
+    model = language_model(layers=2, attention_dropout=0.5).model.train()
+    before = torch.random.get_rng_state()
+    assert is_exact(model) and all(module.training for module in model.modules())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["bert", "cohere", "gemma2"])
+def test_scores_are_logits_where_the_head_is_not_last(kind):
+    """BERT's layers need more than token ids, Cohere scales what its head returns, Gemma 2 caps it."""
+    config = {
+        "bert": BertConfig(**OWN_HEAD, is_decoder=True),
+        "cohere": CohereConfig(**OWN_HEAD, logit_scale=0.25),
+        "gemma2": Gemma2Config(**OWN_HEAD, head_dim=8, num_key_value_heads=2, final_logit_softcapping=0.5),
+    }[kind]
+    model, prompts = language_model(config=config).model, [[3, 4, 7, 9], [5]]
+    assert not head_is_last(model)
+    want = [model(input_ids=torch.tensor([prompt])).logits[0, -1, 300:310] for prompt in prompts]
+    got = rank_catalogue(model, prompts, slice(300, 310), 2, progress=False)
+    torch.testing.assert_close(torch.as_tensor(got), torch.stack(want).detach(), atol=1e-5, rtol=1e-5)

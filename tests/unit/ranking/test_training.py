@@ -10,6 +10,7 @@ from transformers import Gemma3TextConfig, GPT2Config, TrainerCallback
 
 from lwa_helpers.data.windows import collate
 from lwa_helpers.distillation.recipes import trained_rows
+from lwa_helpers.errors import LwaError
 from lwa_helpers.models.layers import backbone, decoder_layers
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.item_head import sampled_nll
@@ -92,6 +93,13 @@ def test_training_lowers_the_loss_and_logs_it(tmp_path):
     frame = loss_frame(trainer, "mine")
     assert set(frame.run) == {"mine"} and (np.diff(frame.step) > 0).all() and frame.loss.iloc[-1] < frame.loss.iloc[0]
     assert list((tmp_path / "logs").iterdir())
+
+
+def test_evaluations_need_a_folder_and_a_folder_something_to_save(tmp_path):
+    with pytest.raises(LwaError, match="evaluate_every keeps the best checkpoint: pass checkpoints"):
+        training_arguments(section(), 5, 0, evaluate_every=0.5)
+    with pytest.raises(LwaError, match="nothing says when to save"):
+        training_arguments(section(save_steps=None), 5, 0, checkpoints=tmp_path)
 
 
 # Learning rates
