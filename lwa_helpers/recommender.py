@@ -24,10 +24,11 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import ItemKNN
 from lwa_helpers.models.language_model import LanguageModel
 from lwa_helpers.models.loading import load_teacher
-from lwa_helpers.models.registry import ModelSpec, model_spec
+from lwa_helpers.models.registry import ModelSpec
 from lwa_helpers.paths import DATASET
 from lwa_helpers.ranking.item_head import rank_catalogue
 from lwa_helpers.teachers.answers import KINDS
+from lwa_helpers.teachers.availability import find_model
 from lwa_helpers.teachers.local_teacher import LocalTeacher
 from lwa_helpers.teachers.ollama_teacher import KEPT_ANSWERS, OllamaTeacher
 
@@ -215,12 +216,12 @@ def best_unseen(items: np.ndarray, scores: np.ndarray, history: list[int], n: in
 
 
 class BaseRecommender:
-    """Recommend with a registered model, a checkpoint directory (with or without item tokens) or a .gguf file.
+    """Recommend with any model: registered, in a directory (with or without item tokens) or file, or on a server.
 
     An unknown model name is an LwaError that lists the known ones. The model itself is loaded at the first use.
 
     Args:
-        model_name: registered name, checkpoint directory or .gguf file.
+        model_name: registered name, checkpoint directory, .gguf file, or a name that the Ollama server lists.
         root: folder of the Amazon files; None is dataset/amazon.
         k: core filter; 0 keeps every user and item.
         n_candidates: length of the list from Shop.candidates that a model without item tokens orders.
@@ -253,7 +254,7 @@ class BaseRecommender:
         concurrency: int = 4,
         cache: Path | None = KEPT_ANSWERS,
     ) -> None:
-        self.spec: ModelSpec = model_spec(str(model_name))
+        self.spec: ModelSpec = find_model(str(model_name), host)
         self.root, self.k, self.host = Path(root or DATASET / "amazon"), k, host
         self.concurrency, self.cache = concurrency, cache
         self.answers: pd.DataFrame | None = None
@@ -265,7 +266,12 @@ class BaseRecommender:
         """The model, loaded or found on its server. A model that is not there is an LwaError."""
         if self.spec.backend == "ollama":
             remote = OllamaTeacher(
-                self.spec.id, self.host, think=self.spec.think, concurrency=self.concurrency, cache=self.cache
+                self.spec.id,
+                self.host,
+                think=self.spec.think,
+                num_predict=self.spec.num_predict,
+                concurrency=self.concurrency,
+                cache=self.cache,
             )
             _ = remote.served  # an error if the model is not on the server
             teacher: OllamaTeacher | LocalTeacher = remote
@@ -365,8 +371,10 @@ def repairs(answers: pd.DataFrame | None) -> str:
         return ""
     wrong = answers.loc[answers[list(KINDS)].any(axis=1), list(KINDS)]
     counts = ({kind: n for kind, n in row.items() if n} for row in wrong.to_dict("records"))
+    form = {"repaired": "in another form than asked for"}
     return "".join(
-        f"user {user}: the model's answer was repaired ({', '.join(f'{n} {kind}' for kind, n in row.items())})\n"
+        f"user {user}: the model's answer was repaired "
+        f"({', '.join(f'{n} {form.get(kind, kind)}' for kind, n in row.items())})\n"
         for user, row in zip(wrong.index, counts)
     )
 

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from lwa_helpers.data.titles import clean_title
+from lwa_helpers.teachers.repair import UnreadableAnswer, find_ranking
 
-KINDS = ("repeated", "invented", "omitted", "unreadable")
+KINDS = ("repeated", "invented", "omitted", "repaired", "unreadable")  # repaired: a ranking in another form
 
 SETTING = (
     "You rank items for one user. The message holds JSON only: the titles of the items the user chose, oldest first, "
@@ -23,10 +24,6 @@ TASK = SETTING + (
     "Order all candidates from the one the user is most likely to choose next to the least likely. "
     'Answer with JSON only: {"ranking": [numbers, best first]}, each candidate\'s number exactly once.'
 )
-
-
-class UnreadableAnswer(ValueError):
-    """The text holds no ranking: it is not JSON of the requested form, or it names no candidate."""
 
 
 def ranking_messages(history: Sequence[str], candidates: Sequence[str]) -> list[dict[str, str]]:
@@ -83,36 +80,46 @@ def ranking_schema(n: int) -> dict[str, Any]:
     }
 
 
-def parse_ranking(text: str, n: int) -> tuple[list[int], dict[str, int]]:
+def parse_ranking(
+    text: str, n: int, candidates: Sequence[str] = (), history: Sequence[str] = ()
+) -> tuple[list[int], dict[str, int]]:
     """Parse an answer as an order of the n candidates, repair it, and count what was wrong with it.
 
     Repair keeps the valid numbers in their order. A repeated number counts at its first place, numbers outside 1…n are
-    dropped, and omitted candidates follow in the order in which they were listed.
+    dropped, and omitted candidates follow in the order in which they were listed. An answer in another form than the
+    one asked for is read by `find_ranking` and counts as repaired.
 
     Args:
         text: the answer of the model.
         n: number of candidates.
+        candidates: their titles, or none where they are not known.
+        history: the titles that the user chose.
 
     Returns:
         The candidates in order, best first, counted from 0; and the number of faults of each kind in KINDS.
 
     Raises:
-        UnreadableAnswer: if the text is not {"ranking": [integers]} or names no candidate.
+        UnreadableAnswer: if the text holds no ranking or names no candidate.
     """
-    try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, too many digits, nested too deep
-        raise UnreadableAnswer(f"not JSON: {text[:80]!r}") from error
-    numbers = answer.get("ranking") if isinstance(answer, dict) else None
-    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
-        raise UnreadableAnswer(f'not of the form {{"ranking": [integers]}}: {text[:80]!r}')
+    asked_for = _numbers(text)
+    numbers = find_ranking(text, n, candidates, history) if asked_for is None else asked_for
     valid = [number - 1 for number in numbers if 1 <= number <= n]
     named = list(dict.fromkeys(valid))
     if not named:
         raise UnreadableAnswer(f"names none of the {n} candidates: {text[:80]!r}")
     omitted = [i for i in range(n) if i not in set(named)]
     counts = {"repeated": len(valid) - len(named), "invented": len(numbers) - len(valid), "omitted": len(omitted)}
-    return named + omitted, {**counts, "unreadable": 0}
+    return named + omitted, {**counts, "repaired": int(asked_for is None), "unreadable": 0}
+
+
+def _numbers(text: str) -> list[int] | None:
+    """Return the numbers of an answer {"ranking": [integers]}; None for any other."""
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):  # not JSON, too many digits, nested too deep
+        return None
+    numbers = answer.get("ranking") if isinstance(answer, dict) else None
+    return numbers if isinstance(numbers, list) and all(type(number) is int for number in numbers) else None
 
 
 def order_scores(order: Sequence[int]) -> list[float]:
@@ -180,7 +187,7 @@ class TeacherAnswers:
 
     @property
     def invalid_rate(self) -> float:
-        """Share of the answers with any fault: repeated, invented, omitted or unreadable."""
+        """Share of the answers with a fault of any of the KINDS."""
         return float(np.mean([any(reply.counts.values()) for reply in self.replies]))
 
     @property

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 import ollama
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.teachers.address import is_local, no_server, server_url
+from lwa_helpers.models.registry import full_name
+from lwa_helpers.teachers.address import no_server, server_url
+from lwa_helpers.teachers.client import OllamaClient, ServerError, remedy, without_key, words
 
 OLDEST_VERSION = (0, 5, 0)  # the first that takes a JSON schema as `format`
 LOGPROBS_VERSION = (0, 12, 11)  # the first that gives log-probabilities
@@ -32,28 +34,24 @@ TEMPORARY = (httpx.RequestError, ConnectionError, BrokenAnswer)
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt may succeed: after all errors but a refusal of the request itself (HTTP 4xx)."""
-    if isinstance(error, ollama.ResponseError):
-        return not 400 <= error.status_code < 500
-    return isinstance(error, TEMPORARY)
+    return error.may_pass if isinstance(error, ServerError) else isinstance(error, TEMPORARY)
 
 
 @contextmanager
 def protocol() -> Iterator[None]:
-    """Turn the errors that the client raises on a malformed answer into BrokenAnswer.
+    """Turn the errors that the official client raises on an answer into ours.
 
     Raises:
+        ServerError: if a stream holds an error.
         BrokenAnswer: if the answer does not follow Ollama's protocol.
     """
     try:
         yield
+    except ollama.ResponseError as error:
+        raise ServerError(words(str(error.error))) from None  # the official one may show the key
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenAnswer(f"the answer is not Ollama's protocol ({str(error).splitlines()[0]})") from error
-
-
-def full_name(name: str) -> str:
-    """Return a model's name with its tag, by default `latest`."""
-    return name if ":" in name.rsplit("/")[-1] else f"{name}:latest"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BrokenAnswer(f"the answer is not Ollama's protocol ({without_key(reason)})") from error
 
 
 def _of(name: str | None) -> str:
@@ -80,8 +78,8 @@ class ServedModel:
 class Connection:
     """A connection to one server through the official client.
 
-    A server on this machine is never reached through a proxy. Lost connections, time-outs, HTTP 5xx and broken answers
-    are retried; HTTP 4xx is not. A failure that remains is an LwaError that names the server and the model.
+    Lost connections, time-outs, HTTP 5xx, 408 and 429, and broken answers are retried; any other HTTP 4xx is not. A
+    failure that remains is an LwaError that names the server, the model, the cause and what to do.
 
     Args:
         host: as in server_url.
@@ -94,22 +92,7 @@ class Connection:
         self, host: str | None = None, timeout_s: float = 300.0, retries: int = 2, backoff_s: float = 1.0
     ) -> None:
         self.url, self.timeout_s, self.retries, self.backoff_s = server_url(host), timeout_s, retries, backoff_s
-        self._http: dict[str, Any] = {
-            "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
-            "trust_env": not is_local(self.url),
-        }
-        self.client = ollama.Client(self.url, **self._http)
-
-    def version(self) -> str:
-        """Return the server's version from /api/version, for which the client has no call.
-
-        Raises:
-            ollama.ResponseError: if the server answers with an error status.
-        """
-        answer = httpx.get(f"{self.url}/api/version", **self._http)
-        if answer.is_error:
-            raise ollama.ResponseError(answer.text, answer.status_code)
-        return str(answer.json()["version"])
+        self.client = OllamaClient(self.url, httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)))
 
     def models(self) -> dict[str, str | None]:
         """Return the digest of each of the server's models, by full name."""
@@ -122,6 +105,7 @@ class Connection:
         shown = self._ask(name, lambda: self.client.show(name))
         info = shown.modelinfo or {}
         length = info.get(f"{info.get('general.architecture')}.context_length")
+        length = length if isinstance(length, int) and length > 0 else None
         logprobs = version >= LOGPROBS_VERSION or version == DEVELOPMENT
         return ServedModel(digest, length, "thinking" in (shown.capabilities or ()), logprobs)
 
@@ -134,8 +118,8 @@ class Connection:
         Raises:
             LwaError: if the server is too old.
         """
-        text = self._ask(name, self.version)
-        version = tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+        text = self._ask(name, self.client.version)
+        version = tuple(int(part) for part in [*re.findall(r"\d+", text), 0, 0, 0][:3])
         if DEVELOPMENT < version < OLDEST_VERSION:
             raise LwaError(f"{_of(name)}Ollama at {self.url} is version {text}, 0.5.0 is needed: update it")
         return version, self._ask(name, self.models)
@@ -186,15 +170,32 @@ class Connection:
         numbers = count()
         try:
             return attempts(lambda: call(next(numbers)))
-        except (ollama.ResponseError, *TEMPORARY) as error:
-            if not _may_pass(error):
-                raise LwaError(f"{_of(name)}Ollama at {self.url} refused: {error}") from error
+        except (ServerError, *TEMPORARY) as error:
             raise LwaError(self._explain(name, error)) from error
 
     def _explain(self, name: str | None, error: Exception) -> str:
-        attempts = f"{self.retries + 1} attempts"
+        attempts = f"{self.retries + 1} attempt{'s' * (self.retries > 0)}"
+        if isinstance(error, ServerError):
+            answered = f"HTTP {error.status}, " if error.status else ""
+            tried = f" ({attempts})" if error.may_pass else ""
+            return f"{_of(name)}Ollama at {self.url} failed: {answered}{error.said}{tried}: {remedy(error, name)}"
+        if unsafe := _tls_problem(error):
+            return (
+                f"{_of(name)}no secure connection to Ollama at {self.url} ({unsafe}): name the certificate of its "
+                "authority in SSL_CERT_FILE, or use the address that begins with http:// if it speaks no TLS"
+            )
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError)):
             return f"{_of(name)}{no_server(self.url)}"
         if isinstance(error, httpx.TimeoutException):
             return f"{_of(name)}Ollama at {self.url} gave no answer within {self.timeout_s:g} s ({attempts})"
-        return f"{_of(name)}Ollama at {self.url} failed: {error or type(error).__name__} ({attempts})"
+        reason = without_key(str(error)) or type(error).__name__
+        return f"{_of(name)}Ollama at {self.url} failed: {reason} ({attempts})"
+
+
+def _tls_problem(error: BaseException | None) -> str:
+    """Return what an error, or one that it came from, says about TLS; "" if it says nothing."""
+    while error:
+        if isinstance(error, httpx.ConnectError) and "SSL" in str(error):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lwa_helpers.teachers.answers import KINDS, SETTING, UnreadableAnswer, question_messages
+from lwa_helpers.teachers.answers import KINDS, SETTING, question_messages
+from lwa_helpers.teachers.readable import readable
+from lwa_helpers.teachers.repair import UnreadableAnswer
 
 if TYPE_CHECKING:
     from ollama._types import Logprob
@@ -48,35 +51,51 @@ def answer_tokens(tokens: Sequence[Logprob], content: str) -> Sequence[Logprob]:
     return tokens[start:]
 
 
-def read_labels(tokens: Sequence[Logprob], n: int) -> tuple[list[float], dict[str, int]]:
+def read_labels(tokens: Sequence[Logprob], n: int, titles: Sequence[str] = ()) -> tuple[list[float], dict[str, int]]:
     """Return log p(label) of each of n candidates, and the number of faults of each kind.
 
     The probabilities are those at the label's place in the answer, given the tokens before it. The probabilities of
     tokens that name the same label, with or without the closing quote, are added. As a repair, the labels that the
-    server did not report (omitted) share a score just below the lowest one that it did.
+    server did not report (omitted) share a score just below the lowest one that it did. An answer that is not JSON,
+    such as one with prose around it, counts as repaired.
 
     Args:
         tokens: tokens of the answer with their log-probabilities.
         n: number of candidates.
+        titles: titles of the question, which are no answer where the text quotes them.
 
     Raises:
         UnreadableAnswer: if the text has no label, or fewer than half of the labels were reported.
     """
-    reported = _alternatives(tokens)
+    text = "".join(token.token for token in tokens)
+    repaired = not _is_json(text)
+    reported = _alternatives(tokens, readable(text, titles) if repaired else text)
     places = {label: place for place, label in enumerate(LABELS[:n])}
     found: dict[int, float] = {}
-    for text, log_p in reported:
-        place = places.get(text.strip(' "}'))
+    for label, log_p in reported:
+        place = places.get(label.strip(' "}'))
         if place is not None:
             found[place] = float(np.logaddexp(found.get(place, -np.inf), log_p))
     if 2 * len(found) < n:
         raise UnreadableAnswer(f"log-probabilities of {len(found)} of {n} labels")
     least = float(np.nextafter(min(log_p for _, log_p in reported), -np.inf))
-    return [found.get(place, least) for place in range(n)], dict.fromkeys(KINDS, 0) | {"omitted": n - len(found)}
+    counts = {"omitted": n - len(found), "repaired": int(repaired)}
+    return [found.get(place, least) for place in range(n)], dict.fromkeys(KINDS, 0) | counts
 
 
-def _alternatives(tokens: Sequence[Logprob]) -> list[tuple[str, float]]:
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _alternatives(tokens: Sequence[Logprob], text: str) -> list[tuple[str, float]]:
     """Return what the model could have said at the label's place.
+
+    Args:
+        tokens: tokens of the answer.
+        text: what they spell, with blanks for what may not be read.
 
     Returns:
         For each alternative token, its text from the label's place on, and its log-probability.
@@ -84,7 +103,6 @@ def _alternatives(tokens: Sequence[Logprob]) -> list[tuple[str, float]]:
     Raises:
         UnreadableAnswer: if the text has no label, or the label has no log-probabilities.
     """
-    text = "".join(token.token for token in tokens)
     labels = list(_BEFORE_LABEL.finditer(text))
     start = 0
     for token in tokens:

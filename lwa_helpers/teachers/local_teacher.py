@@ -13,18 +13,20 @@ from transformers import StopStringCriteria
 
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.data.titles import clean_title
-from lwa_helpers.models.language_model import LanguageModel
+from lwa_helpers.errors import LwaError
+from lwa_helpers.models.language_model import LanguageModel, text_rows
 from lwa_helpers.ranking.title_head import TitleRanker
 from lwa_helpers.teachers.answers import (
     KINDS,
     Reply,
     TeacherAnswers,
-    UnreadableAnswer,
     check_question,
     order_scores,
     parse_ranking,
     ranking_messages,
 )
+from lwa_helpers.teachers.chat_prompt import chat_prompt, plain_prompt
+from lwa_helpers.teachers.repair import UnreadableAnswer
 
 ANSWER_OPENING = '{"ranking": ['
 
@@ -36,8 +38,9 @@ class LocalTeacher:
     answers are never invalid.
 
     Mode "generate" lets the LM continue the chat after '{"ranking": [', greedily and without a grammar, until the list
-    closes. The chat follows the LM's template, or is plain text if the LM has no template or the registry says
-    `prompt: plain`. Invalid answers are counted. An unreadable one ranks the candidates in the order listed.
+    closes. The chat follows the LM's template, mended as chat_prompt says, or is plain text if the LM has no template
+    or the registry says `prompt: plain`. Invalid answers are counted. An unreadable one ranks the candidates in the
+    order listed.
 
     Args:
         language_model: the LM.
@@ -101,20 +104,32 @@ class LocalTeacher:
         text, first, tokens = self._continue(prompt, 4 * n + 16)
         seconds = time.perf_counter() - start
         try:
-            order, counts = parse_ranking(ANSWER_OPENING + text.split("]")[0] + "]}", n)
+            order, counts = parse_ranking(ANSWER_OPENING + text.split("]")[0] + "]}", n, candidates, history)
         except UnreadableAnswer:
             order, counts = list(range(n)), dict.fromkeys(KINDS, 0) | {"unreadable": 1}
         speed = (tokens - 1) / (seconds - first) if tokens > 1 else math.nan
         return Reply(order_scores(order), seconds, counts, first, len(prompt), tokens, speed)
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Return the token ids of the question and of the opening of the answer."""
-        tokenizer = self._lm.tokenizer
-        if tokenizer.chat_template and self._lm.prompt != "plain":
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            assert isinstance(text, str)  # as tokenize=False asks
-            return tokenizer(text + ANSWER_OPENING, add_special_tokens=False)["input_ids"]
-        return tokenizer("\n\n".join(m["content"] for m in messages) + f"\n\n{ANSWER_OPENING}")["input_ids"]
+        """Return the token ids of the question and of the opening of the answer.
+
+        Raises:
+            LwaError: if the LM's template cannot ask the question, or it must be asked by one and there is none.
+        """
+        lm = self._lm
+        if lm.prompt == "chat" and not lm.tokenizer.chat_template:
+            raise LwaError(f"model {lm.name!r} has no chat template: its entry in model_config.yaml cannot say chat")
+        if lm.tokenizer.chat_template and lm.prompt != "plain":
+            text = chat_prompt(lm.tokenizer, messages, lm.name)
+            ids = lm.tokenizer(text + ANSWER_OPENING, add_special_tokens=False)["input_ids"]
+        else:
+            ids = lm.tokenizer(plain_prompt(messages) + ANSWER_OPENING)["input_ids"]
+        if max(ids) >= text_rows(lm.model):
+            token = lm.tokenizer.convert_ids_to_tokens(max(ids))
+            raise LwaError(
+                f"model {lm.name!r} has no row for {token!r}, which its chat template writes: say prompt: plain"
+            )
+        return ids
 
     def _continue(self, prompt: list[int], max_new_tokens: int) -> tuple[str, float, int]:
         """Return the greedy continuation up to the end of the list, the seconds to its first token, and its length.

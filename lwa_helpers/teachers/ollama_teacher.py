@@ -21,9 +21,9 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.files import atomic_write
 from lwa_helpers.paths import cache_folder
 from lwa_helpers.teachers.answers import (
+    KINDS,
     Reply,
     TeacherAnswers,
-    UnreadableAnswer,
     check_question,
     order_scores,
     parse_ranking,
@@ -32,12 +32,15 @@ from lwa_helpers.teachers.answers import (
 )
 from lwa_helpers.teachers.connection import BrokenAnswer, Connection, ServedModel, protocol
 from lwa_helpers.teachers.labels import LABELS, TOP_LOGPROBS, answer_tokens, label_messages, label_schema, read_labels
+from lwa_helpers.teachers.repair import UnreadableAnswer
+from lwa_helpers.teachers.said import Said
 
 KEPT_ANSWERS = cache_folder("teachers")
 TEMPLATE_TOKENS = 256
 THINKING_TOKENS = 2048
 SMALLEST_CONTEXT = 4096
 LABEL_TOKENS = 32
+Question = tuple[Sequence[str], Sequence[str]]  # the titles of a history, and of the candidates
 
 
 class OllamaTeacher:
@@ -52,8 +55,9 @@ class OllamaTeacher:
     * "auto": labels if the server can score them, reports at least half of them, and the model does not think first;
       otherwise written.
 
-    The temperature is 0. A written answer that cannot be read is asked for again with temperature 0.3 and another seed.
-    The text of the model's thinking is never read as an answer.
+    The temperature is 0. A written answer in another form than the schema's is read where it is unambiguous (see
+    repair.find_ranking); one that cannot be read is asked for again with temperature 0.3 and another seed. The text of
+    the model's thinking is never read as an answer.
 
     Args:
         name: the model's name on the server.
@@ -61,6 +65,8 @@ class OllamaTeacher:
         mode: "auto", "labels" or "written".
         think: whether or how much the model thinks first. None turns thinking off, or to "low" for gpt-oss, which
             cannot turn it off.
+        num_predict: the most tokens of an answer, with the thinking before it. None allows what the longest answer
+            needs, and 2048 more if the model thinks.
         seed: seed of the sampling.
         timeout_s: see Connection.
         retries: see Connection.
@@ -79,6 +85,7 @@ class OllamaTeacher:
         *,
         mode: Literal["auto", "labels", "written"] = "auto",
         think: bool | Literal["low", "medium", "high"] | None = None,
+        num_predict: int | None = None,
         seed: int = 0,
         timeout_s: float = 300.0,
         retries: int = 2,
@@ -90,7 +97,7 @@ class OllamaTeacher:
         if mode not in ("auto", "labels", "written"):
             raise ValueError(f"unknown mode {mode!r}: choose auto, labels or written")
         self.name, self.mode, self.think, self.seed = name, mode, think, seed
-        self.keep_alive, self.concurrency, self.cache = keep_alive, concurrency, cache
+        self.num_predict, self.keep_alive, self.concurrency, self.cache = num_predict, keep_alive, concurrency, cache
         self.connection = Connection(host, timeout_s, retries, backoff_s)
 
     @cached_property
@@ -130,7 +137,7 @@ class OllamaTeacher:
         path = self._cache_file(requests)
         if path and path.is_file():
             return replace(_read(path), cached=True)
-        reply = self._first_readable(requests, len(candidates))
+        reply = self._first_readable(requests, (history, candidates))
         if path:
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(asdict(reply)), encoding="utf-8")
@@ -156,7 +163,7 @@ class OllamaTeacher:
             requests.append(self._request(ranking_messages(history, candidates), ranking_schema(n), 8 * n + 64))
         return requests
 
-    def _first_readable(self, requests: list[dict[str, Any]], n: int) -> Reply:
+    def _first_readable(self, requests: list[dict[str, Any]], question: Question) -> Reply:
         """Return the answer to the first request whose answer can be read.
 
         A request for labels comes first, if there is one. A request for the written ranking follows if the labels
@@ -168,14 +175,14 @@ class OllamaTeacher:
         start = time.perf_counter()
         if "logprobs" in requests[0]:
             try:
-                return self.connection.retry(self.name, lambda _: self._ask_labels(requests[0], n))
+                return self.connection.retry(self.name, lambda _: self._ask_labels(requests[0], question))
             except UnreadableAnswer as error:
                 if len(requests) == 1:
                     raise LwaError(
                         f"model {self.name!r}: no label-scored ranking ({error}): choose mode written"
                     ) from error
         spent = time.perf_counter() - start
-        reply = self.connection.retry(self.name, lambda attempt: self._ask(requests[-1], n, attempt))
+        reply = self.connection.retry(self.name, lambda attempt: self._ask(requests[-1], question, attempt))
         return replace(reply, latency_s=spent + reply.latency_s, first_token_s=spent + reply.first_token_s)
 
     def _request(self, messages: list[dict[str, str]], schema: dict[str, Any], answer: int) -> dict[str, Any]:
@@ -193,7 +200,7 @@ class OllamaTeacher:
             LwaError: if the model's context may be too short.
         """
         think = self._thinking()
-        answer += THINKING_TOKENS if think else 0
+        answer = self.num_predict or answer + (THINKING_TOKENS if think else 0)
         need = sum(len(message["content"].encode()) for message in messages) + TEMPLATE_TOKENS + answer
         limit = self.served.context_length or math.inf
         if need > limit:
@@ -214,12 +221,12 @@ class OllamaTeacher:
             return "low"
         return False if self.served.thinks or "qwen3" in self.name else None
 
-    def _ask(self, request: dict[str, Any], n: int, attempt: int) -> Reply:
+    def _ask(self, request: dict[str, Any], question: Question, attempt: int) -> Reply:
         """Stream one written answer, time it and parse it.
 
         Args:
             request: what to send.
-            n: number of candidates.
+            question: the titles of the question.
             attempt: 0, or the number of the retry, which changes seed and temperature.
 
         Returns:
@@ -227,23 +234,28 @@ class OllamaTeacher:
 
         Raises:
             httpx.ReadTimeout: if the whole answer takes longer than timeout_s.
-            BrokenAnswer: if the stream ends before the answer does.
+            BrokenAnswer: if the stream ends before the answer does, or the answer cannot be read.
         """
         if attempt:
             request = request | {"options": request["options"] | {"seed": self.seed + attempt, "temperature": 0.3}}
-        start, first, text = time.perf_counter(), math.nan, ""
+        start, first, said = time.perf_counter(), math.nan, Said()
         for part in self._stream(request):
             now = time.perf_counter() - start
             if now > self.connection.timeout_s:
                 raise httpx.ReadTimeout("the answer trickles")
             if math.isnan(first) and (part.message.content or part.message.thinking):
                 first = now
-            text += part.message.content or ""
+            said.add(part.message)
             if part.done:
-                return _reply(text, n, part, now, first)
+                try:
+                    order, counts = parse_ranking(said.content, len(question[1]), question[1], question[0])
+                except UnreadableAnswer as error:
+                    why = said.unreadable(error, part.done_reason, request["options"]["num_predict"])
+                    raise BrokenAnswer(why) from error
+                return Reply(order_scores(order), now, counts, first, *_usage(part))
         raise BrokenAnswer("the answer broke off")
 
-    def _ask_labels(self, request: dict[str, Any], n: int) -> Reply:
+    def _ask_labels(self, request: dict[str, Any], question: Question) -> Reply:
         """Ask for one label and read the scores of all labels.
 
         The request does not stream, because that is the documented way to get log-probabilities. The time to the first
@@ -251,16 +263,27 @@ class OllamaTeacher:
 
         Args:
             request: what to send.
-            n: number of candidates.
+            question: the titles of the question.
 
         Returns:
             The answer.
+
+        Raises:
+            UnreadableAnswer: if the labels cannot be scored.
         """
-        start = time.perf_counter()
+        start, said = time.perf_counter(), Said()
         with protocol():
             whole = self.connection.client.chat(**request, stream=False, keep_alive=self.keep_alive)
         seconds = time.perf_counter() - start
-        scores, counts = read_labels(answer_tokens(whole.logprobs or (), whole.message.content or ""), n)
+        said.add(whole.message)
+        tokens, (history, candidates) = answer_tokens(whole.logprobs or (), said.content), question
+        try:
+            scores, counts = read_labels(tokens, len(candidates), [*history, *candidates])
+        except UnreadableAnswer as error:
+            if whole.done_reason == "length":
+                why = said.unreadable(error, whole.done_reason, request["options"]["num_predict"])
+                raise UnreadableAnswer(why) from error
+            raise
         first = ((whole.load_duration or 0) + (whole.prompt_eval_duration or math.nan)) / 1e9
         return Reply(scores, seconds, counts, first, *_usage(whole), mode="labels")
 
@@ -275,29 +298,6 @@ class OllamaTeacher:
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _reply(text: str, n: int, last: ollama.ChatResponse, latency_s: float, first_token_s: float) -> Reply:
-    """Parse a written ranking.
-
-    Args:
-        text: the whole answer.
-        n: number of candidates.
-        last: last part of the stream, which has the token counts.
-        latency_s: seconds to the whole answer.
-        first_token_s: seconds to the first token.
-
-    Returns:
-        The answer.
-
-    Raises:
-        BrokenAnswer: if the text is not a ranking.
-    """
-    try:
-        order, counts = parse_ranking(text, n)
-    except UnreadableAnswer as error:
-        raise BrokenAnswer(f"the answer is outside the schema, {error}") from error
-    return Reply(order_scores(order), latency_s, counts, first_token_s, *_usage(last))
-
-
 def _usage(last: ollama.ChatResponse) -> tuple[float, float, float]:
     """Return the tokens of the prompt, the tokens of the answer, and the answer tokens per second.
 
@@ -309,6 +309,7 @@ def _usage(last: ollama.ChatResponse) -> tuple[float, float, float]:
 
 def _read(path: Path) -> Reply:
     try:
-        return Reply(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return Reply(**kept | {"counts": dict.fromkeys(KINDS, 0) | kept["counts"]})  # older ones lack a kind
+    except (ValueError, TypeError, KeyError) as error:
         raise LwaError(f"{path} is not an answer kept by this version: delete it") from error

@@ -80,7 +80,7 @@ def test_schema_admits_permutations_only(answer, good):
     ],
 )
 def test_answer_is_repaired_and_counted(numbers, order, repeated, invented, omitted):
-    counts = {"repeated": repeated, "invented": invented, "omitted": omitted, "unreadable": 0}
+    counts = {"repeated": repeated, "invented": invented, "omitted": omitted, "repaired": 0, "unreadable": 0}
     assert parse_ranking(json.dumps({"ranking": numbers}), 4) == (order, counts)
 
 
@@ -89,7 +89,6 @@ def test_answer_is_repaired_and_counted(numbers, order, repeated, invented, omit
     [
         "",
         "2, 1, 3",
-        "[2, 1, 3]",
         '{"ranking": "213"}',
         '{"ranking": [1, 2',
         '{"ranking": [1, true]}',
@@ -116,7 +115,7 @@ def test_scores_and_order_are_inverse():
 
 
 def test_rates_of_a_batch():
-    invalid = {"repeated": 1, "invented": 0, "omitted": 1, "unreadable": 0}
+    invalid = {"repeated": 1, "invented": 0, "omitted": 1, "repaired": 0, "unreadable": 0}
     rng = np.random.default_rng(1)
     orders = [rng.permutation(5).tolist() for _ in range(4)]
     answers = TeacherAnswers("t", [Reply(order_scores(o), 0.1, *([invalid] * (i == 2))) for i, o in enumerate(orders)])
@@ -136,7 +135,7 @@ def test_position_bias_is_none_for_a_teacher_of_titles_and_one_for_a_copyist(ser
 
 
 def test_an_unreadable_answer_says_nothing_of_position():
-    counts = {"repeated": 0, "invented": 0, "omitted": 0, "unreadable": 1}
+    counts = {"repeated": 0, "invented": 0, "omitted": 0, "repaired": 0, "unreadable": 1}
     repaired, read = Reply([3.0, 2.0, 1.0], 0.1, counts), Reply([1.0, 2.0, 3.0], 0.1)
     assert TeacherAnswers("t", [repaired, read]).position_bias == -1
     assert math.isnan(TeacherAnswers("t", [repaired]).position_bias)
@@ -251,6 +250,8 @@ def test_local_generation_is_read_by_the_same_rules(smollm2):
     [
         ("3, 1, 2]}", [2, 0, 1], None),
         ("2, 2]", [1, 0, 2], "repeated"),
+        ('"Up", "Se7en"]', [2, 0, 1], "repaired"),
+        ("3, 1, 2, ", [2, 0, 1], "repaired"),
         ("many films", [0, 1, 2], "unreadable"),
         ("8]", [0, 1, 2], "unreadable"),
     ],

@@ -200,7 +200,7 @@ def test_wrong_numbers_are_counted_by_kind():
     with OllamaServer({"llama3:latest": lambda question, schema: {"ranking": [3, 3, 9]}}) as server:
         answers = teacher(server).rank([HISTORY], [CANDIDATES])
     assert answers.order.tolist() == [[2, 0, 1]] and answers.invalid_rate == 1
-    assert answers.replies[0].counts == {"repeated": 1, "invented": 1, "omitted": 2, "unreadable": 0}
+    assert answers.replies[0].counts == {"repeated": 1, "invented": 1, "omitted": 2, "repaired": 0, "unreadable": 0}
 
 
 @pytest.mark.parametrize(
