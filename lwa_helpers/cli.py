@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
 import json
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import yaml
 from typer.exceptions import TyperException
 
+from lwa_helpers import files, paths
 from lwa_helpers.config import PROFILES
 from lwa_helpers.errors import LwaError
+from lwa_helpers.pipeline.overrides import parse_overrides
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -37,9 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status. 2 stands for a problem that the user can fix, whose message is on stderr.
     """
+    if argv is None:
+        _own_the_process()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     command = typer.main.get_command(app)
     try:
-        return command.main(sys.argv[1:] if argv is None else argv, prog_name="lwa", standalone_mode=False) or 0
+        with files.explained(paths.ROOT):
+            return command.main(sys.argv[1:] if argv is None else argv, prog_name="lwa", standalone_mode=False) or 0
     except LwaError as error:
         print(f"lwa: {error}", file=sys.stderr)
         return 2
@@ -49,6 +60,41 @@ def main(argv: list[str] | None = None) -> int:
     except TyperException as error:
         error.show()  # type: ignore[attr-defined]  # all that parsing raises can be shown; the public base class is silent on it
         return error.exit_code
+
+
+class _Lasting(io.FileIO):
+    """A standard stream whose reader may go away (`| head`, a closed terminal): what follows is written nowhere."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def _own_the_process() -> None:
+    """Make warnings one plain line each, and let nothing that happens to stdout or stderr end a run of hours."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # it was closed: the next file that is opened would take its place, and what is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if descriptor:
+            old = getattr(sys, name)
+            lasting = io.BufferedWriter(_Lasting(descriptor, "w", closefd=False))
+            encoding, by_line = (old.encoding, old.line_buffering) if old else ("utf-8", False)
+            setattr(sys, name, io.TextIOWrapper(lasting, encoding, line_buffering=by_line))
+
+
+def _at_home(path: str) -> str:
+    """Return a path in which ~ is the user's home, which shells leave alone in --model=~/x."""
+    return os.path.expanduser(path)
 
 
 @app.command()
@@ -65,30 +111,6 @@ def reproduce(
     from lwa_helpers.pipeline.reproduce import reproduce
 
     reproduce(profile, parse_overrides(settings), only, force, publish)
-
-
-def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """Read settings given as texts: ["a.b=1"] becomes {"a.b": 1}.
-
-    Args:
-        assignments: each KEY=VALUE, the value in YAML 1.1, to which 1e-4 is a text and 1.0e-4 a number.
-
-    Returns:
-        The value of each key.
-
-    Raises:
-        LwaError: for an assignment without a key or "=", or whose value is not YAML.
-    """
-    overrides = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not (key and equals):
-            raise LwaError(f"--set {assignment!r}: write it as KEY=VALUE")
-        try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise LwaError(f"--set {assignment!r}: the value is not YAML: {error}") from None
-    return overrides
 
 
 @app.command()
@@ -110,7 +132,7 @@ def compare(
     """Compare a run's numbers with a reference's; exit status 1 when they differ."""
     from lwa_helpers.pipeline.compare import agrees, compare, report
 
-    found = compare(run, reference, tolerance, ignore)
+    found = compare(_at_home(run), _at_home(reference), tolerance, ignore)
     print(json.dumps(found, indent=1) if as_json else report(found))
     return 0 if agrees(found) else 1
 
@@ -123,7 +145,7 @@ def download(
     """Fetch a category of Amazon Reviews 2023."""
     from lwa_helpers.data.download import download
 
-    print("\n".join(map(str, download(category, root))))
+    print("\n".join(map(str, download(category, root and _at_home(root)))))
 
 
 @data.command()
@@ -147,7 +169,7 @@ def export(
     from lwa_helpers.models.gguf_export import export_gguf
     from lwa_helpers.models.loading import load_teacher
 
-    path = export_gguf(load_teacher(model), directory, dtype)
+    path = export_gguf(load_teacher(_at_home(model)), _at_home(directory), dtype)
     print(f"{path}\nserve it with: ollama create NAME -f {path.parent / 'Modelfile'}")
 
 
@@ -155,7 +177,7 @@ def export(
 def recommend(
     user: Annotated[list[str], typer.Option(help="user id; may be given more than once")],
     category: Annotated[str, typer.Option(help="MovieLens or an Amazon category")] = "MovieLens",
-    model: Annotated[str, typer.Option(help="registered name, directory or .gguf")] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help="registered or served name, directory or .gguf")] = "smollm2-135m",
     top_k: Annotated[int, typer.Option(help="items per user")] = 10,
     root: Annotated[Path | None, typer.Option(help="folder of the Amazon files [default: dataset/amazon]")] = None,
     host: Annotated[str | None, typer.Option(help="Ollama server [default: OLLAMA_HOST, else this machine]")] = None,
@@ -163,7 +185,7 @@ def recommend(
     """Recommend catalogue items to a user."""
     from lwa_helpers.recommender import BaseRecommender, repairs, table
 
-    recommender = BaseRecommender(model, root, host=host)
+    recommender = BaseRecommender(_at_home(model), root and Path(_at_home(str(root))), host=host)
     found = recommender.recommend_many(user, category, top_k, progress=len(user) > 1)
     print("\n\n".join(table(name, recommendations) for name, recommendations in found.items()))
     print(repairs(recommender.answers), end="", file=sys.stderr)
@@ -180,11 +202,10 @@ def status() -> None:
 
 
 def _print_status() -> None:
-    from lwa_helpers.paths import RESULTS
     from lwa_helpers.pipeline.staleness import status
 
     for profile in PROFILES:
-        if (RESULTS / profile / "state").exists():
+        if (paths.RESULTS / profile / "state").exists():
             print("\n".join([f"profile {profile}", *(f"  {line}" for line in status(profile))]))
         else:
             print(f"profile {profile}\n  not run yet: lwa reproduce --profile {profile}")

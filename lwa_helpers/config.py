@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,12 +25,14 @@ from lwa_helpers.errors import LwaError
 TITLE_LIMIT = 200  # characters
 PROFILES = ("smoke", "quick", "paper")
 Bf16 = Literal["auto"] | bool  # precision.computes_in_bf16 says what "auto" means on a device
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # a path or a name; ~ is the user's home
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
     """Base class of all settings: an unknown field or a value of the wrong type is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -51,7 +55,7 @@ class DataConfig(Section):
     """
 
     name: str
-    root: str = "dataset/amazon"
+    root: HomePath = "dataset/amazon"
     k_core: int = Field(ge=0)
     split: Literal["last_out", "timestamp", "file"]
     reading: Literal["items", "hybrid", "titles"] = "items"
@@ -118,7 +122,7 @@ class TeacherConfig(TuningConfig):
         softmax_items: in a larger catalogue, the loss samples this many items instead of computing the whole softmax.
     """
 
-    model: str
+    model: HomePath
     random_weights: bool = False
     frozen_layers: bool = False
     first_layers: int = Field(ge=0)
@@ -180,7 +184,7 @@ class AblationConfig(TuningConfig):
     """
 
     strategies: list[str] = Field(min_length=2)
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     n_layers: PositiveInt
     selection: str
     loss: LossConfig
@@ -218,7 +222,7 @@ class DistillationConfig(TuningConfig):
     """
 
     n_layers: PositiveInt
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     co_teachers: list[str]
     frontier: list[PositiveInt] = Field(default=[])
     selection: str
@@ -257,7 +261,7 @@ class ComparisonConfig(Section):
     """The comparison of teachers that rank a fixed set of candidates.
 
     Attributes:
-        teachers: names in model_config.yaml.
+        teachers: names in model_config.yaml, directories, .gguf files, or models that the Ollama server has.
         n_users: how many users the teachers rank for.
         written_users: for how many of them a teacher also writes the ranking out, in two orders of the candidates.
         fisher_windows: windows that the Fisher trace of a local teacher is averaged over; 0 skips it.
@@ -267,7 +271,7 @@ class ComparisonConfig(Section):
         history_titles: how many of the newest titles a teacher is shown.
     """
 
-    teachers: list[str] = Field(min_length=1)
+    teachers: list[HomePath] = Field(min_length=1)
     n_users: PositiveInt
     written_users: PositiveInt
     fisher_windows: int = Field(ge=0)
@@ -314,7 +318,7 @@ class ExperimentConfig(Section):
     """
 
     profile: Literal["smoke", "quick", "paper"]
-    seed: int
+    seed: Seed
     target_minutes: PositiveFloat
     data: DataConfig
     teacher: TeacherConfig

@@ -9,14 +9,14 @@ from pathlib import Path
 from lwa_helpers.errors import LwaError
 
 PACKAGE = Path(__file__).resolve().parent
-ROOT = Path(os.environ.get("LWA_ROOT") or PACKAGE.parent).resolve()
+ROOT = Path(os.path.expanduser(os.environ.get("LWA_ROOT") or PACKAGE.parent)).resolve()
 CONFIGS = PACKAGE / "configs"
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 PAPER = ROOT / "paper"
 RESULTS = ROOT / "results"
 DATASET = ROOT / "dataset"
-CACHE = Path(os.environ.get("LWA_CACHE") or ROOT / ".cache").resolve()
+CACHE = Path(os.path.expanduser(os.environ.get("LWA_CACHE") or ROOT / ".cache")).resolve()
 CACHE_FOLDERS = {
     "amazon": "prepared Amazon sets",
     "checkpoints": "training runs that can be resumed",

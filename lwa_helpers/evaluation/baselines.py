@@ -19,6 +19,7 @@ from lwa_helpers.evaluation.protocol import Baseline, cases, item_index, ranks
 if TYPE_CHECKING:
     from lwa_helpers.data.interactions import Interactions
 
+BASELINES = ("popularity", "recent_popularity", "itemknn", "ease", "sasrec", "esasrec")  # with grids in tuned_baselines
 EASE_LIMIT = 30_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,13 +56,18 @@ def calibrated(scores: np.ndarray, eval_cases: Cases) -> Calibration:
     return Calibration(fitted_scale(scores, eval_cases.targets), float(ndcg_at_k(rank, 10).mean()))
 
 
+def weights(calibration: Mapping[str, Calibration], names: Sequence[str]) -> list[float]:
+    """Return the weights of some recommenders; if none of them hits anything on the valid part, all count alike."""
+    found = [calibration[name].weight for name in names]
+    return found if any(found) else [1.0] * len(found)
+
+
 def ensemble(scores: dict[str, np.ndarray], calibration: dict[str, Calibration]) -> np.ndarray:
     """Return the weighted mean of the probabilities that several recommenders give each item, (B, N)."""
-    total = sum(calibration[name].weight for name in scores)
+    shares = weights(calibration, list(scores))
+    total = sum(shares)
     parts = [
-        calibration[name].weight
-        / total
-        * np.exp(log_softmax(calibration[name].scale * values.astype(np.float64), axis=1))
-        for name, values in scores.items()
+        share / total * np.exp(log_softmax(calibration[name].scale * values.astype(np.float64), axis=1))
+        for share, (name, values) in zip(shares, scores.items())
     ]
     return sum(parts)

@@ -147,11 +147,9 @@ def h4_best_teacher(ndcg: Mapping[str, np.ndarray], untuned: Sequence[str], seed
     """
     rivals = [name for name in untuned if name != LLAMA]
     if LLAMA not in untuned or not rivals:
-        sentence = "llama3 could not be reached from the machine of this run, so nothing was measured for it."
+        sentence = "llama3 gave no answer on the machine of this run, so nothing was measured for it."
         if LLAMA in untuned:
-            sentence = (
-                "llama3 was the only untuned teacher that could be reached, so there is nothing to compare it with."
-            )
+            sentence = "llama3 was the only untuned teacher that answered, so there is nothing to compare it with."
         return unmeasured(sentence)
     rival = max(rivals, key=lambda name: ndcg[name].mean())
     lead = paired_difference(ndcg[LLAMA], ndcg[rival], seed=seed)

@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lwa_helpers.errors import LwaError
+
 KS = (1, 3, 5, 10, 20)
+
+
+class ShortCatalogue(LwaError, ValueError):
+    """A list of recommendations is longer than what a user has not seen."""
 
 
 def rank_of_target(scores: np.ndarray, target: np.ndarray, exclude: np.ndarray | Sequence | None = None) -> np.ndarray:
@@ -53,12 +59,13 @@ def top_k(scores: np.ndarray, k: int, exclude: np.ndarray | Sequence | None = No
         The item indices, int64 (B, k), best first, equal scores in item order.
 
     Raises:
-        ValueError: for NaN, and if a row has fewer than k items left.
+        ValueError: for NaN.
+        ShortCatalogue: if a row has fewer than k items left; `sizes.fitting_ks` says which k fit.
     """
     scores, k = _score_matrix(scores), _positive(k)
     left_out = np.zeros(scores.shape, bool) if exclude is None else _mask(exclude, scores.shape)
     if len(scores) and (~left_out).sum(axis=1).min() < k:
-        raise ValueError(f"k = {k}, but some row has fewer than {k} items that are not excluded")
+        raise ShortCatalogue(f"k = {k}, but some row has fewer than {k} items that are not excluded: lower k")
     falling = np.where(left_out, -np.inf, scores)
     return np.lexsort((-falling, left_out), axis=1)[:, :k]
 

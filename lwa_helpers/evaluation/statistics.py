@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lwa_helpers.evaluation.unmeasured import TooFew
+
 RESAMPLES = 10_000
 BATCH = 500
 ROUNDING = 8 * np.finfo(float).eps
@@ -98,11 +100,14 @@ def ratio_of_means(
     A resample in which every b is zero counts as an infinite ratio.
 
     Raises:
-        ValueError: for NaN, unequal shapes, a negative b or fewer than five positive ones.
+        ValueError: for NaN, unequal shapes or a negative b.
+        TooFew: for fewer than five positive b.
     """
     a, b = _paired(a, b)
-    if (b < 0).any() or (b > 0).sum() < 5:
-        raise ValueError(f"a ratio needs b >= 0 with at least 5 users above zero, got {(b > 0).sum()} of {b.size}")
+    if (b < 0).any():
+        raise ValueError(f"a ratio needs b >= 0, got {b.min()}")
+    if (b > 0).sum() < 5:
+        raise TooFew(f"a ratio needs at least 5 users above zero, got {(b > 0).sum()} of {b.size}", Interval)
     return _bootstrap((a, b), _ratio, seed, level, resamples)
 
 
@@ -288,13 +293,14 @@ def ratio_of_arms(a: np.ndarray, b: np.ndarray, *, seed: int, level: float = 0.9
         The ratio and its interval.
 
     Raises:
-        ValueError: for NaN, unequal shapes or a mean(b) that is not above zero.
+        ValueError: for NaN or unequal shapes.
+        TooFew: for a mean(b) that is not above zero.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim == 2 and a.shape[1] == 1:
         return ratio_of_means(a[:, 0], b[:, 0], seed=seed, level=level)
     if not b.mean() > 0:
-        raise ValueError(f"a ratio needs mean(b) above zero, got {b.mean()}")
+        raise TooFew(f"a ratio needs mean(b) above zero, got {b.mean()}", Interval)
     ratio = float(a.mean() / b.mean())
     error = difference_over_seeds(a, ratio * b, level=level)
     return Interval(ratio, ratio + error.low / float(b.mean()), ratio + error.high / float(b.mean()))
@@ -327,7 +333,7 @@ def spearman(
     """Return Spearman's rank correlation of two scores of the same layers, with a bootstrap interval over layers.
 
     x and y are (n,), n >= 5. Resamples in which one side is constant have no correlation and are left out. Raises
-    ValueError for NaN, unequal shapes, n < 5 or a constant side.
+    ValueError for NaN or unequal shapes, TooFew for n < 5 or a constant side.
     """
     x, y = _varied(x, y)
     indices = np.random.default_rng(seed).integers(x.size, size=(resamples, x.size))
@@ -377,5 +383,5 @@ def _paired(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _varied(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = _paired(x, y)
     if x.size < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError("a rank correlation needs at least 5 pairs, and neither side constant")
+        raise TooFew("a rank correlation needs at least 5 pairs, and neither side constant", Correlation)
     return x, y

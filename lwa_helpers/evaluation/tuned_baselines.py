@@ -34,6 +34,19 @@ def tuned_baselines(
     Raises:
         LwaError: for an unknown name.
     """
+    known = grids(evaluation, seed)
+    if unknown := set(names or evaluation.baselines) - set(known):
+        raise LwaError(f"unknown baselines {sorted(unknown)}: choose among {', '.join(known)}")
+    return {name: tune(*known[name], interactions, BUDGET, seed=seed) for name in names or evaluation.baselines}
+
+
+def grids(evaluation: EvaluationConfig, seed: int) -> dict[str, tuple[type[Baseline], dict[str, list[Any]]]]:
+    """Return the class of each known baseline, and the values to try of its parameters.
+
+    Args:
+        evaluation: the settings, which name the values of SASRec's grid.
+        seed: of SASRec's training.
+    """
     sasrec: dict[str, list[Any]] = {
         "max_epochs": [evaluation.sasrec_epochs],
         "seed": [seed],
@@ -41,7 +54,7 @@ def tuned_baselines(
         "learning_rate": evaluation.sasrec_learning_rates,
         "dim": evaluation.sasrec_dims,
     }
-    grids: dict[str, tuple[type[Baseline], dict[str, list[Any]]]] = {
+    return {
         "popularity": (Popularity, {}),
         "recent_popularity": (RecentPopularity, {"half_life": [0.02, 0.05, 0.2]}),
         "itemknn": (ItemKNN, {"neighbours": [50, 200], "shrinkage": [10.0, 100.0]}),
@@ -49,6 +62,3 @@ def tuned_baselines(
         "sasrec": (SASRec, sasrec),
         "esasrec": (ESASRec, sasrec),
     }
-    if unknown := set(names or evaluation.baselines) - set(grids):
-        raise LwaError(f"unknown baselines {sorted(unknown)}: choose among {', '.join(grids)}")
-    return {name: tune(*grids[name], interactions, BUDGET, seed=seed) for name in names or evaluation.baselines}

@@ -26,12 +26,16 @@ def compare(run: str, reference: str, tolerance: float = 0.05, ignore: str | Non
         For each kind its numbers, each with its name and as expected and obtained.
 
     Raises:
-        LwaError: when a file is absent or holds no numbers.
+        LwaError: when a file is absent or holds no numbers, or `ignore` is no regular expression.
     """
+    try:
+        left_out = re.compile(ignore) if ignore else None
+    except re.error as error:
+        raise LwaError(f"--ignore {ignore!r} is no regular expression ({error}); try 'Seconds|Speedup'") from None
     ours, theirs = read_numbers(Path(run)), read_numbers(Path(reference))
     found: dict[str, list[dict]] = {kind: [] for kind in ("identical", "within", "changed", "missing", "new")}
     for name in sorted(ours.keys() | theirs.keys()):
-        if not (ignore and re.search(ignore, name)):
+        if not (left_out and left_out.search(name)):
             obtained, expected = ours.get(name), theirs.get(name)
             entry = {"name": name, "expected": expected, "obtained": obtained}
             found[_kind(obtained, expected, tolerance)].append(entry)
@@ -62,7 +66,7 @@ def read_numbers(path: Path) -> dict[str, str]:
         path = path / "results.tex"
     if not path.is_file():
         raise LwaError(f"{path} does not exist: give a results folder, a results.tex or a manifest.json")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix == ".json":
         try:
             numbers = {name: number["text"] for name, number in json.loads(text)["numbers"].items()}

@@ -90,10 +90,10 @@ def provenance(device: Any, config: ExperimentConfig) -> dict[str, Any]:
 def git(*arguments: str) -> str:
     """Output of a git command in the checkout; empty where git or the history is absent (a source archive)."""
     try:
-        done = subprocess.run(["git", "-C", paths.ROOT, *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", paths.ROOT, *arguments], capture_output=True, check=False)
     except FileNotFoundError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
 
 
 def device_name(device: Any) -> str:
@@ -103,7 +103,7 @@ def device_name(device: Any) -> str:
 
         return f"cuda ({torch.cuda.get_device_name(device)})"
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"cpu ({model or platform.machine()}, {os.cpu_count()} cores)"
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import errno
+import re
 import threading
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lwa_helpers import files, paths
 from lwa_helpers.errors import LwaError
 
+if TYPE_CHECKING:
+    from lwa_helpers.pipeline.kernel import OwnKernel
+
 HEARTBEAT = 30.0
-# glibc gives large blocks back to the system when they are freed, and every training step asks for the same ones again.
-# A step of 30 layers takes a tenth less time where up to a GiB is kept. Other systems' libraries do not read these.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+START_TIMEOUT = 300  # seconds that a kernel may take to start: a cold network drive takes long
 
 
 class Progress:
@@ -86,33 +87,34 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Pr
         progress: what prints a line at each cell.
 
     Raises:
-        LwaError: with notebook, cell, line, error and the path of the failed copy, when a cell fails.
+        LwaError: with notebook, cell, error and the path of the failed copy, when a cell or the kernel fails.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
+
+    from lwa_helpers.pipeline import kernel
 
     attempt = target.with_name(f"{target.stem}.attempt.ipynb")
     attempt.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix="lwa-") as sockets:
-            _papermill(source, attempt, parameters, progress, sockets)
-    except papermill.PapermillExecutionError as error:
-        raise LwaError(_explain(source, error, progress, attempt)) from None
-    except DeadKernelError:
-        raise LwaError(
-            f"{source.name}, cell {progress.cell}: the kernel died, most likely for want of memory. "
-            f"Executed copy: {attempt}"
-        ) from None
+    with kernel.private_folder() as folder:
+        own = kernel.OwnKernel.in_folder(folder)
+        try:
+            _papermill(source, attempt, parameters, progress, own)
+        except papermill.PapermillExecutionError as error:
+            raise LwaError(_explain(source, error, progress, attempt)) from None
+        except Exception as error:  # papermill, nbclient, jupyter_client and zmq each raise kinds of their own
+            raise LwaError(_broken(source, error, progress, attempt, own)) from error
     files.replace(attempt, target)
 
 
-def _papermill(source: Path, target: Path, parameters: dict[str, Any], progress: Progress, sockets: str) -> None:
-    """Call papermill with this environment's kernel, reached through private sockets rather than network ports."""
+def _papermill(
+    source: Path, target: Path, parameters: dict[str, Any], progress: Progress, own: type[OwnKernel]
+) -> None:
+    """Call papermill with this environment's own kernel."""
     import papermill
-    from traitlets.config import Config
+
+    from lwa_helpers.pipeline.kernel import connection
 
     _register_engine()
-    os.environ |= KEEP_MEMORY | dict(os.environ) | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": sockets}
     papermill.execute_notebook(
         source,
         target,
@@ -124,7 +126,9 @@ def _papermill(source: Path, target: Path, parameters: dict[str, Any], progress:
         progress_bar=False,
         stderr_file=progress,
         progress=progress,
-        config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
+        start_timeout=START_TIMEOUT,
+        kernel_manager_class=own,
+        config=connection(own.folder),
     )
 
 
@@ -150,11 +154,43 @@ def _register_engine() -> None:
 
 
 def _explain(source: Path, error: Any, progress: Progress, attempt: Path) -> str:
+    """Say which cell failed, and why."""
     line = next((text.strip() for text in error.source.splitlines() if text.strip()), "")
+    way_out = _way_out(error.ename, str(error.evalue))
     return (
         f"{source.name} failed in cell {progress.cell}/{progress.cells} (In [{error.exec_count}])\n"
         f"  first line     {line}\n"
         f"  error          {error.ename}: {error.evalue}\n"
-        f"  executed copy  {attempt}\n"
+        + (f"  fix            {way_out}\n" if way_out else "")
+        + f"  executed copy  {attempt}\n"
         "Earlier results are as they were."
     )
+
+
+def _way_out(kind: str, message: str) -> str | None:
+    """Return what to do about an error of the system, whichever library tells of it; None for any other error."""
+    if kind.endswith(("MemoryError", "OutOfMemoryError")) or "can't allocate memory" in message:
+        return files.fix(errno.ENOMEM)
+    if "Not enough free space" in message:  # numpy's own words
+        return files.fix(errno.ENOSPC)
+    number = re.search(r"(?:\[Errno |os error )(\d+)", message)
+    return files.fix(int(number[1])) if number else None
+
+
+def _broken(source: Path, error: Exception, progress: Progress, attempt: Path, own: type[OwnKernel]) -> str:
+    """Say what went wrong outside of the notebook's own code: with its kernel, or with the executed copy."""
+    from nbclient.exceptions import DeadKernelError
+
+    if isinstance(error, DeadKernelError):
+        cause = f"the kernel died: it {own.death()}"
+    elif isinstance(error, OSError) and (way_out := files.fix(error.errno)):
+        cause = f"{error.filename or attempt} ({error.strerror}): {way_out}"
+    elif progress.cell == 0:
+        cause = f"the kernel did not start ({_one_line(error)}): it {own.death()}"
+    else:
+        cause = f"the kernel was lost ({_one_line(error)}): start again; finished notebooks keep their results"
+    return f"{source.name}, cell {progress.cell}: {cause}\nExecuted copy: {attempt}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

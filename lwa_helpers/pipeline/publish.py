@@ -74,7 +74,11 @@ def publish(profile: str) -> None:
     Raises:
         LwaError: when one of its notebooks has not been run, is stale, or ran with other settings than the rest.
     """
-    results = paths.results_dir(profile)
+    with files.explained(paths.ROOT):
+        _publish(profile, paths.results_dir(profile))
+
+
+def _publish(profile: str, results: Path) -> None:
     records = _current_records(profile, results)
     merge(results, [record["notebook"] for record in records])
     with files.atomic_write(paths.FIGURES) as folder:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lwa_helpers import paths
+from lwa_helpers import files, paths
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import code_digest, manifest, publish, time_estimate
@@ -18,6 +20,7 @@ from lwa_helpers.pipeline.notebook import Progress, clock, execute
 from lwa_helpers.pipeline.staleness import Stage, components, load_state, save_state, stages, why_stale
 
 NEEDED_BYTES = 2 * 1024**3
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}  # of a file system without locks
 
 
 def reproduce(
@@ -29,27 +32,35 @@ def reproduce(
 ) -> None:
     """Bring a profile's results up to date: run each stale notebook, merge the numbers, print a summary, publish.
 
-    Raises LwaError on bad settings or notebooks before anything runs, and when a notebook fails.
+    Raises LwaError on bad settings or notebooks before anything runs, when a notebook fails, and when the system does
+    not let results be written.
     """
     config = load_config(profile, overrides)
     chosen = stages(only)
     for stage in stages():
         code_digest.notebook_tree(stage.path)
     results = paths.results_dir(profile)
+    with files.explained(results):
+        whole = _run(config, overrides or {}, chosen, results, force)
+        if whole and (publish_too or (profile == publish.paper_profile() and not overrides)):
+            publish.publish(profile)
+
+
+def _run(config: ExperimentConfig, overrides: dict[str, Any], chosen: list[Stage], results: Path, force: bool) -> bool:
+    """Run the chosen stages that are stale, and sum up if all stages have been run. Return whether they have."""
     _check_disk(results)
     start = time.monotonic()
     with _lock(results):
-        expected = _expected(profile, results)
+        expected = _expected(config.profile, results)
         for stage in chosen:
-            _bring_up_to_date(stage, config, overrides or {}, results, force, start, expected)
+            _bring_up_to_date(stage, config, overrides, results, force, start, expected)
         missing = [stage.name for stage in stages() if manifest.load(results, stage.name) is None]
         if missing:
             print(f"not summed up: {', '.join(missing)} {'has' if len(missing) == 1 else 'have'} not been run yet")
-            return
+            return False
         publish.merge(results, [stage.name for stage in stages()])
     print(summary(results, config, time.monotonic() - start))
-    if publish_too or (profile == publish.paper_profile() and not overrides):
-        publish.publish(profile)
+    return True
 
 
 def _bring_up_to_date(
@@ -79,7 +90,7 @@ def _bring_up_to_date(
     label = f"[{every.index(stage) + 1}/{len(every)}] {stage.name}"
     reason = why_stale(stage, config, results) or ("--force" if force else None)
     if reason is None:
-        print(f"{label} is current", flush=True)
+        print("\n".join([f"{label} is current", *_warnings([manifest.load_named(results, stage.name)])]), flush=True)
         return
     print(f"{label} runs: {reason}", flush=True)
     before, began = components(stage, config), time.time()
@@ -93,7 +104,7 @@ def _bring_up_to_date(
         raise LwaError(f"{stage.path.name} ran through but saved no results: it must end with run.finish()")
     seconds = time.time() - began
     save_state(results, stage, before, seconds)
-    print(f"{label} done in {clock(seconds)}", flush=True)
+    print("\n".join([f"{label} done in {clock(seconds)}", *_warnings([record])]), flush=True)
 
 
 def _expected(profile: str, results: Path) -> dict[str, float]:
@@ -119,7 +130,12 @@ def summary(results: Path, config: ExperimentConfig, spent: float) -> str:
         f"  figures/ {figures} figures, tables/ {tables} tables, results.tex {numbers} numbers,",
         "  notebooks/ executed copies, manifest.json what made each result",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_warnings(records)])
+
+
+def _warnings(records: list[dict[str, Any]]) -> list[str]:
+    """What the notebooks warned of, a line each."""
+    return [f"warning: {text}" for record in records for text in record.get("warnings", [])]
 
 
 def _times(results: Path, config: ExperimentConfig, spent: float) -> list[str]:
@@ -146,10 +162,26 @@ def _check_disk(results: Path) -> None:
 @contextmanager
 def _lock(results: Path) -> Iterator[None]:
     """Let one run at a time write a profile's results; the lock goes with its process, however that ends."""
-    results.mkdir(parents=True, exist_ok=True)
-    with open(results / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LwaError(f"another run is writing {results}: wait for it, or end it") from None
+    with files.explained(results):
+        results.mkdir(parents=True, exist_ok=True)
+        file = open(results / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - closed below, by the other `with`
+    with file:
+        with files.explained(results):
+            _take(file, results)
         yield
+
+
+def _take(file: IO[str], results: Path) -> None:
+    """Take the lock that a file stands for. Raises LwaError where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LwaError(f"another run is writing {results}: wait for it, or end it") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {results} has no locks ({error.strerror}), so nothing keeps a second run out: "
+            "start only one at a time",
+            stacklevel=1,
+        )

@@ -7,8 +7,10 @@ results/<profile>/ and writes the manifest, so a run that fails or is killed lea
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from lwa_helpers import files, paths
 from lwa_helpers.config import ExperimentConfig, load_config
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import manifest
+from lwa_helpers.pipeline.overrides import typed
 from lwa_helpers.report import tables
 
 
@@ -35,14 +38,29 @@ class Run:
         self._inputs: dict[str, str] = {}
         self._numbers: dict[str, dict[str, Any]] = {}
         self._verdicts: dict[str, dict[str, Any]] = {}
+        self._warnings: list[str] = []
         self._records: dict[str, Any] = {"overrides": overrides}
 
     @classmethod
+    @files.explained("results")
     def open(cls, notebook: str, profile: str, overrides: dict[str, Any] | None = None) -> Run:
-        """Start a run of `notebook` (its file name without .ipynb). Raises LwaError on settings that are not valid."""
+        """Start a run of a notebook.
+
+        Args:
+            notebook: its file name without .ipynb.
+            profile: the profile whose settings it takes.
+            overrides: settings that differ from the profile's; texts are read as the command line reads them.
+
+        Returns:
+            The run.
+
+        Raises:
+            LwaError: on settings that are not valid.
+        """
         paths.checkout()
         _check_name(notebook, "notebook")
-        run = cls(notebook, load_config(profile, overrides), dict(overrides or {}))
+        overrides = typed(overrides)
+        run = cls(notebook, load_config(profile, overrides), overrides)
         files.remove(run.staging)
         run.staging.mkdir(parents=True)
         return run
@@ -56,6 +74,7 @@ class Run:
             self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return self._device
 
+    @files.explained("results")
     def path(self, name: str, **details: Any) -> Path:
         """Return the path of an output file or folder to be written now, e.g. `run.path("models/teacher")`."""
         _check_name(name, "output")
@@ -89,6 +108,7 @@ class Run:
             f"(`lwa reproduce --profile {self.config.profile}` runs all in order)"
         )
 
+    @files.explained("results")
     def save_frame(self, name: str, frame: pd.DataFrame) -> Path:
         """Write data/<name>.parquet."""
         target = self.path(f"data/{name}.parquet", rows=len(frame))
@@ -99,6 +119,7 @@ class Run:
         """Read data/<name>.parquet of this or an earlier notebook."""
         return pd.read_parquet(self.input(f"data/{name}.parquet"))
 
+    @files.explained("results")
     def save_json(self, name: str, value: Any) -> Path:
         """Write data/<name>.json."""
         target = self.path(f"data/{name}.json")
@@ -109,6 +130,7 @@ class Run:
         """Read data/<name>.json of this or an earlier notebook."""
         return json.loads(self.input(f"data/{name}.json").read_text(encoding="utf-8"))
 
+    @files.explained("results")
     def save_figure(self, figure: Any, name: str, caption: str, alt: str) -> Path:
         """Write figures/<name>.pdf and .png; caption and alternative text are recorded. Returns the PDF's path."""
         if not any(axes.has_data() for axes in figure.axes):
@@ -120,6 +142,7 @@ class Run:
         figure.savefig(self.path(f"figures/{name}.png", caption=caption, alt=alt), dpi=200, metadata={"Software": None})
         return target
 
+    @files.explained("results")
     def save_table(self, table: str | pd.DataFrame, name: str, caption: str) -> Path:
         r"""Write tables/<name>.tex, a booktabs tabular: LaTeX text with \toprule, or a frame to be set as one."""
         if isinstance(table, pd.DataFrame):
@@ -131,13 +154,14 @@ class Run:
         target.write_text(table, encoding="utf-8")
         return target
 
-    def number(self, name: str, value: float | str, form: str = "{}") -> str:
+    def number(self, name: str, value: float | str, form: str = "{}", optional: bool = False) -> str:
         r"""Record one number of the text as the LaTeX macro \<name>.
 
         Args:
             name: letters only, since it names a macro.
             value: the number, or a text.
             form: how it is printed, as for str.format.
+            optional: whether there may be too little data to measure it: nan is then printed as `--`.
 
         Returns:
             The number as it will be printed.
@@ -150,9 +174,23 @@ class Run:
         if name in self._numbers:
             raise LwaError(f"number {name!r} is recorded twice in {self.notebook}: give each its own name")
         value = value if isinstance(value, (str, int, float)) else manifest.plain(value)
+        if optional and isinstance(value, float) and math.isnan(value):
+            value, form = tables.ABSENT, "{}"
         text = tables.escape(form.format(value)) if isinstance(value, str) else tables.format_number(value, form)
         self._numbers[name] = {"value": value, "text": text}
         return text
+
+    def interval(self, name: str, values: Sequence[float], form: str = "{}", scale: float = 1.0) -> None:
+        """Record an estimate and the ends of its interval, as <name>, <name>Low and <name>High.
+
+        Args:
+            name: as of `number`.
+            values: the estimate and the two ends; all nan where there is too little data to measure them.
+            form: as of `number`.
+            scale: factor of all three, such as 100 for per cent.
+        """
+        for suffix, value in zip(("", "Low", "High"), values):
+            self.number(name + suffix, scale * value, form, optional=all(map(math.isnan, values)))
 
     def verdict(
         self, hypothesis: str, outcome: Literal["supported", "refuted", "undecided"], sentence: str, figure: str
@@ -162,10 +200,15 @@ class Run:
             raise LwaError(f"verdict on {hypothesis}: {outcome!r} is not supported, refuted or undecided")
         self._verdicts[hypothesis] = {"outcome": outcome, "sentence": sentence, "figure": figure}
 
+    def warn(self, message: str) -> None:
+        """Put a warning into the manifest, as one line; `lwa reproduce` prints it after the notebook and at the end."""
+        self._warnings.append("".join(c if c.isprintable() else "?" for c in " ".join(message.split())))
+
     def record(self, **facts: Any) -> None:
         """Put facts such as data_hash=… and model_hash=… into the manifest."""
         self._records.update(facts)
 
+    @files.explained("results")
     def finish(self) -> Path:
         """Check that every declared output was written, move all into place and write the manifest.
 
@@ -189,6 +232,7 @@ class Run:
             "outputs": outputs,
             "numbers": self._numbers,
             "verdicts": self._verdicts,
+            "warnings": self._warnings,
             "records": self._records,
         }
         manifest.install(self.staging, self.dir, summary)

@@ -35,16 +35,17 @@ class Stage:
 
 
 def stages(only: str | None = None) -> list[Stage]:
-    """The numbered notebooks in order, or those whose numbers `only` lists ("02,03"). Raises LwaError on others."""
+    """The numbered notebooks in order, or those that `only` lists ("02,03"). Raises LwaError on others."""
     found = [Stage(path) for path in sorted(paths.checkout().joinpath("notebooks").glob("[0-9][0-9]_*.ipynb"))]
     if not found:
         raise LwaError(f"{paths.NOTEBOOKS} holds no numbered notebook (01_….ipynb)")
     if only is None:
         return found
-    numbers = [number.strip() for number in only.split(",")]
-    if unknown := set(numbers) - {stage.name[:2] for stage in found}:
+    wanted = [number.strip() for number in only.split(",")]
+    known = {key: stage for stage in found for key in (stage.name, stage.name[:2], stage.name[:2].lstrip("0"))}
+    if unknown := set(wanted) - set(known):
         raise LwaError(f"no notebook {', '.join(sorted(unknown))}: there are {', '.join(s.name for s in found)}")
-    return [stage for stage in found if stage.name[:2] in numbers]
+    return [stage for stage in found if stage in {known[key] for key in wanted}]
 
 
 def components(stage: Stage, config: ExperimentConfig) -> dict[str, str]:

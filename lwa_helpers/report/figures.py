@@ -319,7 +319,7 @@ def teacher_frontier(frame: pd.DataFrame) -> Figure:
     best = measured[measured["ndcg"] > measured["ndcg"].cummax().shift(fill_value=-np.inf)]
     ax.plot(best["latency_ms"], best["ndcg"], color=GREY, linewidth=0.8, drawstyle="steps-post", zorder=1)
     labels = _scatter(ax, measured["latency_ms"], measured, measured["teacher"])
-    note = f"\nnot reachable here: {', '.join(absent)}" if absent else ""
+    note = f"\nno answer here: {', '.join(absent)}" if absent else ""
     ax.set(xlabel=f"Median latency per user (ms, log scale){note}", ylabel=METRIC)
     place_labels(ax, labels)
     return fig

@@ -56,13 +56,14 @@ def tuned_teacher(root: Path) -> dict[str, object]:
 
 def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     environment = os.environ | {"LWA_ROOT": str(tmp_path), "LWA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    flags = [word for name, value in tuned_teacher(tmp_path).items() for word in ("--set", f"{name}={value}")]
+    settings = tuned_teacher(tmp_path)
 
     def python(script, *command):
         words = [sys.executable, BENCHMARKS / script, *command]
         return subprocess.run(list(map(str, words)), check=False, env=environment, capture_output=True, text=True)
 
-    def run(experiments, second, *more):
+    def run(experiments, second, **changes):
+        flags = [word for name, value in (settings | changes).items() for word in ("--set", f"{name}={value}")]
         words = (
             "--profile",
             "smoke",
@@ -76,7 +77,7 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
             "--with",
             f"other-lm={second}",
         )
-        return python("distillation_ablation.py", *words, *flags, *more)
+        return python("distillation_ablation.py", *words, *flags)
 
     done = run(EXPERIMENTS, tmp_path / "second")
     assert not done.returncode, done.stderr[-3000:]
@@ -98,7 +99,7 @@ def test_students_are_trained_once_and_the_paper_shows_their_rows(tmp_path):
     assert not run(EXPERIMENTS, tmp_path / "second").returncode and file.read_bytes() == before
     another = run("languages", tmp_path / "results" / "smoke" / "models" / "teacher")
     assert another.returncode and "are of other models" in another.stderr
-    unread = run(EXPERIMENTS, tmp_path / "second", "--set", "data.reading=items")
+    unread = run(EXPERIMENTS, tmp_path / "second", **{"data.reading": "items"})
     assert unread.returncode and "holds no teacher that reads items" in unread.stderr
 
     paper, readme = tmp_path / "paper", tmp_path / "README.md"

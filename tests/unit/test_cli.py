@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -68,16 +69,60 @@ def test_compare_reads_manifests_and_refuses_what_holds_no_numbers(results, tmp_
         assert cli.main(["compare", results[0], str(tmp_path / name)]) == 2
     assert cli.main(["compare", results[0], str(tmp_path / "absent")]) == 2
     assert "absent does not exist" in capsys.readouterr().err
+    assert cli.main(["compare", *results, "--ignore", "Seconds|["]) == 2
+    assert "'Seconds|[' is no regular expression" in capsys.readouterr().err
 
 
-def test_settings_are_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_by_the_type_of_their_field(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(reproduce, "reproduce", lambda *arguments: calls.append(arguments))
-    line = (
-        "reproduce --profile smoke --only 02 --force --set data.name=All_Beauty --set ablation.seeds=[0,1] --set seed=3"
-    )
+    line = "reproduce --profile smoke --only 02 --force --set data.name=No --set ablation.seeds=0,1 --set seed=3"
     assert cli.main(line.split()) == 0
-    assert calls == [("smoke", {"data.name": "All_Beauty", "ablation.seeds": [0, 1], "seed": 3}, "02", True, False)]
+    assert calls == [("smoke", {"data.name": "No", "ablation.seeds": [0, 1], "seed": 3}, "02", True, False)]
+
+
+def test_a_path_of_any_command_may_begin_at_home(results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["compare", "~/run", "~/run/results.tex"]) == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_stream_cannot_encode_does_not_end_a_command(encoding: str, monkeypatch) -> None:
+    text, out = "· ♥ \u2212 café \udcff", io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding))
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_: print(text))
+    assert cli.main(["reproduce"]) == 0
+    sys.stdout.flush()
+    expected = text.encode(encoding, "replace").decode(encoding)
+    assert out.getvalue().decode(encoding) == expected + "\n" and len(expected) == len(text)
+
+
+PRINTS = """
+import sys, warnings
+from lwa_helpers import cli
+from lwa_helpers.pipeline import reproduce
+def many(*_):
+    warnings.warn("odd line", stacklevel=1)
+    for number in range(20_000):
+        print(f"{number} · é", flush=True)
+    open("done", "w").write("done")
+reproduce.reproduce = many
+sys.argv = ["lwa", "reproduce"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("shell", ["{} | head -1", "{} >&-", "{} >&- 2>&-", "{} 2>&1 | true", "LC_ALL=C {}", "{} <&-"])
+def test_a_reader_that_goes_away_does_not_end_a_run(shell: str, tmp_path: Path) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS)
+    command = shell.format(f"{sys.executable} prints.py")
+    environment = os.environ | {"PYTHONPATH": str(paths.PACKAGE.parent), "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0 and (tmp_path / "done").read_text() == "done"
+    assert done.stderr in (b"", b"warning: odd line\n")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +132,8 @@ def test_settings_are_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--set", "data.nam=x"], "data.nam: no such setting"),
         (["--set", "seed=abc"], "seed = 'abc'"),
         (["--set", "seed"], "write it as KEY=VALUE"),
-        (["--set", "seed=[1"], "not YAML"),
+        (["--set", "seed=[1"], "seed = '[1': Input should be a valid integer"),
+        (["--set", "seed=1", "--set", "seed=1"], "seed is given twice"),
         (["--only", "9"], "no notebook 9"),
     ],
 )

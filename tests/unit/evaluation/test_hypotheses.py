@@ -95,7 +95,7 @@ def test_a_hypothesis_that_nothing_can_be_said_of_is_undecided(verdict, words):
     assert found.verdict == "undecided" and found.n_units == 0 and np.isnan(found.effect) and words in found.sentence
 
 
-@pytest.mark.parametrize(("untuned", "words"), [(["a"], "could not be reached"), ([LLAMA], "the only untuned")])
+@pytest.mark.parametrize(("untuned", "words"), [(["a"], "gave no answer"), ([LLAMA], "the only untuned")])
 def test_no_best_teacher_without_llama_and_a_rival(untuned, words):
     h4 = h4_best_teacher({name: np.ones(9) for name in untuned}, untuned, seed=0)
     assert h4.verdict == "undecided" and h4.n_units == 0 and np.isnan(h4.effect) and words in h4.sentence

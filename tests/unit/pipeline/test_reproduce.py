@@ -79,6 +79,26 @@ def test_a_second_run_skips_what_is_current(project: Path, capsys: pytest.Captur
     assert "figures/ 1 figures, tables/ 1 tables, results.tex 2 numbers" in out
 
 
+def test_warnings_are_printed_after_their_notebook_and_at_the_end_though_it_is_current(project: Path, capsys) -> None:
+    warned = 'run.warn("Toys.csv: 2 lines are\\nbroken, first line 3 · \\x1b[31m")\nrun.finish()'
+    edit(project, "01_first", FIRST.replace("run.finish()", warned))
+    line = "warning: Toys.csv: 2 lines are broken, first line 3 · ?[31m"
+    for state in ("done in", "is current"):
+        reproduce("smoke")
+        lines = capsys.readouterr().out.splitlines()
+        (place,) = [n for n, text in enumerate(lines) if text.startswith("[1/2] 01_first " + state)]
+        assert lines[place + 1] == line == lines[-1] and lines.count(line) == 2
+
+
+def test_notebooks_are_chosen_by_number_or_name(project: Path) -> None:
+    for only in ("02", "2", " 02 ", "02_second"):
+        assert [stage.name for stage in stages(only)] == ["02_second"]
+    assert len(stages("2,1")) == 2
+    for only in ("", "3", "first"):
+        with pytest.raises(LwaError, match="there are 01_first, 02_second"):
+            stages(only)
+
+
 def test_prose_comments_space_and_docstrings_do_not_count(project: Path) -> None:
     edit(project, "01_first", "# a comment\n" + FIRST.replace(", caption", ",   caption"), prose="Other words")
     (project / "constraints.txt").write_text("# a comment\nnumpy==2.4.6\n")

@@ -157,6 +157,29 @@ def test_bad_numbers_and_verdicts(root: Path) -> None:
         run.finish()
 
 
+def test_what_there_was_too_little_data_for_is_a_dash(root: Path) -> None:
+    run = open_run()
+    run.save_json("x", 1)
+    run.interval("Kept", (0.5, 0.25, 0.75), "{:.0f}", 100)
+    run.interval("Ratio", (np.nan, np.nan, np.nan), "{:.2f}")
+    assert run.number("Drift", np.nan, "{:.2f}", optional=True) == "--"
+    with pytest.raises(LwaError, match="finite"):
+        run.interval("Half", (0.5, np.nan, np.nan), "{:.2f}")
+    numbers = json.loads(run.finish().read_text())["numbers"]
+    texts = {name: number["text"] for name, number in numbers.items() if name != "Half"}
+    assert texts == {"Kept": "50", "KeptLow": "25", "KeptHigh": "75", "Drift": "--"} | dict.fromkeys(
+        ("Ratio", "RatioLow", "RatioHigh"), "--"
+    )
+
+
+def test_settings_that_papermill_hands_on_as_texts_are_read_by_their_type(root: Path) -> None:
+    run = Run.open("01_first", profile="smoke", overrides={"teacher.learning_rate": "1e-4", "data.name": "No"})
+    assert run.config.teacher.learning_rate == 0.0001 and run.config.data.name == "No"
+    run.save_json("x", 1)
+    recorded = json.loads(run.finish().read_text())["records"]["overrides"]
+    assert recorded == {"teacher.learning_rate": 0.0001, "data.name": "No"}
+
+
 def test_atomic_write(tmp_path: Path) -> None:
     target = tmp_path / "deep/x.txt"
     with files.atomic_write(target) as temporary:

@@ -150,7 +150,7 @@ def test_weights_are_written_out():
 def test_frontier_leaves_out_the_beaten_and_names_the_absent():
     ax = draw("teacher_frontier").axes[0]
     assert ax.lines[0].get_xydata().tolist() == [[80.0, 0.2], [150.0, 0.3]]
-    assert "not reachable here: qwen3" in ax.get_xlabel()
+    assert "no answer here: qwen3" in ax.get_xlabel()
     absent = FRAMES["teacher_frontier"].assign(ndcg=np.nan)
     with pytest.raises(LwaError, match="no teacher answered"):
         draw("teacher_frontier", absent)
