@@ -10,29 +10,18 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    ValidationInfo,
-    field_validator,
 )
 
+from lwa_helpers.configs.students import AblationConfig, Bf16, DistillationConfig, Section, Seed, TuningConfig
 from lwa_helpers.errors import LwaError
 
 TITLE_LIMIT = 200  # characters
 PROFILES = ("smoke", "quick", "paper")
-Bf16 = Literal["auto"] | bool  # precision.computes_in_bf16 says what "auto" means on a device
 HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # a path or a name; ~ is the user's home
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    """Base class of all settings: an unknown field or a value of the wrong type is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -65,38 +54,6 @@ class DataConfig(Section):
     context_items: int = Field(ge=1)
     title_limit: int = Field(TITLE_LIMIT, ge=20, le=1000)
     max_tokens: PositiveInt | None = None
-
-
-class TuningConfig(Section):
-    """One training run of a ranking model on user windows.
-
-    Attributes:
-        windows_per_user: how many of each user's newest windows are used; None uses all.
-        epochs: passes over the windows, possibly a fraction.
-        tokens_per_batch: the most tokens in a batch.
-        learning_rate: peak learning rate of all weights except the rows of the embedding and the head.
-        head_learning_rate: peak learning rate of the rows of the embedding and the head.
-        rank: the rank of the update to the rows of the embedding and the head.
-        dropout: dropout probability on the input embeddings and the final states.
-        weight_decay: weight decay of the optimiser.
-        warmup_ratio: share of the steps over which the learning rate rises linearly.
-        bf16: whether to compute in bfloat16; "auto" decides by the device.
-        gradient_checkpointing: whether to recompute activations in the backward pass to save memory.
-        save_steps: steps between two checkpoints. An interrupted run resumes from its last checkpoint. None saves none.
-    """
-
-    windows_per_user: PositiveInt | None = None
-    epochs: PositiveFloat
-    tokens_per_batch: PositiveInt
-    learning_rate: PositiveFloat
-    head_learning_rate: PositiveFloat
-    rank: PositiveInt
-    dropout: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    warmup_ratio: float = Field(ge=0, lt=1)
-    bf16: Bf16
-    gradient_checkpointing: bool = False
-    save_steps: PositiveInt | None = None
 
 
 class TeacherConfig(TuningConfig):
@@ -152,109 +109,6 @@ class FisherConfig(Section):
     loo_examples: PositiveInt
     loo_users: int = Field(ge=0)
     batch_size: PositiveInt
-
-
-class LossConfig(Section):
-    """The distillation loss: (1 - alpha) CE + alpha tau^2 KL + beta * mean over matched layers of w_s d(h_s, map(h_t)).
-
-    Attributes:
-        alpha: weight of the teacher's predictions against the labels.
-        temperature: tau, the temperature of the KL term.
-        beta: weight of the hidden-state term.
-        top_k: take the KL over the teacher's k most likely items, with the rest as one outcome; None takes all items.
-        match: which of the student's layers are matched (see weighting.matched_layers).
-    """
-
-    alpha: float = Field(ge=0, le=1)
-    temperature: PositiveFloat
-    beta: float = Field(ge=0)
-    top_k: PositiveInt | None = None
-    match: Literal["all", "no_last", "no_last_two", "last", "lower", "middle", "upper"] = "all"
-
-
-class AblationConfig(TuningConfig):
-    """The arms of the weighting ablation, which differ only in the layer weights.
-
-    Attributes:
-        strategies: names of the layer weightings, one arm each.
-        seeds: every arm is trained once with each seed.
-        n_layers: how many layers the students have.
-        selection: which of the teacher's layers the students keep (see student.select_layers).
-        loss: the distillation loss.
-    """
-
-    strategies: list[str] = Field(min_length=2)
-    seeds: list[Seed] = Field(min_length=1)
-    n_layers: PositiveInt
-    selection: str
-    loss: LossConfig
-
-    @property
-    def depths(self) -> list[int]:
-        """The number of layers of the students, as a list of one."""
-        return [self.n_layers]
-
-    @property
-    def matches_states(self) -> bool:
-        """Whether any arm has a hidden-state term."""
-        return self.loss.beta > 0 and bool(set(self.strategies) - {"none", "labels"})
-
-
-class DistillationConfig(TuningConfig):
-    """The final student and the students that it is compared with.
-
-    These are a student with all of the teacher's layers, students of other depths (`frontier`), and a student of
-    several teachers (`co_teachers`). The students of one teacher share one budget and are trained with every seed.
-
-    Attributes:
-        n_layers: how many layers the final student has.
-        seeds: seeds of the training runs.
-        co_teachers: names of the baselines that teach one student together with the teacher.
-        frontier: numbers of layers of further students.
-        selection: which of the teacher's layers a student keeps (see student.select_layers).
-        strategy: the weighting of the hidden-state term, or "none" to leave this term out.
-        steps: falling numbers of layers that end with `n_layers`. Each student teaches the next, and all share the
-            budget. An empty list distils the student in one step.
-        loss: the distillation loss.
-        valid_users: how many validation users the weights of several teachers are fitted on.
-        timing_users: how many users are ranked to measure the speed.
-        timing_rounds: how often each measurement of the speed is repeated.
-    """
-
-    n_layers: PositiveInt
-    seeds: list[Seed] = Field(min_length=1)
-    co_teachers: list[str]
-    frontier: list[PositiveInt] = Field(default=[])
-    selection: str
-    strategy: str
-    steps: list[PositiveInt] = Field(default=[])
-    loss: LossConfig
-    valid_users: PositiveInt
-    timing_users: PositiveInt
-    timing_rounds: PositiveInt
-
-    @property
-    def depths(self) -> list[int]:
-        """The numbers of layers of the students, largest first."""
-        return sorted({self.n_layers, *self.frontier}, reverse=True)
-
-    @property
-    def matches_states(self) -> bool:
-        """Whether the student has a hidden-state term."""
-        return self.loss.beta > 0 and self.strategy not in ("none", "labels")
-
-    @field_validator("steps")
-    @classmethod
-    def _steps_lead_to_the_student(cls, steps: list[int], info: ValidationInfo) -> list[int]:
-        """Return the steps unchanged.
-
-        Raises:
-            ValueError: if the steps do not fall strictly, or do not end with n_layers.
-        """
-        n_layers = info.data.get("n_layers")
-        if steps and (steps[-1] != n_layers or sorted(set(steps), reverse=True) != steps):
-            raise ValueError(f"steps must fall and end with n_layers = {n_layers}")
-        return steps
 
 
 class ComparisonConfig(Section):

@@ -135,6 +135,7 @@ def ensemble_outputs(
     systems: Mapping[str, CrossFitted],
     items: slice,
     calibration: Mapping[str, Calibration],
+    with_teacher: bool = True,
 ) -> TeacherOutputs:
     """Return a teacher's outputs fused with those of recommenders on the same windows.
 
@@ -147,13 +148,15 @@ def ensemble_outputs(
         systems: the recommenders by name.
         items: the columns of the logits that are items.
         calibration: scale and weight of "teacher" and of each of the recommenders.
+        with_teacher: whether the teacher is one of those who are fused.
     """
-    key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in ("teacher", *systems)}]
+    names = ["teacher", *systems] if with_teacher else list(systems)
+    key = [teacher.directory.name, {name: list(map(float, calibration[name])) for name in names}]
     directory = cache_entry("teacher_outputs", key)
     with tempfile.TemporaryDirectory() as folder:
         parts = [
             recommender_outputs(system, windows, teacher, Path(folder) / name, items, calibration[name].scale)
             for name, system in systems.items()
         ]
-        weights = fair_weights(calibration, ["teacher", *systems])
-        return average_outputs([teacher, *parts], weights, directory, [items] * len(weights))
+        said = [teacher, *parts] if with_teacher else parts
+        return average_outputs(said, fair_weights(calibration, names), directory, [items] * len(names))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from lwa_helpers.assets import cache_entry
-from lwa_helpers.config import AblationConfig, DistillationConfig
+from lwa_helpers.configs.students import AblationConfig, DistillationConfig, LossConfig
 from lwa_helpers.data.windows import Window
 from lwa_helpers.distillation.ensemble import ensemble_outputs
 from lwa_helpers.distillation.student import SCORED, build_student, select_layers
@@ -79,15 +78,17 @@ class Distillation:
         """Batches of the windows in their own order."""
         return window_loader(self.windows, self.section.tokens_per_batch, self.teacher.pad_id, self.seed, shuffle=False)
 
-    def start(self, n_layers: int, scores: Scores = None) -> LanguageModel:
+    def start(self, n_layers: int, scores: Scores = None, selection: str | None = None) -> LanguageModel:
         """Return a student of the teacher's own layers before training, with the head refitted to its states.
 
         Args:
             n_layers: number of layers of the student. With all layers, the head stays as it is.
             scores: for the selections that need scores (see select_layers); None takes the Fisher information.
+            selection: which layers it keeps; None takes the section's.
         """
         scores = self.fisher if scores is None else scores
-        student = build_student(self.teacher, n_layers, self.section.selection, scores=scores, seed=self.seed)
+        selection = selection or self.section.selection
+        student = build_student(self.teacher, n_layers, selection, scores=scores, seed=self.seed)
         if n_layers < self.n_layers:
             states = label_states(student.model, self.ordered, self.section.bf16)
             source = torch.from_numpy(
@@ -97,7 +98,12 @@ class Distillation:
         return student
 
     def train(
-        self, student: LanguageModel, strategy: str, outputs: TeacherOutputs | None = None, logs: Path | None = None
+        self,
+        student: LanguageModel,
+        strategy: str,
+        outputs: TeacherOutputs | None = None,
+        logs: Path | None = None,
+        loss: LossConfig | None = None,
     ) -> DistillationTrainer:
         """Train a student in place under a weighting strategy.
 
@@ -106,22 +112,24 @@ class Distillation:
             strategy: name of the weighting strategy.
             outputs: the teacher outputs to learn from; None takes those of the teacher.
             logs: folder for TensorBoard; None writes no such logs.
+            loss: the distillation loss; None takes the section's.
 
         Returns:
             The trainer, after training.
         """
         torch.manual_seed(self.seed)
         section, soft_targets = self.section, outputs or self.teacher_outputs
+        loss = loss or section.loss
         loader = window_loader(self.windows, section.tokens_per_batch, student.pad_id, self.seed)
         whole = section.model_copy(update={"epochs": max(1.0, section.epochs)})
-        folder = self.checkpoints(student, soft_targets, strategy) if section.save_steps else None
+        folder = self.checkpoints(student, soft_targets, strategy, loss) if section.save_steps else None
         with low_rank(trained_rows(student.model), section.rank):
             trainer = DistillationTrainer(
                 soft_targets,
                 student,
                 self.fisher,
                 strategy,
-                section.loss,
+                loss,
                 training_arguments(whole, len(loader), self.seed, checkpoints=folder),
                 loader=loader,
                 head_learning_rate=section.head_learning_rate,
@@ -132,7 +140,7 @@ class Distillation:
             train_or_resume(trainer, folder) if folder else trainer.train()
         return trainer
 
-    def checkpoints(self, student: LanguageModel, outputs: TeacherOutputs, strategy: str) -> Path:
+    def checkpoints(self, student: LanguageModel, outputs: TeacherOutputs, strategy: str, loss: LossConfig) -> Path:
         """Return the folder of a run's checkpoints.
 
         Its name is a hash of everything the run depends on, so a run never resumes from another run's checkpoint.
@@ -141,6 +149,7 @@ class Distillation:
             student: the student before training.
             outputs: the teacher outputs that it learns from.
             strategy: name of the weighting strategy.
+            loss: the distillation loss.
         """
         scores = self.fisher and self.fisher.per_layer.tolist()
         key = [
@@ -149,6 +158,7 @@ class Distillation:
             scores,
             strategy,
             self.seed,
+            loss.model_dump(mode="json"),
             self.section.model_dump(mode="json"),
         ]
         return cache_entry("checkpoints", key)
@@ -173,42 +183,49 @@ def budget(windows: Sequence[Window], section: AblationConfig | DistillationConf
     return [windows[i] for i in chosen]
 
 
-def in_steps(distillation: Distillation) -> tuple[LanguageModel, DistillationTrainer]:
-    """Distil a student in several steps, through the depths of section.steps.
+def in_steps(
+    distillation: Distillation, depths: Sequence[int], selection: str, strategy: str
+) -> tuple[LanguageModel, DistillationTrainer]:
+    """Distil a student in several steps.
 
     The student of each step is the teacher of the next step. The steps share the budget: each has an equal part of the
     epochs or, if there are fewer epochs than steps, of the windows.
 
     Args:
-        distillation: what the students share, with a DistillationConfig.
+        distillation: what the students share.
+        depths: the number of layers of each step's student, falling.
+        selection: which layers of its teacher each of them keeps.
+        strategy: the weighting of the hidden-state term.
 
     Returns:
         The student of the last step, and its trainer.
     """
     section = distillation.section
-    assert isinstance(section, DistillationConfig)  # an ablation has no steps
-    depths = section.steps
     whole = section.epochs >= len(depths)
     teacher = distillation.teacher
     scores: FisherResult | np.ndarray | None = distillation.fisher
     for place, depth in enumerate(depths):
         step = section.model_copy(
-            update={"n_layers": depth, "epochs": section.epochs / len(depths) if whole else section.epochs}
+            update={
+                "n_layers": depth,
+                "selection": selection,
+                "epochs": section.epochs / len(depths) if whole else section.epochs,
+            }
         )
         mine = distillation.windows if whole else distillation.windows[place :: len(depths)]
         part = replace(distillation, teacher=teacher, section=step, windows=mine)
         student = part.start(depth, scores)
-        trainer = part.train(student, step.strategy)
-        if scores is not None and step.selection in SCORED:
-            scores = scores_left(scores, step, distillation.seed)
+        trainer = part.train(student, strategy)
+        if scores is not None and selection in SCORED:
+            scores = scores_left(scores, depth, selection, distillation.seed)
         teacher = student
     return student, trainer
 
 
-def scores_left(scores: FisherResult | np.ndarray, section: DistillationConfig, seed: int) -> np.ndarray:
-    """Return the scores of those teacher layers that a section's student keeps, (n,), from `scores` of all of them."""
+def scores_left(scores: FisherResult | np.ndarray, n_layers: int, selection: str, seed: int) -> np.ndarray:
+    """Return the scores of the n teacher layers that a student keeps, (n,), from `scores` of all of them."""
     values = scores.per_layer if isinstance(scores, FisherResult) else scores
-    return values[select_layers(len(values), section.n_layers, section.selection, scores, seed)]
+    return values[select_layers(len(values), n_layers, selection, scores, seed)]
 
 
 def co_taught_student(
@@ -262,35 +279,6 @@ def calibrations(
         for name, system in co_teachers.items()
     }
     return {"teacher": own} | others
-
-
-def run_arm(strategy: str, distillation: Distillation, start: LanguageModel, task: RankingTask) -> pd.DataFrame:
-    """Distil a copy of the student `start` under a weighting strategy and rank the catalogue for each evaluation case.
-
-    Args:
-        strategy: name of the weighting strategy.
-        distillation: what the students share.
-        start: the student before training.
-        task: the evaluation cases.
-
-    Returns:
-        One row per case, with columns strategy, seed, case (its place among the cases), user_id, target, rank, steps
-        (training steps) and targets (training targets).
-    """
-    student = replace(start, model=copy.deepcopy(start.model))
-    trainer = distillation.train(student, strategy)
-    return pd.DataFrame(
-        {
-            "strategy": strategy,
-            "seed": distillation.seed,
-            "case": range(len(task.eval_cases.targets)),
-            "user_id": task.eval_cases.user_ids,
-            "target": task.eval_cases.targets,
-            "rank": task.ranks(student.model),
-            "steps": trainer.state.global_step,
-            "targets": int(distillation.teacher_outputs.starts[-1]),
-        }
-    )
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray, seen: Sequence[Sequence[int]], k: int = 10) -> pd.DataFrame:

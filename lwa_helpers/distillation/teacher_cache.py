@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lwa_helpers import files
 from lwa_helpers.assets import cache_entry
-from lwa_helpers.config import Bf16
+from lwa_helpers.configs.students import Bf16
 from lwa_helpers.distillation.identity import Identity
 from lwa_helpers.distillation.output_folders import META, delete_old, hold
 from lwa_helpers.errors import LwaError

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
 from lwa_helpers.assets import cache_entry
-from lwa_helpers.config import DataConfig, EvaluationConfig, LossConfig, TeacherConfig
+from lwa_helpers.config import DataConfig, EvaluationConfig, TeacherConfig
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.distillation.ensemble import ensemble_outputs

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from lwa_helpers.config import LossConfig, read_yaml
+from lwa_helpers.config import read_yaml
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.distillation.identity import Identity, check_same_meaning
 from lwa_helpers.distillation.losses import LogitsAt, hidden_distance, output_losses
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs, TopLogits, bare_model, vocabulary_size, windows_of

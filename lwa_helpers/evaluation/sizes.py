@@ -163,7 +163,7 @@ def _wrong_depths(layers: int, config: ExperimentConfig) -> list[str]:
     if layers < 2:
         return ["the teacher has 1 layer, so no student can have fewer: take a deeper teacher"]
     distillation, teacher = config.distillation, config.teacher
-    depths = {"ablation.n_layers": config.ablation.n_layers, "distillation.n_layers": distillation.n_layers}
+    depths = {"ablation.n_layers": max(config.ablation.depths), "distillation.n_layers": distillation.n_layers}
     depths["distillation.steps"] = max(distillation.steps, default=0)
     lines = [
         f"{name} = {depth}: the teacher has {layers} layers; --set {name}={max(1, layers // 2)}"
@@ -181,8 +181,10 @@ def _wrong_names(n_items: int, config: ExperimentConfig) -> list[str]:
         "evaluation.baselines": config.evaluation.baselines,
         "teacher.co_teachers": config.teacher.co_teachers,
         "distillation.co_teachers": config.distillation.co_teachers,
+        "ablation.levels": config.ablation.co_teachers,
     }
-    lists: dict[str, Sequence[str | int]] = {**named, "ablation.strategies": config.ablation.strategies}
+    ablation = config.ablation
+    lists: dict[str, Sequence[str | int | float]] = {**named, "ablation.levels": ablation.levels}
     lists |= {"ablation.seeds": config.ablation.seeds, "distillation.seeds": config.distillation.seeds}
     lines = [
         f"{name} names {value} {times} times: name it once"
@@ -190,7 +192,8 @@ def _wrong_names(n_items: int, config: ExperimentConfig) -> list[str]:
         for value, times in Counter(values).items()
         if times > 1
     ]
-    lines += [f"ablation.strategies lacks {arm}: add it" for arm in ARMS if arm not in config.ablation.strategies]
+    if ablation.factor == "strategy":
+        lines += [f"ablation.levels lacks {arm}: add it" for arm in ARMS if arm not in ablation.levels]
     for name, values in named.items():
         lines += [f"{name}: no baseline {x!r}; there are {', '.join(BASELINES)}" for x in values if x not in BASELINES]
         if "ease" in values and n_items > EASE_LIMIT:

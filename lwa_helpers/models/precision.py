@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from lwa_helpers.config import Bf16
+from lwa_helpers.configs.students import Bf16
 
 CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, ARM
 

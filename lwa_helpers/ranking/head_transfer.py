@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lwa_helpers.config import Bf16
+from lwa_helpers.configs.students import Bf16
 from lwa_helpers.models.precision import autocast
 from lwa_helpers.ranking.outputs import label_outputs
 

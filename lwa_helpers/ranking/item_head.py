@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lwa_helpers.config import Bf16
+from lwa_helpers.configs.students import Bf16
 from lwa_helpers.data.history_tokens import Reading
 from lwa_helpers.models.language_model import LanguageModel
 from lwa_helpers.models.layers import backbone

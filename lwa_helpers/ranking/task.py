@@ -10,7 +10,8 @@ import numpy as np
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from lwa_helpers.config import DataConfig, EvaluationConfig, TuningConfig
+from lwa_helpers.config import DataConfig, EvaluationConfig
+from lwa_helpers.configs.students import TuningConfig
 from lwa_helpers.data.history_tokens import Reading
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.prompts import Prompt, prompt_for

@@ -26,7 +26,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from lwa_helpers.config import TuningConfig
+from lwa_helpers.configs.students import TuningConfig
 from lwa_helpers.data.windows import LengthBatches, Window, collate
 from lwa_helpers.errors import LwaError
 from lwa_helpers.files import remove

@@ -217,12 +217,13 @@ def weights_by_strategy(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def ablation_forest(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figure:
-    """Draw each arm's paired difference to uniform weights with its interval over users, the best arm on top.
+def ablation_forest(frame: pd.DataFrame, seeds: pd.DataFrame | None = None, reference: str = "uniform") -> Figure:
+    """Draw each arm's paired difference to a reference arm with its interval over users, the best arm on top.
 
     Args:
         frame: columns arm, difference, low and high.
         seeds: columns arm, seed and difference; adds one small tick per seed.
+        reference: name of the reference.
 
     Returns:
         The figure.
@@ -235,7 +236,7 @@ def ablation_forest(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> F
         require(seeds, ["arm", "seed", "difference"], "figure ablation_forest (seeds)")
         row = {arm: position for position, arm in enumerate(frame["arm"])}
         ax.plot(seeds["difference"], seeds["arm"].map(row) - 0.3, "|", color=GREY, markersize=3.5, markeredgewidth=0.8)
-    ax.set(xlabel=f"{METRIC} difference to uniform", ylim=(-0.6, len(frame) - 0.4))
+    ax.set(xlabel=f"{METRIC} difference to {reference}", ylim=(-0.6, len(frame) - 0.4))
     ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     return fig
 

@@ -37,7 +37,8 @@ import tuned_run
 from row_file import DEVICE, RowFile, keep_manifest
 
 from lwa_helpers import files, paths
-from lwa_helpers.config import DistillationConfig, ExperimentConfig
+from lwa_helpers.config import ExperimentConfig
+from lwa_helpers.configs.students import DistillationConfig
 from lwa_helpers.data.loading import load_data
 from lwa_helpers.distillation.ensemble import average_outputs, recommender_outputs
 from lwa_helpers.distillation.recipes import Distillation, agreement, budget, calibrations, in_steps
@@ -222,7 +223,7 @@ class Ablation:
             return
         if section.steps:
             began = time.perf_counter()
-            student, trainer = in_steps(distillation)
+            student, trainer = in_steps(distillation, section.steps, section.selection, section.strategy)
         else:
             start, before = self.start(section.n_layers, section.selection, arm.draw)
             outputs = outputs or distillation.teacher_outputs

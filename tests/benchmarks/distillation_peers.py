@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import lwa_helpers.distillation.teacher_cache
 from lwa_helpers import DistillationTrainer, build_student, load_teacher, paths
-from lwa_helpers.config import LossConfig
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.models.precision import autocast
 from lwa_helpers.ranking.cost import time_side_by_side
 

@@ -35,7 +35,8 @@ import pandas as pd
 from row_file import DEVICE, RowFile, keep_manifest
 
 from lwa_helpers.cli import parse_overrides
-from lwa_helpers.config import DistillationConfig, ExperimentConfig, load_config
+from lwa_helpers.config import ExperimentConfig, load_config
+from lwa_helpers.configs.students import DistillationConfig
 from lwa_helpers.data.interactions import Interactions
 from lwa_helpers.data.loading import load_data
 from lwa_helpers.distillation.ensemble import ensemble_outputs

@@ -15,7 +15,7 @@ from tiny_lm import item_lm, section, windows
 from transformers import TrainerCallback
 
 from lwa_helpers import DistillationTrainer
-from lwa_helpers.config import LossConfig
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.distillation.recipes import trained_rows
 from lwa_helpers.models.low_rank import low_rank
 from lwa_helpers.ranking.training import train_or_resume, training_arguments, window_loader

@@ -40,7 +40,7 @@ def test_depths_are_those_of_the_student_and_the_frontier_once_each_deepest_firs
         ({"distillation.strategy": "fisher"}, True, True),
         ({"ablation.loss.beta": 0.0}, False, False),
         ({"distillation.strategy": "uniform", "distillation.loss.beta": 0.0}, False, True),
-        ({"distillation.strategy": "labels", "ablation.strategies": ["none", "labels"]}, False, False),
+        ({"distillation.strategy": "labels", "ablation.levels": ["none", "labels"]}, False, False),
     ],
 )
 def test_states_are_matched_where_an_arm_weighs_them(overrides, distillation, ablation):
@@ -62,7 +62,7 @@ def test_overrides_reach_nested_fields_and_leave_the_profile_alone():
         ({"teacher.epochs": -1}, "teacher.epochs = -1"),
         ({"data.k_core": 2.5}, "data.k_core"),
         ({"nowhere.x": 1}, "no section 'nowhere'"),
-        ({"ablation.strategies": ["uniform"]}, "ablation.strategies"),
+        ({"ablation.levels": ["uniform"]}, "ablation.levels"),
         ({"distillation.steps": [15, 6]}, "end with n_layers = 8"),
         ({"distillation.steps": [15, 15, 8]}, "steps must fall"),
         ({"ablation.loss.match": "some"}, "ablation.loss.match"),

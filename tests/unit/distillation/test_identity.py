@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lwa_helpers import DistillationTrainer, build_student
-from lwa_helpers.config import LossConfig
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.distillation.ensemble import average_outputs, recommender_outputs
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs
 from lwa_helpers.errors import LwaError

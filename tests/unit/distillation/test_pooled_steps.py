@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from lwa_helpers import DistillationTrainer
-from lwa_helpers.config import LossConfig
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.distillation.trainer import loader_of
 from lwa_helpers.errors import LwaError
 from lwa_helpers.ranking.item_head import sampled_nll

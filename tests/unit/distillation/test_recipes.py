@@ -10,7 +10,7 @@ from tiny_lm import CUT, TITLES, distillation, item_lm, office_task, section, wi
 
 from lwa_helpers.config import load_config
 from lwa_helpers.distillation import recipes
-from lwa_helpers.distillation.recipes import Distillation, agreement, budget, co_taught_student, in_steps, run_arm
+from lwa_helpers.distillation.recipes import Distillation, agreement, budget, co_taught_student, in_steps
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs
 from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.errors import LwaError
@@ -38,9 +38,9 @@ def taught(monkeypatch):
     """(student's layers, teacher's layers, windows, epochs, outputs) of every distillation."""
     seen, train = [], Distillation.train
 
-    def recording(self, student, strategy, outputs=None, logs=None):
+    def recording(self, student, strategy, outputs=None, **more):
         seen.append((depth(student), self.n_layers, list(self.windows), self.section.epochs, outputs))
-        return train(self, student, strategy, outputs, logs)
+        return train(self, student, strategy, outputs, **more)
 
     monkeypatch.setattr(Distillation, "train", recording)
     return seen
@@ -124,6 +124,10 @@ def test_a_share_of_the_windows_is_passed_over_once(batches, epochs):
     assert sorted(rows) == sorted(list(range(18)) * round(max(1, epochs))) and depth(student) == 2
 
 
+def stepwise(own):
+    return in_steps(own, own.section.steps, own.section.selection, own.section.strategy)
+
+
 def test_one_student_has_the_whole_budget(taught):
     own = distillation(epochs=1.0)
     student, trainer = own.student(2)
@@ -132,7 +136,7 @@ def test_one_student_has_the_whole_budget(taught):
 
 def test_a_short_budget_is_shared_by_windows(taught):
     own = distillation(cut=CUT * 2, steps=[3, 2], epochs=1.0)
-    student, _ = in_steps(own)
+    student, _ = stepwise(own)
     first, second = taught
     assert first[:2] == (3, 4) and second[:2] == (2, 3) and depth(student) == 2
     assert first[2] == own.windows[::2] and second[2] == own.windows[1::2] and first[3] == second[3] == 1.0
@@ -140,14 +144,14 @@ def test_a_short_budget_is_shared_by_windows(taught):
 
 def test_a_long_budget_is_shared_by_epochs(taught):
     own = distillation(steps=[3, 2], epochs=4.0)
-    in_steps(own)
+    stepwise(own)
     assert [step[2:4] for step in taught] == [(own.windows, 2.0)] * 2
 
 
 @pytest.mark.parametrize("epochs", [1.0, 1.5, 2.0, 3.0])
 def test_steps_take_together_as_many_windows_as_one_student_alone(taught, epochs):
     own = distillation(cut=CUT * 4, steps=[4, 3, 2], epochs=epochs)
-    in_steps(own)
+    stepwise(own)
     assert sum(len(step[2]) * step[3] for step in taught) == pytest.approx(epochs * len(own.windows))
     assert len(taught) == 3
 
@@ -165,7 +169,7 @@ def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_h
         return student
 
     monkeypatch.setattr(recipes, "build_student", recording)
-    in_steps(distillation(selection="top_fisher", steps=[3, 2], per_layer=(1.0, 8, 2, 9)))
+    stepwise(distillation(selection="top_fisher", steps=[3, 2], per_layer=(1.0, 8, 2, 9)))
     assert layers == [[1, 2, 3], [0, 2]]
 
 
@@ -193,62 +197,12 @@ def test_students_of_several_depths_share_what_the_teacher_says_once(monkeypatch
     assert asked[2:] == [[4]]
 
 
-# Arms
-
-
-def ablation(seed=0, **changes):
-    own = load_config("smoke").ablation.model_copy(
-        update={"n_layers": 2, "tokens_per_batch": 10, "bf16": False, "rank": 4, "epochs": 0.5} | changes
-    )
-    data = windows(item_lm(), CUT * 12)
-    return replace(distillation(seed=seed), section=own, windows=budget(data, own, seed))
-
-
-def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_others(batches, tmp_path):
-    task, drawn, starts = office_task(tmp_path / "office"), {}, {}
-    for seed in (0, 1):
-        own = ablation(seed)
-        start = own.start(2)
-        before = weights(start)
-        for strategy in ("labels", "none", "uniform", "fisher"):
-            frame = run_arm(strategy, own, start, task)
-            trainer, head, order = list(batches.values())[-1]
-            drawn.setdefault(seed, []).append(order)
-            starts.setdefault(seed, []).append(head)
-            assert set(frame.strategy) == {strategy} and set(frame.seed) == {seed}
-            assert frame.user_id.tolist() == task.eval_cases.user_ids
-            assert frame.target.tolist() == task.eval_cases.targets.tolist()
-            assert set(frame.steps) == {len(order)} and set(frame.targets) == {int(own.teacher_outputs.starts[-1])}
-            assert trainer.loss_config.alpha == (0 if strategy == "labels" else own.section.loss.alpha)
-        assert same(weights(start), before)
-        assert all(order == drawn[seed][0] for order in drawn[seed])
-        assert all(torch.equal(head, starts[seed][0]) for head in starts[seed])
-    assert drawn[0][0] != drawn[1][0] and ablation(0).windows != ablation(1).windows
-
-
 def test_the_order_of_the_same_windows_follows_the_seed(batches):
     for seed in (0, 1, 0):
         own = distillation(cut=CUT * 6, tokens_per_batch=10, seed=seed)
         own.train(own.start(2), "none")
     first, other, again = (order for _, _, order in batches.values())
     assert first == again != other and len(first) == len(other)
-
-
-def test_an_arm_is_the_same_bits_again_and_its_ranks_are_those_of_its_student(tmp_path):
-    task, own = office_task(tmp_path / "office"), ablation()
-    start = own.start(2)
-    first, again = (run_arm("uniform", own, start, task) for _ in range(2))
-    assert first.equals(again)
-    own.train(start, "uniform")
-    assert first["rank"].tolist() == task.ranks(start.model).tolist()
-
-
-def test_the_shuffled_weights_of_an_arm_are_drawn_anew_for_each_seed():
-    own = [ablation(seed, n_layers=4) for seed in (0, 1, 2)]
-    found = [tuple(lesson.train(lesson.start(4), "shuffled_fisher").weights) for lesson in own]
-    np.testing.assert_allclose([sorted(weights) for weights in found], [[0.4, 0.8, 1.2, 1.6]] * 3)
-    assert len({tuple(np.round(weights, 6)) for weights in found}) == 3
-    assert found[1] == tuple(own[1].train(own[1].start(4), "shuffled_fisher").weights)
 
 
 # Several teachers

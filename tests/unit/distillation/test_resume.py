@@ -146,19 +146,21 @@ def test_a_student_goes_on_from_its_own_checkpoints_only(cache):
     taught = distillation(save_steps=2, epochs=2.0)
     student = taught.start(2)
 
-    def folder(distillation=taught, student=student, strategy="linear"):
-        return distillation.checkpoints(student, taught.teacher_outputs, strategy)
+    def folder(distillation=taught, student=student, strategy="linear", **loss):
+        changed = distillation.section.loss.model_copy(update=loss)
+        return distillation.checkpoints(student, taught.teacher_outputs, strategy, changed)
 
     first = folder()
     others = [
         folder(strategy="uniform"),
+        folder(beta=0.25),
         folder(distillation(seed=1)),
         folder(distillation(epochs=2.5, save_steps=2)),
         folder(distillation(per_layer=(4.0, 3, 2, 1.5), save_steps=2, epochs=2.0)),
         folder(student=taught.start(3)),
     ]
     others.append(folder(replace(taught, fisher=None)))
-    assert len({first, *others}) == 7 and first == folder(distillation(save_steps=2, epochs=2.0))
+    assert len({first, *others}) == 8 and first == folder(distillation(save_steps=2, epochs=2.0))
     assert taught.train(student, "linear").state.global_step > 0
     assert first.parent == cache / "checkpoints" and not first.exists()
 

@@ -9,7 +9,7 @@ from scipy.special import softmax
 from tiny_lm import TITLES, item_lm, language_model, reading_of, windows
 
 from lwa_helpers import DistillationTrainer
-from lwa_helpers.config import LossConfig
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.data.windows import window_of
 from lwa_helpers.distillation import teacher_cache
 from lwa_helpers.distillation.ensemble import average_outputs, recommender_outputs

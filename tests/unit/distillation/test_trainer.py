@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig
 
 from lwa_helpers import DistillationTrainer, build_student
-from lwa_helpers.config import LossConfig, load_config
+from lwa_helpers.config import load_config
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.distillation.losses import output_losses
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs
 from lwa_helpers.distillation.weighting import matched_layers

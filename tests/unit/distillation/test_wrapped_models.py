@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lwa_helpers import DistillationTrainer
-from lwa_helpers.config import LossConfig
+from lwa_helpers.configs.students import LossConfig
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs
 from lwa_helpers.errors import LwaError
 

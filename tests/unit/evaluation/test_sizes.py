@@ -72,7 +72,7 @@ def test_what_is_cut_is_said_with_the_number() -> None:
         ({"unseen": 0}, {}, "has seen the whole catalogue"),
         ({}, {"teacher.co_teachers": ["ease"], "teacher.first_layers": 0}, "must be 1 to 29"),
         ({}, {"ablation.seeds": [0, 1, 0]}, "ablation.seeds names 0 2 times"),
-        ({}, {"ablation.strategies": ["uniform", "fisher"]}, "ablation.strategies lacks labels"),
+        ({}, {"ablation.levels": ["uniform", "fisher"]}, "ablation.levels lacks labels"),
         ({}, {"evaluation.baselines": ["eease"]}, "no baseline 'eease'; there are popularity"),
         ({}, {"distillation.co_teachers": ["bert"]}, "distillation.co_teachers: no baseline 'bert'"),
         ({"items": 30_001}, {}, "ease takes at most 30,000 items, and there are 30,001"),
