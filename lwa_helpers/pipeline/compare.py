@@ -1,25 +1,31 @@
-"""How far a run's numbers are from a reference's."""
+"""Which of a run's numbers are a reference's, which lie within its intervals, and which have changed."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from lwa_helpers.errors import LwaError
 
+KINDS = ("identical", "within noise", "changed", "missing", "new")
 _MACRO = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}$")
+_END = re.compile(r"(Low|High)$")
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*")
 
 
-def compare(run: str, reference: str, tolerance: float = 0.05, ignore: str | None = None) -> dict[str, list[dict]]:
-    """Sort every number into identical, within, changed, missing (not in the run) or new (not in the reference).
+def compare(run: str, reference: str, ignore: str | None = None) -> dict[str, list[dict]]:
+    """Sort every number by whether it is the reference's.
+
+    A number is "identical" when it is printed the same, "within noise" when the reference has an interval of it (the
+    numbers NAMELow and NAMEHigh) in which it lies, and else "changed". The ends of an interval are judged by their
+    estimate, and the sentence of a verdict by its words, because its numbers stand by themselves too. A number is
+    "missing" when only the reference has it, and "new" when only the run has it.
 
     Args:
         run: a results folder, a results.tex or a manifest.json.
         reference: likewise.
-        tolerance: relative. A number is within it when |a - b| <= tolerance * |b|, where b is the reference's, and
-            identical when it is printed the same.
         ignore: a regular expression; names that it matches are left out (wall times, for example).
 
     Returns:
@@ -33,31 +39,41 @@ def compare(run: str, reference: str, tolerance: float = 0.05, ignore: str | Non
     except re.error as error:
         raise LwaError(f"--ignore {ignore!r} is no regular expression ({error}); try 'Seconds|Speedup'") from None
     ours, theirs = read_numbers(Path(run)), read_numbers(Path(reference))
-    found: dict[str, list[dict]] = {kind: [] for kind in ("identical", "within", "changed", "missing", "new")}
+    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     for name in sorted(ours.keys() | theirs.keys()):
         if not (left_out and left_out.search(name)):
-            obtained, expected = ours.get(name), theirs.get(name)
-            entry = {"name": name, "expected": expected, "obtained": obtained}
-            found[_kind(obtained, expected, tolerance)].append(entry)
+            entry = {"name": name, "expected": theirs.get(name), "obtained": ours.get(name)}
+            found[_kind(name, ours, theirs)].append(entry)
     return found
 
 
-def _kind(obtained: str | None, expected: str | None, tolerance: float) -> str:
-    if obtained is None or expected is None:
-        return "missing" if obtained is None else "new"
-    if obtained == expected:
+def _kind(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    if name not in ours or name not in theirs:
+        return "new" if name in ours else "missing"
+    if ours[name] == theirs[name]:
         return "identical"
-    a, b = _value(obtained), _value(expected)
-    return "within" if a is not None and b is not None and abs(a - b) <= tolerance * abs(b) else "changed"
+    if name.endswith("Sentence"):
+        return "within noise" if _words(ours[name]) == _words(theirs[name]) else "changed"
+    estimate = _END.sub("", name)
+    parts = [ours.get(estimate), *(theirs.get(estimate + end) for end in ("Low", "High"))]
+    value, low, high = (None if part is None else _value(part) for part in parts)
+    inside = value is not None and low is not None and high is not None and low <= value <= high
+    return "within noise" if inside else "changed"
+
+
+def _words(sentence: str) -> str:
+    return _NUMBER.sub("", _plain(sentence))
+
+
+def _plain(text: str) -> str:
+    r"""Return a printed value without the marks of LaTeX: "1\,682" is 1682, "$-$0.3" is -0.3."""
+    return re.sub(r"\\,|\\%|\$", "", text)
 
 
 def _value(text: str) -> float | None:
-    r"""The number in a printed value, such as "1\,682" or "93.2\%"; None when it is words."""
-    plain = re.sub(r"\\,|,|\\%|\s", "", text)
-    try:
-        return float(plain) if math.isfinite(float(plain)) else None
-    except ValueError:
-        return None
+    r"""Return the number in a printed value, such as "1\,682" or "93.2\%"; None when it is words."""
+    whole = _NUMBER.fullmatch(_plain(text).strip())
+    return float(whole[0].replace(",", "")) if whole else None
 
 
 def read_numbers(path: Path) -> dict[str, str]:
@@ -82,11 +98,11 @@ def read_numbers(path: Path) -> dict[str, str]:
 def report(found: dict[str, list[dict]]) -> str:
     """One line of counts, then one line for each number that is not identical."""
     lines = [", ".join(f"{len(entries)} {kind}" for kind, entries in found.items())]
-    for kind in ("changed", "missing", "new", "within"):
-        lines += [f"  {kind:8} {e['name']}: expected {e['expected']}, obtained {e['obtained']}" for e in found[kind]]
+    for kind in ("changed", "missing", "new", "within noise"):
+        lines += [f"  {kind:12} {e['name']}: expected {e['expected']}, obtained {e['obtained']}" for e in found[kind]]
     return "\n".join(lines)
 
 
 def agrees(found: dict[str, list[dict]]) -> bool:
-    """Whether no number changed beyond the tolerance and none is missing."""
+    """Whether no number has changed and none is missing."""
     return not (found["changed"] or found["missing"])

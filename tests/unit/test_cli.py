@@ -19,8 +19,16 @@ from lwa_helpers.models import loading
 from lwa_helpers.pipeline import reproduce
 from lwa_helpers.pipeline.compare import compare
 
-REFERENCE = {"Same": "0.061", "Near": "1\\,000", "Far": "50.0\\%", "Word": "first", "Gone": "1"}
-RUN = {"Same": "0.061", "Near": "1\\,010", "Far": "60.0\\%", "Word": "last", "Added": "2"}
+REFERENCE = {
+    "Same": "0.061", "Word": "first", "Gone": "1", "Count": "1\\,000", "HOneSentence": "It has 0.5 [0.2, 1,000].",
+    "Near": "$-$0.020", "NearLow": "$-$0.031", "NearHigh": "+0.002",
+    "Far": "50.0\\%", "FarLow": "40.0\\%", "FarHigh": "59.9\\%",
+}  # fmt: skip
+RUN = {
+    "Same": "0.061", "Word": "last", "Added": "2", "Count": "1\\,001", "HOneSentence": "It has 1.5 [0.3, 20].",
+    "Near": "+0.002", "NearLow": "$-$0.001", "NearHigh": "+0.002",
+    "Far": "60.0\\%", "FarLow": "40.0\\%", "FarHigh": "61.0\\%",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -37,26 +45,23 @@ def names(found: dict[str, list[dict]]) -> dict[str, list[str]]:
     return {kind: [entry["name"] for entry in entries] for kind, entries in found.items()}
 
 
-def test_compare_sorts_the_numbers(results) -> None:
-    expected = {
-        "identical": ["Same"],
-        "within": ["Near"],
-        "changed": ["Far", "Word"],
+def test_compare_judges_by_the_references_intervals(results) -> None:
+    assert names(compare(*results)) == {
+        "identical": ["FarLow", "NearHigh", "Same"],
+        "within noise": ["HOneSentence", "Near", "NearLow"],
+        "changed": ["Count", "Far", "FarHigh", "Word"],
         "missing": ["Gone"],
         "new": ["Added"],
     }
-    assert names(compare(*results, tolerance=0.01)) == expected
-    assert names(compare(*results, tolerance=0.2))["changed"] == ["Word"]
-    assert names(compare(*results, tolerance=0.0099))["within"] == []
 
 
 def test_compare_reports_and_exits(results, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", *results]) == 1
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == "1 identical, 1 within, 2 changed, 1 missing, 1 new"
-    assert "changed  Far: expected 50.0\\%, obtained 60.0\\%" in out
-    assert cli.main(["compare", *results, "--ignore", "Far|Word|Gone", "--json"]) == 0
-    assert names(json.loads(capsys.readouterr().out))["within"] == ["Near"]
+    assert out.splitlines()[0] == "3 identical, 3 within noise, 4 changed, 1 missing, 1 new"
+    assert "  changed      Far: expected 50.0\\%, obtained 60.0\\%\n" in out
+    assert cli.main(["compare", *results, "--ignore", "Far|Word|Gone|Count", "--json"]) == 0
+    assert names(json.loads(capsys.readouterr().out))["within noise"] == ["HOneSentence", "Near", "NearLow"]
     assert cli.main(["compare", results[0], results[0]]) == 0
 
 
@@ -150,7 +155,7 @@ def test_bad_input_is_one_message_and_status_2(arguments, message: str, tmp_path
         (["paint"], "No such command 'paint'"),
         (["compare", "x"], "Missing argument 'reference'"),
         (["reproduce", "--fast"], "No such option: --fast"),
-        (["compare", "x", "y", "--tolerance", "much"], "Invalid value for '--tolerance'"),
+        (["study", "x", "--workers", "many"], "Invalid value for '--workers'"),
     ],
 )
 def test_wrong_usage_is_refused_with_status_2(arguments: list[str], message: str, capsys) -> None:
