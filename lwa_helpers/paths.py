@@ -15,6 +15,7 @@ NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 PAPER = ROOT / "paper"
 RESULTS = ROOT / "results"
+STUDIES = RESULTS / "studies"
 DATASET = ROOT / "dataset"
 CACHE = Path(os.path.expanduser(os.environ.get("LWA_CACHE") or ROOT / ".cache")).resolve()
 CACHE_FOLDERS = {
@@ -52,6 +53,12 @@ def cache_folder(kind: str) -> Path:
     if kind not in CACHE_FOLDERS:
         raise LwaError(f"no cache folder {kind!r}: known are {', '.join(CACHE_FOLDERS)}")
     return CACHE / kind
+
+
+def run_dir(profile: str) -> Path:
+    """The folder that a notebook's outputs go to: the one that the runner names in LWA_RUN, else the profile's."""
+    given = os.environ.get("LWA_RUN")
+    return Path(given) if given else results_dir(profile)
 
 
 def results_dir(profile: str) -> Path:

@@ -49,16 +49,18 @@ class OwnKernel(AsyncKernelManager):
 
     Attributes:
         folder: where its sockets, its connection file and its log lie.
+        results: where the notebook's outputs go.
         process: the kernel's process, once it has been started.
     """
 
     folder = Path()
+    results = Path()
     process: subprocess.Popen | None = None
 
     @classmethod
-    def in_folder(cls, folder: Path) -> type[OwnKernel]:
+    def in_folder(cls, folder: Path, results: Path) -> type[OwnKernel]:
         """Return a class of kernels that lie in a folder, which papermill makes one of."""
-        return type("OwnKernelInFolder", (cls,), {"folder": folder})
+        return type("OwnKernelInFolder", (cls,), {"folder": folder, "results": results})
 
     @default("kernel_spec_manager")
     def _own_specs(self) -> KernelSpecManager:
@@ -71,7 +73,7 @@ class OwnKernel(AsyncKernelManager):
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # declared for the blocking manager
         """Start the kernel with an environment of its own; what it prints outside of cells goes to a log."""
         with open(self.folder / "log", "ab") as log:
-            await super().start_kernel(**options, env=environment(self.folder), stdout=log, stderr=log)
+            await super().start_kernel(**options, env=environment(self.folder, self.results), stdout=log, stderr=log)
         type(self).process = getattr(self.provisioner, "process", None)
 
     @classmethod
@@ -89,8 +91,8 @@ class OwnKernel(AsyncKernelManager):
         return f"{reason}; it printed last: {printed[-LOG_CHARACTERS:]}" if printed else reason
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment variables of a kernel whose private folder is given."""
+def environment(folder: Path, results: Path) -> dict[str, str]:
+    """Return the environment variables of a kernel whose private folder and results folder are given."""
     own = {
         "JUPYTER_RUNTIME_DIR": str(folder),
         "IPYTHONDIR": str(folder / "ipython"),  # none of the user's start-up files, and no home that must be writable
@@ -98,6 +100,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PYTHONUTF8": "1",
         "LWA_ROOT": str(paths.ROOT),  # as absolute paths: a kernel starts in the checkout
         "LWA_CACHE": str(paths.CACHE),
+        "LWA_RUN": str(results),
     }
     kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     if "PYTHONPATH" in kept:

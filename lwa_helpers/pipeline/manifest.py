@@ -66,7 +66,12 @@ def install(staging: Path, results: Path, summary: dict[str, Any]) -> None:
     for name in set(last["outputs"] if last else ()) - set(summary["outputs"]):
         files.remove(results / name)
     files.remove(staging)
-    with files.atomic_write(path) as temporary:
+    write(results, summary)
+
+
+def write(results: Path, summary: dict[str, Any]) -> None:
+    """Write the manifest of a notebook."""
+    with files.atomic_write(path_of(results, summary["notebook"])) as temporary:
         temporary.write_text(json.dumps(summary, indent=1, sort_keys=True, default=plain) + "\n", encoding="utf-8")
 
 

@@ -77,12 +77,12 @@ def clock(seconds: float) -> str:
     return f"{minutes:02d}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Progress) -> None:
-    """Execute a notebook in the checkout; its executed copy is written to `target` only when it succeeds.
+def execute(source: Path, results: Path, parameters: dict[str, Any], progress: Progress) -> None:
+    """Execute a notebook in the checkout; its executed copy is written only when it succeeds.
 
     Args:
         source: the notebook.
-        target: where its executed copy goes.
+        results: where its outputs go; the executed copy goes to notebooks/ there.
         parameters: what its parameters cell is to hold.
         progress: what prints a line at each cell.
 
@@ -93,10 +93,11 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: Pr
 
     from lwa_helpers.pipeline import kernel
 
+    target = results / "notebooks" / source.name
     attempt = target.with_name(f"{target.stem}.attempt.ipynb")
     attempt.parent.mkdir(parents=True, exist_ok=True)
     with kernel.private_folder() as folder:
-        own = kernel.OwnKernel.in_folder(folder)
+        own = kernel.OwnKernel.in_folder(folder, results)
         try:
             _papermill(source, attempt, parameters, progress, own)
         except papermill.PapermillExecutionError as error:

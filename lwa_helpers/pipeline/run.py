@@ -30,7 +30,7 @@ class Run:
     def __init__(self, notebook: str, config: ExperimentConfig, overrides: dict[str, Any]) -> None:
         self.notebook = notebook
         self.config = config
-        self.dir = paths.results_dir(config.profile)
+        self.dir = paths.run_dir(config.profile)
         self.staging = self.dir / ".staging" / notebook
         self._device: Any = None
         self._started = time.time()

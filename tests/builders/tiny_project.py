@@ -72,6 +72,7 @@ def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
         "FIGURES": "figures",
         "PAPER": "paper",
         "RESULTS": "results",
+        "STUDIES": "results/studies",
         "CACHE": ".cache",
     }
     for name, folder in {"ROOT": ".", "DATASET": "dataset", **folders}.items():

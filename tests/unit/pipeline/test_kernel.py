@@ -107,8 +107,8 @@ def test_a_notebook_that_ends_badly_is_explained(tmp_path: Path, monkeypatch, co
     point_paths_at(make_project(tmp_path / "project"), monkeypatch)
     source = write_notebook(tmp_path / "project/notebooks/03_bad.ipynb", code)
     with pytest.raises(LwaError, match=message) as caught:
-        execute(source, tmp_path / "out/03_bad.ipynb", {"profile": "smoke"}, Quiet())
-    assert "03_bad.ipynb" in str(caught.value) and not (tmp_path / "out/03_bad.ipynb").exists()
+        execute(source, tmp_path / "out", {"profile": "smoke"}, Quiet())
+    assert "03_bad.ipynb" in str(caught.value) and not (tmp_path / "out/notebooks/03_bad.ipynb").exists()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_kernel_that_does_not_start_is_explained(tmp_path: Path, monkeypatch, 
     spec.argv = argv
     monkeypatch.setattr(OwnKernelSpecs, "get_kernel_spec", lambda *_: spec)
     with pytest.raises(LwaError, match=message):
-        execute(root / "notebooks/01_first.ipynb", tmp_path / "out/01_first.ipynb", {}, Quiet())
+        execute(root / "notebooks/01_first.ipynb", tmp_path / "out", {}, Quiet())
 
 
 def test_the_kernel_is_that_of_this_interpreter_under_any_name() -> None:
@@ -167,9 +167,9 @@ def test_the_private_folder_lies_where_sockets_can_and_is_gone_afterwards(tmp_pa
 def test_the_kernel_finds_modules_where_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"own{os.pathsep}/absolute")
-    assert kernel.environment(tmp_path)["PYTHONPATH"] == f"{tmp_path / 'own'}{os.pathsep}/absolute"
+    assert kernel.environment(tmp_path, tmp_path)["PYTHONPATH"] == f"{tmp_path / 'own'}{os.pathsep}/absolute"
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # the user's own setting of what is only a default here
-    assert kernel.environment(tmp_path)["MALLOC_TRIM_THRESHOLD_"] == "1"
+    assert kernel.environment(tmp_path, tmp_path)["MALLOC_TRIM_THRESHOLD_"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_the_kernel_finds_modules_where_this_process_does(tmp_path: Path, monkey
     [(signal.SIGKILL, "was killed, most likely because memory has run out"), (signal.SIGSEGV, "died of SIGSEGV")],
 )
 def test_how_a_kernel_died(tmp_path: Path, end: signal.Signals, words: str) -> None:
-    own = OwnKernel.in_folder(tmp_path)
+    own = OwnKernel.in_folder(tmp_path, tmp_path)
     assert own.death() == "was not started"
     own.process = subprocess.Popen(["sleep", "60"])
     own.process.send_signal(end)

@@ -14,6 +14,7 @@ from tiny_project import make_project, point_paths_at
 from lwa_helpers import cli, files
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import reproduce as runner
+from lwa_helpers.pipeline.locks import locked
 from lwa_helpers.pipeline.publish import publish
 from lwa_helpers.pipeline.run import Run
 
@@ -48,7 +49,7 @@ def refuse(number: int, path: str | None = None):
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_a_file_system_without_locks_is_warned_of(root: Path, monkeypatch, number: int) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(number))
-    with pytest.warns(UserWarning, match="no locks.*start only one at a time"), runner._lock(root / "results/smoke"):
+    with pytest.warns(UserWarning, match="no locks.*start only one at a time"), locked(root / "results/smoke"):
         assert (root / "results/smoke/.lock").exists()
 
 

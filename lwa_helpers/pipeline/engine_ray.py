@@ -1,0 +1,88 @@
+"""The engine "ray": the runs of a study as tasks of Ray, on this machine or on the cluster that RAY_ADDRESS names.
+
+All machines must see the checkout at the same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lwa_helpers import paths
+from lwa_helpers.errors import LwaError
+from lwa_helpers.pipeline.study import Unit
+from lwa_helpers.pipeline.study_process import run_process
+
+RESTARTS = 2  # of a run whose process was killed or whose machine is gone; a notebook that fails is not run again
+
+
+class Killed(RuntimeError):
+    """A run's process was killed, so that Ray starts it again."""
+
+
+def run(units: Sequence[Unit], workers: int) -> dict[str, str]:
+    """Run units as Ray's tasks.
+
+    Args:
+        units: The runs.
+        workers: How many run at a time. Each has its share of the cluster's processor cores and GPUs.
+
+    Returns:
+        Why runs failed, by name.
+
+    Raises:
+        LwaError: If Ray is not installed, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise LwaError('the engine "ray" needs Ray: pip install "layerwise-adapter[ray]"') from None
+    try:
+        ray.init(
+            include_dashboard=False,
+            runtime_env={"env_vars": {"LWA_ROOT": str(paths.ROOT), "LWA_CACHE": str(paths.CACHE)}},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise LwaError(f"no Ray cluster can be reached: {' '.join(str(error).split())[:200]}") from error
+    try:
+        return _run_all(ray, units, workers)
+    finally:
+        ray.shutdown()
+
+
+def _run_all(ray: Any, units: Sequence[Unit], workers: int) -> dict[str, str]:
+    """Keep `workers` tasks running until all units are done. Return why runs failed, by name."""
+    task = ray.remote(max_retries=RESTARTS, retry_exceptions=[Killed], **_share(ray, workers))(_run)
+    left, running, failed = list(units), dict[Any, str](), dict[str, str]()
+    while left or running:
+        while left and len(running) < workers:
+            unit = left.pop(0)
+            running[task.remote(unit.source, unit.name)] = unit.name
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(done)
+        if reason := _reason(ray, done):
+            failed[name] = reason
+    return failed
+
+
+def _share(ray: Any, workers: int) -> dict[str, float]:
+    """Return what each task asks for: its share of the cores, no more than the smallest machine has, and of a GPU."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [machine.get("CPU", 0) for machine in machines]
+    share = min(sum(cores) // workers, min(cores, default=1))
+    return {"num_cpus": max(1, share), "num_gpus": min(1, sum(machine.get("GPU", 0) for machine in machines) / workers)}
+
+
+def _run(study: str, name: str) -> str | None:
+    """Run one point of a study with one seed on the machine that Ray chose. Return why it failed."""
+    status, last = run_process(study, name)
+    if status < 0:
+        raise Killed(f"{name} was killed (signal {-status})")
+    return None if status == 0 else last or f"exit status {status}"
+
+
+def _reason(ray: Any, result: Any) -> str | None:
+    try:
+        return ray.get(result)
+    except (ray.exceptions.RayError, Killed) as error:
+        return " ".join(str(error).split())[-200:]
