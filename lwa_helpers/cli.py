@@ -190,7 +190,7 @@ def export(
     from lwa_helpers.models.gguf_export import export_gguf
     from lwa_helpers.models.loading import load_teacher
 
-    path = export_gguf(load_teacher(_at_home(model)), _at_home(directory), dtype)
+    path = export_gguf(load_teacher(model), _at_home(directory), dtype)
     print(f"{path}\nserve it with: ollama create NAME -f {path.parent / 'Modelfile'}")
 
 
@@ -206,7 +206,7 @@ def recommend(
     """Recommend catalogue items to a user."""
     from lwa_helpers.recommender import BaseRecommender, repairs, table
 
-    recommender = BaseRecommender(_at_home(model), root and Path(_at_home(str(root))), host=host)
+    recommender = BaseRecommender(model, root and Path(_at_home(str(root))), host=host)
     found = recommender.recommend_many(user, category, top_k, progress=len(user) > 1)
     print("\n\n".join(table(name, recommendations) for name, recommendations in found.items()))
     print(repairs(recommender.answers), end="", file=sys.stderr)

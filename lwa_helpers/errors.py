@@ -8,3 +8,8 @@ class LwaError(Exception):
 
     The message names the cause and the fix. The command line prints the message without a traceback.
     """
+
+
+def one_line(error: object) -> str:
+    """Return what an error says on one line, for messages that name it."""
+    return " ".join(str(error).split())

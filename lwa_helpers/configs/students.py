@@ -129,7 +129,7 @@ class AblationConfig(TuningConfig):
     def matches_states(self) -> bool:
         """Whether any arm has a hidden-state term."""
         betas = self.levels if self.factor == "beta" else [self.loss.beta]
-        return any(beta not in (0, 0.0) for beta in betas) and bool(set(self.strategies) - {"none", "labels"})
+        return any(beta != 0 for beta in betas) and bool(set(self.strategies) - {"none", "labels"})
 
     def steps_of(self, level: Level) -> list[int]:
         """The numbers of layers that a level of "steps" names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -40,7 +40,7 @@ class Arm:
     n_layers: int
     selection: str
     strategy: str
-    loss: LossConfig = field(hash=False)
+    loss: LossConfig
     steps: tuple[int, ...] = ()
     teachers: Teachers = (TEACHER,)
 

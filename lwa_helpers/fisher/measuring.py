@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from lwa_helpers.errors import LwaError
+from lwa_helpers.errors import LwaError, one_line
 from lwa_helpers.fisher.losses import IGNORED, Batch, Loss, next_token_nll, read_at
 from lwa_helpers.fisher.sites import device_of
 from lwa_helpers.models.layers import decoder_layers, unwrapped, without_runners
@@ -95,11 +95,7 @@ def model_errors(model: nn.Module, where: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, LwaError | torch.OutOfMemoryError):
             raise
-        raise LwaError(f"{name_of(model)} fails in {where}: {type(error).__name__}: {_gist(error)}") from error
-
-
-def _gist(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise LwaError(f"{name_of(model)} fails in {where}: {type(error).__name__}: {one_line(error)[:300]}") from error
 
 
 def read(model: nn.Module, dataset: Iterable[Batch], loss: Loss) -> Iterator[Batch]:

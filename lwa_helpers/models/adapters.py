@@ -23,7 +23,7 @@ from lwa_helpers.models.checkpoint_checks import check_tokenizer
 from lwa_helpers.models.checkpoint_errors import cause
 from lwa_helpers.models.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_tokenizer, is_adapter, json_object
 from lwa_helpers.models.language_model import ItemTokens, LanguageModel, text_rows
-from lwa_helpers.models.layers import unwrapped, weight_of
+from lwa_helpers.models.layers import evaluating, unwrapped, weight_of
 from lwa_helpers.models.registry import registry
 from lwa_helpers.models.vocabulary import holders, without_rowless_tokens
 
@@ -268,9 +268,7 @@ def merged(model: PeftModel, label: str = "the model is a PEFT model", want: Ten
 def _logits(model: Any) -> Tensor:
     """Return a model's logits on its first tokens, without dropout."""
     inner: Any = unwrapped(model)
-    training, table = model.training, inner.get_input_embeddings()
+    table = inner.get_input_embeddings()
     ids = torch.arange(min(8, len(weight_of(table))), device=weight_of(table).device)[None]
-    with torch.no_grad():
-        logits = model.eval()(input_ids=ids, use_cache=False).logits
-    model.train(training)
-    return logits
+    with torch.no_grad(), evaluating(model):
+        return model(input_ids=ids, use_cache=False).logits

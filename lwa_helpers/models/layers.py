@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,6 +88,18 @@ def backbone(model: nn.Module) -> nn.Module:
     """Return the module that owns the decoder layers: embeddings, layers and final norm, without a head."""
     layers = decoder_layers(model)
     return next(module for module in model.modules() if any(child is layers for child in module.children()))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context, the model is in evaluation mode, so that dropout draws no random numbers."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def weight_of(module: nn.Module) -> Tensor:

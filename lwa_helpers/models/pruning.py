@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lwa_helpers.errors import LwaError
+from lwa_helpers.errors import LwaError, one_line
 from lwa_helpers.models.language_model import plain
-from lwa_helpers.models.layers import LAYER_COUNTS, decoder_layers, filled
+from lwa_helpers.models.layers import LAYER_COUNTS, decoder_layers, evaluating, filled
 
 LAYER_INDICES = (
     "mlp_only_layers",
@@ -45,7 +45,7 @@ def with_layers(model: nn.Module, kept: Sequence[int]) -> nn.Module:
         problem = _different_setting(model, pruned, kept) or _different_logits(model, pruned, kept)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         # The layers of this architecture differ in a way that its config cannot say for any other set of layers.
-        problem = " ".join(str(error).split())[:200]
+        problem = one_line(error)[:200]
     if problem:
         raise LwaError(
             f"{type(model).__name__} cannot be cut to its layers {list(kept)}: what a layer computes depends on its "
@@ -143,7 +143,7 @@ def _equal(old: dict[str, Tensor], new: dict[str, Tensor]) -> bool:
 def _different_logits(model: Any, pruned: Any, kept: Sequence[int]) -> str:
     """Return by how much the logits of the copy differ from those of the model without the other layers, or ""."""
     tokens = _probe(model)
-    with _evaluating(model), _evaluating(pruned):
+    with evaluating(model), evaluating(pruned):
         with _skipping(decoder_layers(model), set(kept)):
             expected = model(input_ids=tokens, use_cache=False).logits.float()
         error = float(
@@ -164,16 +164,6 @@ def _probe(model: Any) -> Tensor:
     drawn = torch.randperm(min(rows, 4096), generator=torch.Generator().manual_seed(0)).tolist()
     ordinary = [token for token in drawn if token not in special][:PROBE_TOKENS]
     return torch.tensor([ordinary], device=model.device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    mode = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(mode)
 
 
 @contextmanager

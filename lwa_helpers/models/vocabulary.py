@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lwa_helpers.errors import LwaError
+from lwa_helpers.errors import LwaError, one_line
 from lwa_helpers.models.language_model import LanguageModel, plain, text_rows
 from lwa_helpers.models.layers import filled
 
@@ -218,8 +218,7 @@ def _with_rows(model, old_ids: list[int]):
     try:
         trimmed = filled(type(model), config, state, model)
     except RuntimeError as error:  # torch lists the tensors whose shape goes by the vocabulary, too
-        reason = " ".join(str(error).split())[:200]
-        raise LwaError(f"the vocabulary of {type(model).__name__} cannot be cut: {reason}") from error
+        raise LwaError(f"the vocabulary of {type(model).__name__} cannot be cut: {one_line(error)[:200]}") from error
     trimmed.generation_config = generation
     return trimmed
 

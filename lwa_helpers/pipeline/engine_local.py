@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lwa_helpers.pipeline.study import Unit
-from lwa_helpers.pipeline.study_process import run_process
-
-RESTARTS = 2  # of a run whose process was killed; a notebook that fails is not run again
+from lwa_helpers.pipeline.study_process import run_process, run_to_the_end
 
 
 def run(units: Sequence[Unit], workers: int) -> dict[str, str]:
@@ -25,8 +23,9 @@ def run(units: Sequence[Unit], workers: int) -> dict[str, str]:
         Why runs failed, by name.
     """
     slots: queue.Queue[dict[str, str]] = queue.Queue()
+    n_gpus = _gpus()
     for slot in range(workers):
-        slots.put(environment(slot, workers, _gpus()))
+        slots.put(environment(slot, workers, n_gpus))
     with ThreadPoolExecutor(workers) as pool, _Processes() as processes:
         reasons = list(pool.map(lambda unit: processes.run(unit, slots), units))
     return {unit.name: reason for unit, reason in zip(units, reasons) if reason}
@@ -69,13 +68,8 @@ class _Processes:
         """Run a unit to its end, again if its process is killed. Return why it failed."""
         own = slots.get()
         try:
-            for _ in range(1 + RESTARTS):
-                if self._ended:
-                    return "interrupted"
-                status, last = run_process(unit.source, unit.name, own, self._started.append)
-                if status >= 0:
-                    break
-                print(f"[{unit.name}] was killed (signal {-status}) and starts again", flush=True)
-            return None if status == 0 else last or f"exit status {status}"
+            return run_to_the_end(
+                lambda: run_process(unit.source, unit.name, own, self._started.append), unit.name, lambda: self._ended
+            )
         finally:
             slots.put(own)

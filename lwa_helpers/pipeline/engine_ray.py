@@ -9,15 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lwa_helpers import paths
-from lwa_helpers.errors import LwaError
+from lwa_helpers.errors import LwaError, one_line
 from lwa_helpers.pipeline.study import Unit
-from lwa_helpers.pipeline.study_process import run_process
-
-RESTARTS = 2  # of a run whose process was killed or whose machine is gone; a notebook that fails is not run again
-
-
-class Killed(RuntimeError):
-    """A run's process was killed, so that Ray starts it again."""
+from lwa_helpers.pipeline.study_process import RESTARTS, Killed, run_process
 
 
 def run(units: Sequence[Unit], workers: int) -> dict[str, str]:
@@ -43,7 +37,7 @@ def run(units: Sequence[Unit], workers: int) -> dict[str, str]:
             runtime_env={"env_vars": {"LWA_ROOT": str(paths.ROOT), "LWA_CACHE": str(paths.CACHE)}},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise LwaError(f"no Ray cluster can be reached: {' '.join(str(error).split())[:200]}") from error
+        raise LwaError(f"no Ray cluster can be reached: {one_line(error)[:200]}") from error
     try:
         return _run_all(ray, units, workers)
     finally:
@@ -52,7 +46,7 @@ def run(units: Sequence[Unit], workers: int) -> dict[str, str]:
 
 def _run_all(ray: Any, units: Sequence[Unit], workers: int) -> dict[str, str]:
     """Keep `workers` tasks running until all units are done. Return why runs failed, by name."""
-    task = ray.remote(max_retries=RESTARTS, retry_exceptions=[Killed], **_share(ray, workers))(_run)
+    task = ray.remote(max_retries=RESTARTS, retry_exceptions=[Killed], **_share(ray, workers))(run_process)
     left, running, failed = list(units), dict[Any, str](), dict[str, str]()
     while left or running:
         while left and len(running) < workers:
@@ -73,16 +67,8 @@ def _share(ray: Any, workers: int) -> dict[str, float]:
     return {"num_cpus": max(1, share), "num_gpus": min(1, sum(machine.get("GPU", 0) for machine in machines) / workers)}
 
 
-def _run(study: str, name: str) -> str | None:
-    """Run one point of a study with one seed on the machine that Ray chose. Return why it failed."""
-    status, last = run_process(study, name)
-    if status < 0:
-        raise Killed(f"{name} was killed (signal {-status})")
-    return None if status == 0 else last or f"exit status {status}"
-
-
 def _reason(ray: Any, result: Any) -> str | None:
     try:
         return ray.get(result)
     except (ray.exceptions.RayError, Killed) as error:
-        return " ".join(str(error).split())[-200:]
+        return one_line(error)[-200:]

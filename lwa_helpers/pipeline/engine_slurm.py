@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lwa_helpers import paths
-from lwa_helpers.errors import LwaError
+from lwa_helpers.errors import LwaError, one_line
 from lwa_helpers.pipeline.study import Unit, load_study
-from lwa_helpers.pipeline.study_process import run_process
+from lwa_helpers.pipeline.study_process import run_process, run_to_the_end
 
 DEFAULTS = {"timeout_min": 24 * 60, "cpus_per_task": 1}
-RESTARTS = 2  # of a run whose process was killed; a notebook that fails is not run again
 
 
 class SlurmTask:
@@ -22,11 +21,7 @@ class SlurmTask:
 
     def __call__(self, study: str, name: str) -> str | None:
         """Run one point of a study with one seed on the node. Return why it failed."""
-        for _ in range(1 + RESTARTS):
-            status, last = run_process(study, name)
-            if status >= 0:
-                break
-        return None if status == 0 else last or f"exit status {status}"
+        return run_to_the_end(lambda: run_process(study, name), name)
 
     def checkpoint(self, study: str, name: str):
         """Return what is queued again: the same, because finished notebooks are current then."""
@@ -69,4 +64,4 @@ def _reason(job) -> str | None:
     try:
         return job.result()
     except Exception as error:  # whatever ended the job; submitit raises kinds of its own and those of the job
-        return " ".join(str(error).split())[-200:]
+        return one_line(error)[-200:]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lwa_helpers import files, paths
-from lwa_helpers.errors import LwaError
+from lwa_helpers.errors import LwaError, one_line
 
 if TYPE_CHECKING:
     from lwa_helpers.pipeline.kernel import OwnKernel
@@ -187,11 +187,11 @@ def _broken(source: Path, error: Exception, progress: Progress, attempt: Path, o
     elif isinstance(error, OSError) and (way_out := files.fix(error.errno)):
         cause = f"{error.filename or attempt} ({error.strerror}): {way_out}"
     elif progress.cell == 0:
-        cause = f"the kernel did not start ({_one_line(error)}): it {own.death()}"
+        cause = f"the kernel did not start ({_named(error)}): it {own.death()}"
     else:
-        cause = f"the kernel was lost ({_one_line(error)}): start again; finished notebooks keep their results"
+        cause = f"the kernel was lost ({_named(error)}): start again; finished notebooks keep their results"
     return f"{source.name}, cell {progress.cell}: {cause}\nExecuted copy: {attempt}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _named(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}")[:300]

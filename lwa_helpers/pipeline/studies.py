@@ -50,6 +50,6 @@ def run_one(name: str, run: str) -> None:
         name: The study.
         run: The run, such as "deeper/seed-1".
     """
-    every = units(load_study(name))
-    (unit,) = units(load_study(name), [run])
-    run_unit(unit, expected_seconds(every))
+    study = load_study(name)
+    (unit,) = units(study, [run])
+    run_unit(unit, expected_seconds(units(study)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.layers import backbone, text_config, unwrapped, without_runners
+from lwa_helpers.models.layers import backbone, evaluating, text_config, unwrapped, without_runners
 
 TOLERANCE = 1e-3  # relative difference that rounding may make in float32; SmolLM2-135M has 2e-6
 LOW_TOLERANCE = 0.2  # the same in bfloat16 and float16, also inside autocast; SmolLM2-135M has 0.05
@@ -58,18 +56,6 @@ def _computes_the_same(wrapper: nn.Module, inner: PreTrainedModel) -> bool:
             return False
         want = inner(input_ids=ids).logits
     return got.shape == want.shape and difference(got, want) <= tolerance(inner)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within this context, the model is in evaluation mode, so that dropout draws no random numbers."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.no_grad()

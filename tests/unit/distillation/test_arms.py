@@ -6,37 +6,19 @@ import numpy as np
 import pytest
 import torch
 from tiny_lm import CUT, distillation, item_lm, office_task, windows
+from trained_students import same_weights, watch_training, weights
 
 from lwa_helpers.config import load_config
 from lwa_helpers.distillation.arms import Starts, arms_of, run_arm
 from lwa_helpers.distillation.recipes import budget
-from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.errors import LwaError
-from lwa_helpers.models.layers import decoder_layers
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def weights(lm):
-    return {name: value.clone() for name, value in lm.model.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.fixture
 def trained(monkeypatch):
-    """Of every trainer: itself, its windows in order, and the student's layers and head at the first batch."""
-    seen, total = {}, DistillationTrainer.total
-
-    def recording(self, student, inputs):
-        head = student.get_output_embeddings().weight.detach().clone()
-        seen.setdefault(id(self), (self, [], head, len(decoder_layers(student))))[1].append(inputs["window"].tolist())
-        return total(self, student, inputs)
-
-    monkeypatch.setattr(DistillationTrainer, "total", recording)
-    return seen
+    return watch_training(monkeypatch)
 
 
 def ablation(seed=0, **changes):
@@ -55,7 +37,8 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_oth
         for arm in arms_of(own.section):
             before = weights(made.of(arm))
             frame = run_arm(arm, own, made, {}, task)
-            trainer, order, head, _ = list(trained.values())[-1]
+            last = list(trained.values())[-1]
+            trainer, order, head = last.trainer, last.batches, last.head
             drawn.setdefault(seed, []).append(order)
             starts.setdefault(seed, []).append(head)
             assert set(frame.arm) == {arm.name} and set(frame.seed) == {seed}
@@ -63,7 +46,7 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches_and_other_seeds_oth
             assert frame.target.tolist() == task.eval_cases.targets.tolist()
             assert set(frame.steps) == {len(order)} and set(frame.targets) == {int(own.teacher_outputs.starts[-1])}
             assert trainer.loss_config.alpha == (0 if arm.name == "labels" else own.section.loss.alpha)
-            assert same(weights(made.of(arm)), before)
+            assert same_weights(weights(made.of(arm)), before)
         assert all(order == drawn[seed][0] for order in drawn[seed])
         assert all(torch.equal(head, starts[seed][0]) for head in starts[seed])
     assert drawn[0][0] != drawn[1][0] and ablation(0).windows != ablation(1).windows
@@ -120,7 +103,7 @@ def test_students_have_the_layers_of_their_level(trained, tmp_path, factor, leve
     made = Starts(own)
     for arm in arms_of(own.section):
         run_arm(arm, own, made, {}, task)
-    assert [depth for *_, depth in trained.values()] == layers
+    assert [found.depth for found in trained.values()] == layers
 
 
 def test_an_arm_of_other_teachers_learns_from_what_they_say(trained, tmp_path):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 from tiny_lm import CUT, TITLES, distillation, item_lm, office_task, section, windows
+from trained_students import same_weights, watch_training, weights
 
 from lwa_helpers.config import load_config
 from lwa_helpers.distillation import recipes
 from lwa_helpers.distillation.recipes import Distillation, agreement, budget, co_taught_student, in_steps
 from lwa_helpers.distillation.teacher_cache import TeacherOutputs
-from lwa_helpers.distillation.trainer import DistillationTrainer
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.cross_fit import CrossFitted
 from lwa_helpers.models.layers import decoder_layers
@@ -23,14 +23,6 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 def depth(lm):
     return len(decoder_layers(lm.model))
-
-
-def weights(lm):
-    return {name: value.clone() for name, value in lm.model.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
@@ -47,17 +39,8 @@ def taught(monkeypatch):
 
 
 @pytest.fixture
-def batches(monkeypatch):
-    """For every trainer: the windows of each of its batches in order, and the student's head at the first."""
-    seen, total = {}, DistillationTrainer.total
-
-    def recording(self, student, inputs):
-        head = student.get_output_embeddings().weight.detach().clone()
-        seen.setdefault(id(self), (self, head, []))[2].append(inputs["window"].tolist())
-        return total(self, student, inputs)
-
-    monkeypatch.setattr(DistillationTrainer, "total", recording)
-    return seen
+def trained(monkeypatch):
+    return watch_training(monkeypatch)
 
 
 # The start
@@ -78,13 +61,13 @@ def test_a_student_starts_from_the_teachers_layers_and_its_head_carried_over(sel
     carry_head(before["lm_head.weight"], source, want, states)
     torch.testing.assert_close(student.model.lm_head.weight, want.lm_head.weight, rtol=1e-2, atol=1e-2)
     assert not torch.equal(student.model.lm_head.weight, before["lm_head.weight"])
-    assert same(weights(teacher), before) and student.items == teacher.items
+    assert same_weights(weights(teacher), before) and student.items == teacher.items
 
 
 def test_a_student_of_all_layers_is_the_teacher_itself_at_first():
     teacher = item_lm()
     student = distillation(teacher).start(4)
-    assert same(weights(student), weights(teacher)) and student.model is not teacher.model
+    assert same_weights(weights(student), weights(teacher)) and student.model is not teacher.model
 
 
 def test_a_selection_by_score_takes_other_scores_than_fisher_where_they_are_given():
@@ -117,10 +100,10 @@ def test_a_share_of_an_epoch_is_a_drawn_share_of_the_windows():
 
 
 @pytest.mark.parametrize("epochs", [0.25, 1.0, 2.0])
-def test_a_share_of_the_windows_is_passed_over_once(batches, epochs):
+def test_a_share_of_the_windows_is_passed_over_once(trained, epochs):
     own = distillation(cut=CUT * 6, tokens_per_batch=10, epochs=epochs)
     student, trainer = own.student(2)
-    rows = [row for batch in batches[id(trainer)][2] for row in batch]
+    rows = [row for batch in trained[id(trainer)].batches for row in batch]
     assert sorted(rows) == sorted(list(range(18)) * round(max(1, epochs))) and depth(student) == 2
 
 
@@ -192,16 +175,16 @@ def test_students_of_several_depths_share_what_the_teacher_says_once(monkeypatch
     students = {n: shared.student(n)[0] for n in (3, 2, 1)}
     assert {n: depth(student) for n, student in students.items()} == {3: 3, 2: 2, 1: 1}
     assert asked == [[2, 4], [1, 2, 3, 4]]  # layer_map of 9 layers names no others
-    assert same(weights(alone), weights(students[2]))
+    assert same_weights(weights(alone), weights(students[2]))
     distillation(strategy="none", frontier=[3, 1]).student(2)
     assert asked[2:] == [[4]]
 
 
-def test_the_order_of_the_same_windows_follows_the_seed(batches):
+def test_the_order_of_the_same_windows_follows_the_seed(trained):
     for seed in (0, 1, 0):
         own = distillation(cut=CUT * 6, tokens_per_batch=10, seed=seed)
         own.train(own.start(2), "none")
-    first, other, again = (order for _, _, order in batches.values())
+    first, other, again = (found.batches for found in trained.values())
     assert first == again != other and len(first) == len(other)
 
 

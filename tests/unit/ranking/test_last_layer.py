@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_lm import language_model
+from tiny_lm import SMALL, language_model
 from transformers import (
     BertConfig,
     BloomConfig,
@@ -23,26 +23,8 @@ from lwa_helpers.ranking.item_head import end_states, rank_catalogue
 from lwa_helpers.ranking.last_layer import OWN, is_exact, last_layer_at
 from lwa_helpers.ranking.model_checks import head_is_last
 
-SIZES = {
-    "vocab_size": 340,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
-OWN_HEAD = {
-    "vocab_size": 340,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+SIZES = SMALL | {"num_hidden_layers": 3, "pad_token_id": 0}
+OWN_HEAD = SIZES | {"num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 0}
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
     "one layer": LlamaConfig(**SIZES | {"num_hidden_layers": 1}),
@@ -142,7 +124,7 @@ def test_scores_are_logits_where_the_head_is_not_last(kind):
     config = {
         "bert": BertConfig(**OWN_HEAD, is_decoder=True),
         "cohere": CohereConfig(**OWN_HEAD, logit_scale=0.25),
-        "gemma2": Gemma2Config(**OWN_HEAD, head_dim=8, num_key_value_heads=2, final_logit_softcapping=0.5),
+        "gemma2": Gemma2Config(**OWN_HEAD, final_logit_softcapping=0.5),
     }[kind]
     model, prompts = language_model(config=config).model, [[3, 4, 7, 9], [5]]
     assert not head_is_last(model)
