@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lwa_helpers import paths
 from lwa_helpers.config import ExperimentConfig, explain, load_config
 from lwa_helpers.configs.students import Seed
-from lwa_helpers.errors import LwaError
+from lwa_helpers.errors import LwaError, one_line
+from lwa_helpers.pipeline.overrides import typed
 from lwa_helpers.pipeline.staleness import Stage, stages
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
@@ -63,9 +64,9 @@ class Unit:
     source: str
     point: str
     seed: int
-    stages: list[Stage] = field(hash=False)
-    config: ExperimentConfig = field(hash=False)
-    overrides: Settings = field(hash=False)
+    stages: list[Stage]
+    config: ExperimentConfig
+    overrides: Settings
 
     @property
     def name(self) -> str:
@@ -101,7 +102,7 @@ def load_study(name: str) -> Study:
     except ValidationError as error:
         raise LwaError(explain(error, str(path))) from None
     except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise LwaError(f"{path} is no study: {' '.join(str(error).split())[:200]}") from None
+        raise LwaError(f"{path} is no study: {one_line(error)[:200]}") from None
     _check(study, path)
     return study
 
@@ -141,8 +142,8 @@ def units(study: Study, only: list[str] | None = None) -> list[Unit]:
 
 
 def _unit(study: Study, point: str, seed: int, chosen: list[Stage]) -> Unit:
-    overrides = {**study.settings, **study.points[point], "seed": seed}
     try:
+        overrides = typed({**study.settings, **study.points[point], "seed": seed})
         config = load_config(study.profile, overrides)
     except LwaError as error:
         raise LwaError(f"{study.name}, point {point}: {error}") from None

@@ -89,6 +89,13 @@ def test_points_and_seeds_can_be_chosen(study: str) -> None:
         units(loaded, ["deep"])
 
 
+def test_settings_are_read_by_their_type_as_on_the_command_line(study: str) -> None:
+    """To YAML 1e-4 is a text."""
+    points = {"gentle": {"teacher.learning_rate": "1e-4", "distillation.frontier": "4,2"}}
+    (unit,) = units(load_study(write(Path(study).parent, STUDY | {"points": points})))
+    assert unit.config.teacher.learning_rate == 1e-4 and unit.config.distillation.frontier == [4, 2]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
