@@ -158,6 +158,17 @@ def compare(
     return 0 if agrees(found) else 1
 
 
+@app.command()
+def trace(
+    macro: Annotated[str, typer.Argument(help="the name of a number of the paper, e.g. TeacherNdcg")],
+    run: Annotated[str | None, typer.Option(help="a results folder [default: the published run]")] = None,
+) -> None:
+    """Say which notebook and cell recorded a number, and the command that makes it again."""
+    from lwa_helpers.pipeline.trace import trace
+
+    print(trace(macro, run and _at_home(run)))
+
+
 @data.command()
 def download(
     category: str,

@@ -13,6 +13,7 @@ from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import manifest, time_estimate
 from lwa_helpers.pipeline.readme import write_claims
 from lwa_helpers.pipeline.staleness import stages, why_stale
+from lwa_helpers.pipeline.trace import write_origins
 from lwa_helpers.report.tables import escape, format_number, results_tex, verdict_macros
 
 
@@ -92,6 +93,7 @@ def _publish(profile: str, results: Path) -> None:
     whole = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
     write_claims(paths.ROOT / "README.md", whole)
     time_estimate.write_times(paths.PAPER, records)
+    write_origins(paths.PAPER, records)
     print(f"published the {profile} results to figures/, paper/tables/, paper/results.tex and README.md")
 
 

@@ -177,7 +177,7 @@ class Run:
         if optional and isinstance(value, float) and math.isnan(value):
             value, form = tables.ABSENT, "{}"
         text = tables.escape(form.format(value)) if isinstance(value, str) else tables.format_number(value, form)
-        self._numbers[name] = {"value": value, "text": text}
+        self._numbers[name] = {"value": value, "text": text, "cell": _cell()}
         return text
 
     def interval(self, name: str, values: Sequence[float], form: str = "{}", scale: float = 1.0) -> None:
@@ -237,6 +237,14 @@ class Run:
         }
         manifest.install(self.staging, self.dir, summary)
         return manifest.path_of(self.dir, self.notebook)
+
+
+def _cell() -> int | None:
+    """The number that the running cell has in its notebook, as In [n] shows it; None outside of a notebook."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return None if shell is None else shell.execution_count
 
 
 def _check_name(name: str, kind: str) -> None:
