@@ -244,7 +244,7 @@ def _cell() -> int | None:
     from IPython import get_ipython
 
     shell = get_ipython()
-    return None if shell is None else shell.execution_count
+    return None if shell is None else len(shell.user_ns["In"]) - 1
 
 
 def _check_name(name: str, kind: str) -> None:

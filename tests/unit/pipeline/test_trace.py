@@ -17,7 +17,7 @@ from lwa_helpers.pipeline.trace import trace
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory):
-    """A project that was run and published, whose first notebook records its number in its third code cell."""
+    """A project that was run and published, whose first notebook records its number in its fourth code cell, with the injected one."""
     root = make_project(tmp_path_factory.mktemp("traced") / "project")
     whole = FIRST.split('run.number("LargestSquare"')
     last = 'run.number("LargestSquare"' + whole[1]
@@ -32,13 +32,13 @@ def project(tmp_path_factory: pytest.TempPathFactory):
 
 def test_a_number_is_traced_to_its_cell_and_command(project: Path, capsys) -> None:
     lines = trace("LargestSquare").splitlines()
-    assert lines[:2] == ["\\LargestSquare = 16", "  notebook  01_first, In [3]"]
+    assert lines[:2] == ["\\LargestSquare = 16", "  notebook  01_first, In [4]"]
     assert lines[2].startswith("  run       profile smoke, seed 0, cpu (")
     assert lines[-1] == "  command   lwa reproduce --profile smoke --only 01 --set data.max_items=5"
     assert trace("\\Middle").splitlines()[0] == "\\Middle = 2.0 [1.5, 2.5]"
     assert trace("Total", str(project / "results/smoke")) == trace("Total")
     assert cli.main(["trace", "Total"]) == 0
-    assert capsys.readouterr().out.startswith("\\Total = 30\n  notebook  02_second, In [2]\n")
+    assert capsys.readouterr().out.startswith("\\Total = 30\n  notebook  02_second, In [3]\n")
 
 
 def test_an_unknown_number_offers_the_nearest(project: Path) -> None:
