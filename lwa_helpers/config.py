@@ -73,9 +73,6 @@ class TeacherConfig(TuningConfig):
         first_alpha: in the second step, the weight of the predictions of the first layers; the labels have the rest.
         co_teachers: names of the baselines that teach together with the first layers. Each predicts only for users
             that it was not fitted on.
-        evaluate_every: epochs between two evaluations on the validation part; the best weights are kept. None
-            evaluates never and keeps the last weights.
-        patience: how many evaluations in a row without an improvement end the run.
         softmax_items: in a larger catalogue, the loss samples this many items instead of computing the whole softmax.
     """
 
@@ -88,8 +85,6 @@ class TeacherConfig(TuningConfig):
     first_dropout: float = Field(ge=0, lt=1)
     first_alpha: float = Field(ge=0, le=1)
     co_teachers: list[str] = Field(default=[])
-    evaluate_every: PositiveFloat | None = None
-    patience: PositiveInt = 2
     softmax_items: PositiveInt = 50_000
 
 

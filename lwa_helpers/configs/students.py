@@ -42,6 +42,9 @@ class TuningConfig(Section):
         warmup_ratio: share of the steps over which the learning rate rises linearly.
         bf16: whether to compute in bfloat16; "auto" decides by the device.
         gradient_checkpointing: whether to recompute activations in the backward pass to save memory.
+        evaluate_every: epochs between two evaluations on the validation part; the best weights are kept. None
+            evaluates never and keeps the last weights.
+        patience: how many evaluations in a row without an improvement end the run.
         save_steps: steps between two checkpoints. An interrupted run resumes from its last checkpoint. None saves none.
     """
 
@@ -55,6 +58,8 @@ class TuningConfig(Section):
     weight_decay: float = Field(ge=0)
     warmup_ratio: float = Field(ge=0, lt=1)
     bf16: Bf16
+    evaluate_every: PositiveFloat | None = None
+    patience: PositiveInt = 2
     gradient_checkpointing: bool = False
     save_steps: PositiveInt | None = None
 

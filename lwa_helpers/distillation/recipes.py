@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,8 @@ class Distillation:
         section: settings of the students.
         windows: the windows that a student is trained on.
         seed: of the order of the data, of dropout, and of layers and weights that are drawn at random.
+        valid: maps a student to the metric that its best weights are chosen by; needed if section.evaluate_every is
+            set.
     """
 
     teacher: LanguageModel
@@ -55,6 +57,7 @@ class Distillation:
     section: AblationConfig | DistillationConfig
     windows: Sequence[Window]
     seed: int
+    valid: Callable[[PreTrainedModel], float] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -116,13 +119,19 @@ class Distillation:
 
         Returns:
             The trainer, after training.
+
+        Raises:
+            LwaError: if section.evaluate_every is set and `valid` is missing.
         """
         torch.manual_seed(self.seed)
         section, soft_targets = self.section, outputs or self.teacher_outputs
         loss = loss or section.loss
         loader = window_loader(self.windows, section.tokens_per_batch, student.pad_id, self.seed)
         whole = section.model_copy(update={"epochs": max(1.0, section.epochs)})
-        folder = self.checkpoints(student, soft_targets, strategy, loss) if section.save_steps else None
+        every = section.evaluate_every
+        if every and self.valid is None:
+            raise LwaError("evaluate_every of students needs a metric: pass valid, which maps a student to it")
+        folder = self.checkpoints(student, soft_targets, strategy, loss) if section.save_steps or every else None
         with low_rank(trained_rows(student.model), section.rank):
             trainer = DistillationTrainer(
                 soft_targets,
@@ -130,10 +139,12 @@ class Distillation:
                 self.fisher,
                 strategy,
                 loss,
-                training_arguments(whole, len(loader), self.seed, checkpoints=folder),
+                training_arguments(whole, len(loader), self.seed, checkpoints=folder, evaluate_every=every),
                 loader=loader,
                 head_learning_rate=section.head_learning_rate,
                 dropout=section.dropout,
+                valid=self.valid,
+                patience=section.patience,
                 logs=logs,
                 strategy_seed=self.seed,
             )

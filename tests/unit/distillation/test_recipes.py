@@ -156,6 +156,25 @@ def test_each_step_of_a_schedule_by_fisher_goes_by_the_scores_of_the_layers_it_h
     assert layers == [[1, 2, 3], [0, 2]]
 
 
+# The best weights
+
+
+def test_a_student_keeps_its_best_weights_on_the_validation_part_and_stops_where_they_are_past():
+    heads, scores = [], iter([0.1, 0.3, 0.2, 0.1, 0.9])
+
+    def valid(model):
+        heads.append(model.get_output_embeddings().weight.detach().clone())
+        return next(scores)
+
+    own = distillation(cut=CUT * 6, tokens_per_batch=10, epochs=8.0, evaluate_every=0.5, patience=2)
+    student, _ = replace(own, valid=valid).student(2)
+    assert len(heads) == 4  # two evaluations without a new best one end it
+    torch.testing.assert_close(student.model.get_output_embeddings().weight, heads[1])
+    assert not torch.equal(heads[1], heads[3])
+    with pytest.raises(LwaError, match="evaluate_every of students needs a metric"):
+        own.student(2)
+
+
 # What the teacher says
 
 

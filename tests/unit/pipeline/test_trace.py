@@ -17,7 +17,7 @@ from lwa_helpers.pipeline.trace import trace
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory):
-    """A project that was run and published, whose first notebook records its number in its fourth code cell, with the injected one."""
+    """A project that was run and published; its first notebook records its number in the fourth code cell that runs."""
     root = make_project(tmp_path_factory.mktemp("traced") / "project")
     whole = FIRST.split('run.number("LargestSquare"')
     last = 'run.number("LargestSquare"' + whole[1]
