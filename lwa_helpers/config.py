@@ -118,6 +118,7 @@ class ComparisonConfig(Section):
             recommendations follows.
         n_candidates: candidates per user.
         history_titles: how many of the newest titles a teacher is shown.
+        probe_titles: how many titles the untuned teacher is asked to finish, to see whether it knows them by heart.
     """
 
     teachers: list[HomePath] = Field(min_length=1)
@@ -127,6 +128,7 @@ class ComparisonConfig(Section):
     price_per_hour: PositiveFloat
     n_candidates: int = Field(ge=2)
     history_titles: PositiveInt
+    probe_titles: int = Field(ge=2)
 
 
 class EvaluationConfig(Section):
@@ -136,6 +138,7 @@ class EvaluationConfig(Section):
         users: how many cases are drawn for the evaluation; None takes all.
         every_target: whether each of a user's test items is a case, or only the first.
         history_items: how many of the newest items of a history are read.
+        probe_users: how many cases the tuned teacher ranks again from shuffled histories.
         batch_size: histories in a batch.
         bf16: whether to compute in bfloat16; "auto" decides by the device.
         baselines: names of the baselines.
@@ -148,6 +151,7 @@ class EvaluationConfig(Section):
     users: PositiveInt | None = None
     every_target: bool = False
     history_items: PositiveInt
+    probe_users: int = Field(ge=2)
     batch_size: PositiveInt
     bf16: Bf16
     baselines: list[str]

@@ -55,10 +55,21 @@ def cache_folder(kind: str) -> Path:
     return CACHE / kind
 
 
-def run_dir(profile: str) -> Path:
-    """The folder that a notebook's outputs go to: the one that the runner names in LWA_RUN, else the profile's."""
-    given = os.environ.get("LWA_RUN")
-    return Path(given) if given else results_dir(profile)
+def run_dir(profile: str, study: str | None = None) -> Path:
+    """Return the folder that a notebook's outputs go to: the one that the runner names in LWA_RUN, else its own.
+
+    Args:
+        profile: the profile that it runs with.
+        study: the study whose points it compares, if it does.
+    """
+    if given := os.environ.get("LWA_RUN"):
+        return Path(given)
+    return across_dir(Path(study).stem) if study else results_dir(profile)
+
+
+def across_dir(study: str) -> Path:
+    """The folder of the comparison of a study's points."""
+    return STUDIES / study / "across"
 
 
 def results_dir(profile: str) -> Path:

@@ -99,6 +99,19 @@ def recommended(
     return np.concatenate(parts)
 
 
+def shuffled(histories: Sequence[Sequence[int]], seed: int, newest_kept: int = 0) -> list[list[int]]:
+    """Return the histories in random order, to see whether a system goes by their order.
+
+    Args:
+        histories: item indices, oldest first.
+        seed: of the order.
+        newest_kept: how many of the newest items stay in their places.
+    """
+    rng = np.random.default_rng(seed)
+    ends = [max(0, len(history) - newest_kept) for history in histories]
+    return [[*rng.permutation(history[:end]).tolist(), *history[end:]] for history, end in zip(histories, ends)]
+
+
 def item_index(interactions: Interactions) -> dict[str, int]:
     """Return the position of each item id in `item_ids`, which is its column in every score matrix."""
     return {item: column for column, item in enumerate(interactions.item_ids)}

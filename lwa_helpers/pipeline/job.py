@@ -23,6 +23,7 @@ class Job:
         config: their settings.
         overrides: those of the settings that differ from the profile's.
         results: the folder.
+        study: the study whose points a notebook compares, if it does.
         expected: seconds that each notebook takes, as far as known.
         start: when the run began, on the monotonic clock.
     """
@@ -31,6 +32,7 @@ class Job:
     config: ExperimentConfig
     overrides: dict[str, Any]
     results: Path
+    study: str | None = None
     expected: dict[str, float] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
 
@@ -48,7 +50,7 @@ class Job:
         Raises:
             LwaError: when the notebook fails, or ran through and saved nothing.
         """
-        reason = why_stale(stage, self.config, self.results) or ("--force" if force else None)
+        reason = why_stale(stage, self.config, self.results, by_hash=True) or ("--force" if force else None)
         if reason is None:
             lines = warnings_of([manifest.load_named(self.results, stage.name)])
             print("\n".join([f"{self.label(stage)} is current", *lines]), flush=True)
@@ -61,7 +63,9 @@ class Job:
         later = [self.expected.get(other.name) for other in self.stages if other.name > stage.name]
         remaining = None if None in later else sum(seconds for seconds in later if seconds)
         with Progress(self.label(stage), self.start, self.expected.get(stage.name), remaining) as progress:
-            parameters = {"profile": self.config.profile, "overrides": self.overrides}
+            parameters: dict[str, Any] = {"profile": self.config.profile, "overrides": self.overrides}
+            if self.study:
+                parameters["study"] = self.study
             execute(stage.path, self.results, parameters, progress)
         record = manifest.load(self.results, stage.name)
         if record is None or record["started"] < began:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,38 @@ def load_all(results: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
+def split_point(results: Path, name: str) -> tuple[Path, str]:
+    """Return the folder that an output lies in, and its name there.
+
+    Args:
+        results: the folder of the run that reads it.
+        name: the output; that of a study's point begins with the point, such as deeper/seed-0/data/ranks.parquet.
+    """
+    point = re.fullmatch(r"([^/]+/seed-\d+)/(.+)", name)
+    return (results.parent / point[1], point[2]) if point else (results, name)
+
+
+def locate(results: Path, name: str) -> Path:
+    """Return the path of an output that `split_point` explains."""
+    folder, within = split_point(results, name)
+    return folder / within
+
+
+def fingerprints(results: Path, but: str = "") -> dict[str, str]:
+    """Return the hash of every output of the finished notebooks, and their numbers and verdicts as text, by name.
+
+    Args:
+        results: their folder.
+        but: a notebook to leave out.
+    """
+    found: dict[str, str] = {}
+    for record in (record for record in load_all(results) if record["notebook"] != but):
+        found |= {name: output["sha256"] for name, output in record["outputs"].items()}
+        found |= {f"numbers/{name}": str(number["value"]) for name, number in record["numbers"].items()}
+        found |= {f"verdicts/{name}": verdict["outcome"] for name, verdict in record["verdicts"].items()}
+    return found
+
+
 def size(path: Path) -> int:
     """Bytes in a file, or in all files of a folder; 0 when there is none."""
     files = path.rglob("*") if path.is_dir() else [path]
@@ -54,6 +87,11 @@ def describe(path: Path) -> dict[str, Any]:
     if size(path) == 0:
         raise LwaError(f"output {path} was declared but is missing or empty: write it before run.finish()")
     return {"sha256": files.sha256_of(path), "bytes": size(path)}
+
+
+def is_whole(path: Path, output: dict[str, Any], by_hash: bool = True) -> bool:
+    """Return whether an output is as its manifest describes it: of that size and, if asked for, that hash."""
+    return size(path) == output["bytes"] and (not by_hash or files.sha256_of(path) == output["sha256"])
 
 
 def install(staging: Path, results: Path, summary: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def _run(config: ExperimentConfig, overrides: dict[str, Any], chosen: list[Stage
     """Run the chosen stages that are stale, and sum up if all stages have been run. Return whether they have."""
     _check_disk(results)
     with locked(results):
-        job = Job(stages(), config, overrides, results, _expected(config.profile, results))
+        job = Job(stages(), config, overrides, results, expected=_expected(config.profile, results))
         for stage in chosen:
             job.bring_up_to_date(stage, force)
         missing = [stage.name for stage in stages() if manifest.load(results, stage.name) is None]

@@ -27,15 +27,19 @@ from lwa_helpers.report import tables
 class Run:
     """One execution of one notebook under one profile. Make it with `Run.open`."""
 
-    def __init__(self, notebook: str, config: ExperimentConfig, overrides: dict[str, Any]) -> None:
+    def __init__(
+        self, notebook: str, config: ExperimentConfig, overrides: dict[str, Any], study: str | None = None
+    ) -> None:
         self.notebook = notebook
         self.config = config
-        self.dir = paths.run_dir(config.profile)
+        self.study = study
+        self.dir = paths.run_dir(config.profile, study)
         self.staging = self.dir / ".staging" / notebook
         self._device: Any = None
         self._started = time.time()
         self._outputs: dict[str, dict[str, Any]] = {}
         self._inputs: dict[str, str] = {}
+        self._known: dict[Path, dict[str, str]] = {}  # what each folder of results holds
         self._numbers: dict[str, dict[str, Any]] = {}
         self._verdicts: dict[str, dict[str, Any]] = {}
         self._warnings: list[str] = []
@@ -43,13 +47,16 @@ class Run:
 
     @classmethod
     @files.explained("results")
-    def open(cls, notebook: str, profile: str, overrides: dict[str, Any] | None = None) -> Run:
+    def open(
+        cls, notebook: str, profile: str, overrides: dict[str, Any] | None = None, study: str | None = None
+    ) -> Run:
         """Start a run of a notebook.
 
         Args:
             notebook: its file name without .ipynb.
             profile: the profile whose settings it takes.
             overrides: settings that differ from the profile's; texts are read as the command line reads them.
+            study: the study whose points the notebook compares.
 
         Returns:
             The run.
@@ -60,7 +67,7 @@ class Run:
         paths.checkout()
         _check_name(notebook, "notebook")
         overrides = typed(overrides)
-        run = cls(notebook, load_config(profile, overrides), overrides)
+        run = cls(notebook, load_config(profile, overrides), overrides, study)
         files.remove(run.staging)
         run.staging.mkdir(parents=True)
         return run
@@ -87,26 +94,44 @@ class Run:
         """Find an output of this or an earlier notebook.
 
         Args:
-            name: such as "models/teacher".
+            name: such as "models/teacher"; of a study's point, "deeper/seed-0/models/teacher".
 
         Returns:
             Its path.
 
         Raises:
-            LwaError: naming the notebook to run first, when it is not there.
+            LwaError: naming the notebook to run first, when it is not there, or is not as it was written.
         """
         if name in self._outputs:
             return self.staging / name
-        for earlier in manifest.load_all(self.dir):
-            if name in earlier["outputs"] and earlier["notebook"] != self.notebook and (self.dir / name).exists():
-                self._inputs[name] = earlier["outputs"][name]["sha256"]
-                return self.dir / name
+        path, made = manifest.locate(self.dir, name), self.uses(name)
+        if made is not None and path.exists():
+            if files.sha256_of(path) != made:
+                raise LwaError(f"{path} is not as it was written: `lwa reproduce` or `lwa study` makes it again")
+            return path
         makers = [book.stem for book in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if _names(book, name)]
         first = " or ".join(book for book in makers if book != self.notebook) or "an earlier notebook"
         raise LwaError(
             f"{self.notebook} needs {name}, which is not in {self.dir}: run {first} first "
             f"(`lwa reproduce --profile {self.config.profile}` runs all in order)"
         )
+
+    def uses(self, name: str) -> str | None:
+        """Record an output, number or verdict of an earlier notebook as an input.
+
+        Args:
+            name: as of `input`, or "numbers/<name>" or "verdicts/<name>".
+
+        Returns:
+            Its hash, or the number or verdict as text; None when there is none.
+        """
+        folder, within = manifest.split_point(self.dir, name)
+        if folder not in self._known:
+            self._known[folder] = manifest.fingerprints(folder, but=self.notebook)
+        made = self._known[folder].get(within)
+        if made is not None:
+            self._inputs[name] = made
+        return made
 
     @files.explained("results")
     def save_frame(self, name: str, frame: pd.DataFrame) -> Path:

@@ -68,15 +68,11 @@ def _has(stage: Stage, donor: Path, own: dict[str, str], results: Path) -> bool:
         return False
     if state["components"] != own | inputs(results, record["inputs"]):
         return False
-    return all(
-        manifest.size(donor / name) == output["bytes"] and files.sha256_of(donor / name) == output["sha256"]
-        for name, output in record["outputs"].items()
-    )
+    return all(manifest.is_whole(donor / name, output) for name, output in record["outputs"].items())
 
 
 def _link(source: Path, target: Path) -> None:
     """Give a file or folder a second name; a copy where the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_write(target) as temporary:
         if source.is_dir():
             shutil.copytree(source, temporary, copy_function=_link_file)
@@ -85,7 +81,6 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _link_file(source: str | Path, target: str | Path) -> None:
-    Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:

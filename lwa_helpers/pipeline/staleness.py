@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lwa_helpers import assets, files, paths
 from lwa_helpers.config import ExperimentConfig, load_config, read_yaml
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import code_digest, manifest
+from lwa_helpers.pipeline.code_digest import ACROSS
 
 UNUSED = {"target_minutes"}
 RESOLVED = {"experiment_config.yaml", "distillation_config.yaml"}
@@ -24,9 +26,15 @@ RESOLVED = {"experiment_config.yaml", "distillation_config.yaml"}
 
 @dataclass(frozen=True)
 class Stage:
-    """One numbered notebook."""
+    """One numbered notebook.
+
+    Attributes:
+        path: the notebook.
+        points: the runs of a study that it compares, a line each; none if it belongs to a single run.
+    """
 
     path: Path
+    points: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -35,8 +43,8 @@ class Stage:
 
 
 def stages(only: str | None = None) -> list[Stage]:
-    """The numbered notebooks in order, or those that `only` lists ("02,03"). Raises LwaError on others."""
-    found = [Stage(path) for path in sorted(paths.checkout().joinpath("notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    """The numbered notebooks of a run in order, or those that `only` lists ("02,03"). Raises LwaError on others."""
+    found = [stage for stage in _numbered() if not stage.name.startswith(ACROSS)]
     if not found:
         raise LwaError(f"{paths.NOTEBOOKS} holds no numbered notebook (01_….ipynb)")
     if only is None:
@@ -48,6 +56,18 @@ def stages(only: str | None = None) -> list[Stage]:
     return [stage for stage in found if stage in {known[key] for key in wanted}]
 
 
+def across_stage(points: tuple[str, ...]) -> Stage:
+    """The notebook that compares the points of a study. Raises LwaError if there is none."""
+    found = [stage.path for stage in _numbered() if stage.name.startswith(ACROSS)]
+    if not found:
+        raise LwaError(f"{paths.NOTEBOOKS} holds no notebook {ACROSS}_….ipynb, which compares the points of a study")
+    return Stage(found[0], points)
+
+
+def _numbered() -> list[Stage]:
+    return [Stage(path) for path in sorted(paths.checkout().joinpath("notebooks").glob("[0-9][0-9]_*.ipynb"))]
+
+
 def components(stage: Stage, config: ExperimentConfig) -> dict[str, str]:
     """Everything a stage depends on except earlier outputs: what it is -> hash or value."""
     tree = code_digest.notebook_tree(stage.path)
@@ -55,6 +75,7 @@ def components(stage: Stage, config: ExperimentConfig) -> dict[str, str]:
     settings = config.model_dump(mode="json")
     used = code_digest.sections_used(tree, set(settings) - UNUSED) | {"seed", "profile"}
     parts = {"code": code_digest.digest(tree), "Python": platform.python_version()}
+    parts |= {"points": ", ".join(stage.points)} if stage.points else {}
     parts |= {f"module {name}": _module_digest(path) for name, path in modules.items()}
     parts |= {f"setting {key}": value for name in sorted(used) for key, value in _flat(name, settings[name]).items()}
     parts |= {f"file {name}": _pins(name) for name in ("constraints.txt", "embedded.txt")}
@@ -62,15 +83,25 @@ def components(stage: Stage, config: ExperimentConfig) -> dict[str, str]:
     return parts | {f"file {path}": assets.cached_sha256(path) for path in _data_files(config, used)}
 
 
-def why_stale(stage: Stage, config: ExperimentConfig, results: Path) -> str | None:
-    """One line that names what changed since the stage last succeeded, or None when its results are current."""
+def why_stale(stage: Stage, config: ExperimentConfig, results: Path, by_hash: bool = False) -> str | None:
+    """Say what changed since a notebook last succeeded.
+
+    Args:
+        stage: the notebook.
+        config: its settings.
+        results: the folder of its results.
+        by_hash: whether to find an output that was damaged by its hash, which takes seconds, or by its size alone.
+
+    Returns:
+        One line, or None when its results are current.
+    """
     state, record = load_state(results, stage), manifest.load(results, stage.name)
     if record is None:
         return "it has not been run"
     if state is None or state["started"] != record["started"]:
         return "its last run was not the runner's, or was interrupted"
     for name, output in record["outputs"].items():
-        if manifest.size(results / name) != output["bytes"]:
+        if not manifest.is_whole(results / name, output, by_hash):
             return f"its output {name} is missing or was changed"
     now = components(stage, config) | inputs(results, record["inputs"])
     return difference(state["components"], now)
@@ -92,12 +123,11 @@ def status(profile: str) -> list[str]:
     return lines
 
 
-def inputs(results: Path, names: dict[str, str]) -> dict[str, str]:
-    """The hashes that earlier outputs have now."""
-    made = {
-        name: output["sha256"] for record in manifest.load_all(results) for name, output in record["outputs"].items()
-    }
-    return {f"input {name}": made.get(name, "missing") for name in names}
+def inputs(results: Path, names: Iterable[str]) -> dict[str, str]:
+    """What earlier outputs and numbers that a notebook read are now: their hashes and values."""
+    places = {name: manifest.split_point(results, name) for name in names}
+    known = {folder: manifest.fingerprints(folder) for folder in {folder for folder, _ in places.values()}}
+    return {f"input {name}": known[folder].get(within, "missing") for name, (folder, within) in places.items()}
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str | None:

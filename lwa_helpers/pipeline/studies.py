@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import engine_local, engine_ray, engine_slurm
 from lwa_helpers.pipeline.study import load_study, units
+from lwa_helpers.pipeline.study_across import compare_points
 from lwa_helpers.pipeline.study_plan import expected_seconds, plan
 from lwa_helpers.pipeline.study_run import run_unit
 
@@ -32,7 +33,8 @@ def run_study(
         raise LwaError(f"no engine {engine!r}: there are {', '.join(ENGINES)}")
     if workers < 1:
         raise LwaError(f"workers = {workers}: at least 1 is needed")
-    chosen = units(load_study(name), list(only))
+    study = load_study(name)
+    chosen = units(study, list(only))
     if dry_run:
         print("\n".join(plan(chosen, workers)))
         return
@@ -41,6 +43,7 @@ def run_study(
     if failed:
         listed = "\n".join(f"  {run}: {reason}" for run, reason in failed.items())
         raise LwaError(f"{len(failed)} runs failed; the same command goes on with them:\n{listed}")
+    compare_points(study, units(study))
 
 
 def run_one(name: str, run: str) -> None:

@@ -8,17 +8,42 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwa_helpers import paths
 from lwa_helpers.config import ExperimentConfig, explain, load_config
 from lwa_helpers.configs.students import Seed
 from lwa_helpers.errors import LwaError, one_line
+from lwa_helpers.pipeline.code_digest import ACROSS
 from lwa_helpers.pipeline.overrides import typed
 from lwa_helpers.pipeline.staleness import Stage, stages
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 Settings = dict[str, Any]
+
+
+class Point(BaseModel):
+    """One point of a study. In the file, its settings stand beside its title and notebooks: their names have dots.
+
+    Attributes:
+        title: What tables call it; None takes its name.
+        notebooks: The notebooks that it runs; None takes the study's.
+        settings: Its settings, by dotted name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    title: str | None = None
+    notebooks: Annotated[list[str], Field(min_length=1)] | None = None
+    settings: Settings = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, content: Any) -> Any:
+        """Return the point with its dotted names gathered in `settings`."""
+        if not isinstance(content, dict):
+            return content
+        own = {key: value for key, value in content.items() if key in ("title", "notebooks")}
+        return own | {"settings": {key: value for key, value in content.items() if key not in own}}
 
 
 class Study(BaseModel):
@@ -28,10 +53,10 @@ class Study(BaseModel):
         name: The file's name without .yaml.
         source: The name or the whole path by which it is loaded.
         profile: The profile whose settings the points start from.
-        notebooks: The notebooks that each point runs, such as ["01", "02", "03"].
+        notebooks: The notebooks that each point runs, such as ["01", "02", "03"]. "06" runs once, after all points.
         seeds: Every point is run once with each seed.
         settings: Settings of all points, by dotted name.
-        points: For each point its own settings, by dotted name.
+        points: The points by name, each with what distinguishes it.
         slurm: Options of submitit for the engine "slurm", such as slurm_partition, gpus_per_node or timeout_min.
     """
 
@@ -42,8 +67,18 @@ class Study(BaseModel):
     notebooks: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     settings: Settings = Field(default={})
-    points: Annotated[dict[str, Settings], Field(min_length=1)]
+    points: Annotated[dict[str, Point], Field(min_length=1)]
     slurm: dict[str, int | str] = Field(default={})
+
+    @property
+    def across(self) -> Path:
+        """Where the results of the notebook that compares the points go."""
+        return paths.across_dir(self.name)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the study has the notebook that compares its points."""
+        return ACROSS in self.notebooks
 
 
 @dataclass(frozen=True)
@@ -54,6 +89,7 @@ class Unit:
         study: The study's name.
         source: The name or the whole path by which the study is loaded.
         point: The point's name.
+        title: What tables call the point.
         seed: The seed.
         stages: The notebooks, in order.
         config: Their settings.
@@ -63,6 +99,7 @@ class Unit:
     study: str
     source: str
     point: str
+    title: str
     seed: int
     stages: list[Stage]
     config: ExperimentConfig
@@ -113,7 +150,9 @@ def _check(study: Study, path: Path) -> None:
             raise LwaError(f"{path}: {name!r} cannot be a folder: use lower-case letters, digits, '.', '_' and '-'")
     if len(set(study.seeds)) < len(study.seeds):
         raise LwaError(f"{path}: a seed is named twice")
-    for settings in (study.settings, *study.points.values()):
+    if "across" in study.points:
+        raise LwaError(f"{path}: a point cannot be called across: the comparison of the points goes there")
+    for settings in (study.settings, *(point.settings for point in study.points.values())):
         if "seed" in settings or "profile" in settings:
             raise LwaError(f"{path}: seed and profile are no settings of a point: write seeds and profile of the study")
 
@@ -131,8 +170,7 @@ def units(study: Study, only: list[str] | None = None) -> list[Unit]:
     Raises:
         LwaError: If a point has a setting that is not valid, or `only` names nothing of the study.
     """
-    chosen = stages(",".join(study.notebooks))
-    every = [_unit(study, point, seed, chosen) for seed in study.seeds for point in study.points]
+    every = [_unit(study, point, seed) for seed in study.seeds for point in study.points]
     if not only:
         return every
     names = {name for unit in every for name in (unit.point, unit.name)}
@@ -141,10 +179,12 @@ def units(study: Study, only: list[str] | None = None) -> list[Unit]:
     return [unit for unit in every if unit.point in only or unit.name in only]
 
 
-def _unit(study: Study, point: str, seed: int, chosen: list[Stage]) -> Unit:
+def _unit(study: Study, name: str, seed: int) -> Unit:
+    point = study.points[name]
     try:
-        overrides = typed({**study.settings, **study.points[point], "seed": seed})
+        overrides = typed({**study.settings, **point.settings, "seed": seed})
         config = load_config(study.profile, overrides)
+        chosen = stages(",".join(number for number in point.notebooks or study.notebooks if number != ACROSS))
     except LwaError as error:
-        raise LwaError(f"{study.name}, point {point}: {error}") from None
-    return Unit(study.name, study.source, point, seed, chosen, config, overrides)
+        raise LwaError(f"{study.name}, point {name}: {error}") from None
+    return Unit(study.name, study.source, name, point.title or name, seed, chosen, config, overrides)

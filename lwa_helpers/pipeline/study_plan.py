@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from lwa_helpers import paths
 from lwa_helpers.pipeline import time_estimate
 from lwa_helpers.pipeline.sharing import find_donor, key_of
-from lwa_helpers.pipeline.staleness import load_state, why_stale
+from lwa_helpers.pipeline.staleness import Stage, load_state, why_stale
 from lwa_helpers.pipeline.study import Unit
 
 
@@ -49,7 +49,7 @@ def plan(units: Sequence[Unit], workers: int) -> list[str]:
     return [*lines, _total(seconds / workers, unknown)]
 
 
-def _state(unit: Unit, stage, planned: dict[str, str]) -> str:
+def _state(unit: Unit, stage: Stage, planned: dict[str, str]) -> str:
     """Return "current", "shared with …" or "runs: …"; a notebook that an earlier run of the plan computes is shared."""
     reason = why_stale(stage, unit.config, unit.folder)
     if reason is None:

@@ -22,7 +22,7 @@ def run_unit(unit: Unit, expected: dict[str, float]) -> None:
         LwaError: If a notebook fails, or results cannot be written.
     """
     with files.explained(unit.folder), locked(unit.folder, waits=f"{unit.name} waits: another process runs it"):
-        job = Job(unit.stages, unit.config, unit.overrides, unit.folder, expected)
+        job = Job(unit.stages, unit.config, unit.overrides, unit.folder, expected=expected)
         for stage in unit.stages:
             _take_over_or_run(job, stage)
         publish.merge(unit.folder, [stage.name for stage in unit.stages])
@@ -30,7 +30,7 @@ def run_unit(unit: Unit, expected: dict[str, float]) -> None:
 
 def _take_over_or_run(job: Job, stage: Stage) -> None:
     """Take over the results of a notebook from a run that has them, run it, or say that it is current."""
-    if why_stale(stage, job.config, job.results) is None:
+    if why_stale(stage, job.config, job.results, by_hash=True) is None:
         job.bring_up_to_date(stage)
         return
     with claimed(stage, job.config, job.results, job.label(stage)):

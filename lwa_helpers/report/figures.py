@@ -184,7 +184,7 @@ def importance_correlation(frame: pd.DataFrame) -> Figure:
     require(frame, ["measure", "spearman", "low", "high"], "figure importance_correlation")
     frame = frame.sort_values("spearman")
     fig, ax = _axes(height=0.55 + 0.155 * len(frame))
-    _intervals(ax, frame["spearman"], frame["low"], frame["high"], [look(m) for m in frame["measure"]])
+    draw_intervals(ax, frame["spearman"], frame["low"], frame["high"], [look(m) for m in frame["measure"]])
     ax.set(xlim=(-1.02, 1.02), xlabel="Spearman ρ with leave-one-out loss")
     return fig
 
@@ -231,7 +231,7 @@ def ablation_forest(frame: pd.DataFrame, seeds: pd.DataFrame | None = None, refe
     require(frame, ["arm", "difference", "low", "high"], "figure ablation_forest")
     frame = frame.sort_values("difference").reset_index(drop=True)
     fig, ax = _axes(height=0.6 + 0.165 * len(frame))
-    _intervals(ax, frame["difference"], frame["low"], frame["high"], [look(arm) for arm in frame["arm"]])
+    draw_intervals(ax, frame["difference"], frame["low"], frame["high"], [look(arm) for arm in frame["arm"]])
     if seeds is not None:
         require(seeds, ["arm", "seed", "difference"], "figure ablation_forest (seeds)")
         row = {arm: position for position, arm in enumerate(frame["arm"])}
@@ -360,7 +360,7 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return fig, fig.subplots()
 
 
-def _intervals(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, looks: list[Look]) -> None:
+def draw_intervals(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, looks: list[Look]) -> None:
     """Draw horizontal intervals, each with a dot in a row of its own, and a vertical line at zero."""
     ax.axvline(0, color=BLACK, linewidth=0.6)
     for row, style in enumerate(looks):

@@ -107,6 +107,11 @@ LOOKS = {
     "ease": Look("EASE", GREEN, "^", "--"),
     "sasrec": Look("SASRec", PURPLE, "D", "-."),
     "esasrec": Look("eSASRec", PURPLE, "p", ":"),
+    # whose layers a student keeps
+    "first": Look("First", BLACK, "o"),
+    "first_last": Look("First and last", BLACK, "o"),
+    "drop_block": Look("Without a block", BLACK, "o"),
+    "top_fisher": Look("Top Fisher", VERMILION, "s"),
     # ways to rank
     "naive": Look("Title by title", GREY, "X", ":"),
     "title": Look("Title head", BLUE, "o", "-"),

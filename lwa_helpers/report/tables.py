@@ -199,6 +199,17 @@ def _closed(value: str) -> bool:
     return depth == 0
 
 
+def macro_name(*words: object) -> str:
+    """Return a macro's name, letters only, made of words: "office_2014", "drop_block" -> OfficeTwoZeroOneFourDropBlock.
+
+    Args:
+        words: the words. "_", ".", "-", " ", "+" and ">" separate, and digits are spelled.
+    """
+    digits = dict(enumerate(["Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"]))
+    text = re.sub(r"\d", lambda digit: f" {digits[int(digit[0])]} ", " ".join(map(str, words)))
+    return "".join(word[:1].upper() + word[1:] for word in re.split(r"[^A-Za-z]+", text))
+
+
 def verdict_macros(verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return two macros for each verdict recorded by `Run.verdict`, e.g. HOneVerdict and HOneSentence for H1.
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_project import make_project, point_paths_at
+from tiny_project import make_project, point_paths_at, write_notebook
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import engine_local, manifest
+from lwa_helpers.pipeline.staleness import stages
 from lwa_helpers.pipeline.studies import run_study
 from lwa_helpers.pipeline.study import load_study, units
 
@@ -108,12 +109,90 @@ def test_settings_are_read_by_their_type_as_on_the_command_line(study: str) -> N
         ({"seeds": []}, "seeds"),
         ({"notebooks": ["07"]}, "no notebook 07"),
         ({"notebook": ["01"]}, "notebook"),
+        ({"points": {"across": {}}}, "cannot be called across"),
+        ({"points": {"a": {"notebooks": ["9"]}}}, "point a: no notebook 9"),
+        ({"points": {"a": 3}}, "points.a"),
     ],
 )
 def test_a_wrong_study_is_one_error(study: str, change: dict, message: str) -> None:
     path = write(Path(study).parent, STUDY | change)
     with pytest.raises(LwaError, match=message):
         units(load_study(path))
+
+
+ACROSS = """
+from lwa_helpers.pipeline.points import distinct, read_points
+from lwa_helpers.pipeline.run import Run
+run = Run.open("06_across", profile=profile, overrides=overrides, study=study)
+points = read_points(run)
+totals = {point.unit.title: point.value("Total") for point in points}
+run.save_json("totals", totals)
+run.save_json("squares", [run.input(f"{point.unit.name}/data/squares.json").read_text() for point in points])
+run.save_json("own", list(distinct(points, "01", "no_frame")))
+run.number("Widest", max(totals.values()))
+assert {point.outcome("H1") for point in points} == {"supported"} and points[0].value("Absent") is None
+run.finish()
+"""
+
+
+@pytest.fixture
+def compared(study: str) -> str:
+    """The study with a notebook that compares its points, which have titles and notebooks of their own."""
+    root = Path(study).parent
+    parameters = 'profile = "smoke"\noverrides = {}\nstudy = ""'
+    write_notebook(root / "notebooks/06_across.ipynb", ACROSS, parameters=parameters)
+    points = {name: {"title": f"The {name}"} | settings for name, settings in POINTS.items()}
+    return write(root, STUDY | {"notebooks": ["01", "02", "06"], "points": points})
+
+
+def test_the_points_are_compared_once_they_have_all_run(compared: str, capsys) -> None:
+    root = Path(compared).parent
+    run_study(compared, ["wide"])
+    assert "not compared yet: narrow/seed-0, long/seed-0 have not run" in capsys.readouterr().out
+    run_study(compared)
+    across = root / "results/studies/tiny/across"
+    totals = json.loads((across / "data/totals.json").read_text())
+    assert totals == {f"The {name}": total for name, total in TOTALS.items()}
+    assert "\\newcommand{\\Widest}{91}" in (across / "results.tex").read_text()
+    read = manifest.load(across, "06_across")["inputs"]
+    assert read["wide/seed-0/numbers/Total"] == "91" and len(read["wide/seed-0/data/squares.json"]) == 64
+    capsys.readouterr()
+    run_study(compared)
+    assert capsys.readouterr().out.endswith("[1/1] 06_across is current\n")
+
+
+def test_another_point_or_another_result_of_one_makes_the_comparison_stale(compared: str, capsys) -> None:
+    run_study(compared)
+    content = yaml.safe_load(Path(compared).read_text())
+    content["points"]["wide"]["data.max_items"] = 8
+    write(Path(compared).parent, content)
+    run_study(compared)
+    assert "06_across runs: input wide/seed-0/data/squares.json changed" in capsys.readouterr().out
+    content["points"]["wide"]["title"] = "The widest"
+    write(Path(compared).parent, content)
+    run_study(compared)
+    assert "06_across runs: points changed" in capsys.readouterr().out
+
+
+def test_a_run_of_one_setting_does_not_compare_points(compared: str) -> None:
+    assert [stage.name for stage in stages()] == ["01_first", "02_second"]
+
+
+def test_a_damaged_output_is_found_by_its_hash_and_made_again(study: str, capsys) -> None:
+    run_study(study, ["wide"])
+    total = Path(study).parent / "results/studies/tiny/wide/seed-0/data/total.json"
+    total.write_text("92\n")  # as long as it was
+    capsys.readouterr()
+    run_study(study, ["wide"])
+    assert "02_second runs: its output data/total.json is missing or was changed" in capsys.readouterr().out
+    assert json.loads(total.read_text()) == 91
+
+
+def test_a_point_has_notebooks_of_its_own(study: str) -> None:
+    points = {"short": {"notebooks": ["01"], "data.max_items": 4}, "long": {}}
+    first, second = units(load_study(write(Path(study).parent, STUDY | {"points": points})))
+    assert [stage.name for stage in first.stages] == ["01_first"] and len(second.stages) == 2
+    assert first.config.data.max_items == 4 and first.title == "short"
 
 
 def test_an_unknown_study_or_engine_names_those_that_there_are(study: str) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.report import figures
+from lwa_helpers.report import across_figures, figures
 from lwa_helpers.report.style import COLUMN_IN, TEXT_IN
 
 pytestmark = pytest.mark.unit
@@ -65,12 +65,23 @@ FRAMES = {
         }
     ),
 }
+FRAMES |= {
+    "fisher_profiles": pd.DataFrame(
+        [
+            {"teacher": f"Teacher {i}", "depth": 20 * layer + 10, "share": 0.5 + layer / 4}
+            for i in range(8)
+            for layer in range(5)
+        ]
+    ),
+    "ablations_forest": FRAMES["ablation_forest"].assign(ablation=["Weights", "Layers"], reference="uniform"),
+}
 COLUMNS = [(name, column) for name, frame in FRAMES.items() for column in frame]
 UNUSED = {("fisher_heatmap", "standard_error"), ("fisher_heatmap", "upper"), ("fisher_layers", "module")}
 
 
 def draw(name: str, frame: pd.DataFrame | None = None):
-    return getattr(figures, name)(FRAMES[name] if frame is None else frame)
+    module = across_figures if hasattr(across_figures, name) else figures
+    return getattr(module, name)(FRAMES[name] if frame is None else frame)
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -181,3 +192,21 @@ def test_students_of_several_depths_are_joined_from_the_smallest_on():
 )
 def test_module_label(module, label):
     assert figures.module_label(module) == label
+
+
+def test_every_ablation_has_a_panel_with_its_arms_in_order():
+    frame = FRAMES["ablation_forest"].assign(ablation="Weights", reference="uniform")
+    other = frame.iloc[:1].assign(ablation="Layers", reference="first", arm="last")
+    axes = draw("ablations_forest", pd.concat([frame, other])).axes
+    assert [ax.get_title("left") for ax in axes] == ["Weights: against uniform", "Layers: against first"]
+    labels = [[text.get_text() for text in ax.get_yticklabels()] for ax in axes]
+    assert labels == [["No hidden term", "Fisher"], ["last"]]
+    assert axes[1].lines[1].get_xydata().tolist() == [[-0.001, 0], [0.003, 0]]
+
+
+def test_each_teacher_has_a_line_of_its_own_look():
+    ax = draw("fisher_profiles").axes[0]
+    lines = ax.lines[1:]
+    assert [line.get_label() for line in lines] == [f"Teacher {i}" for i in range(8)]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines[:7]}) == 7
+    np.testing.assert_allclose(lines[3].get_ydata(), [0.5, 0.75, 1.0, 1.25, 1.5])

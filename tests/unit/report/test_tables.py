@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 
 from lwa_helpers.errors import LwaError
-from lwa_helpers.report.tables import booktabs, bounds, escape, format_number, interval, results_tex, verdict_macros
+from lwa_helpers.report.tables import (
+    booktabs,
+    bounds,
+    escape,
+    format_number,
+    interval,
+    macro_name,
+    results_tex,
+    verdict_macros,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -131,3 +140,9 @@ def test_verdict_macros():
     assert r"\newcommand{\HThreeSentence}{The gain" in results_tex(verdict_macros(recorded), "h")
     with pytest.raises(LwaError, match="H9 is unknown"):
         verdict_macros({"H9": recorded["H3"]})
+
+
+def test_macro_names_have_letters_only_and_differ_where_words_do():
+    assert macro_name("office_2014", "drop_block") == "OfficeTwoZeroOneFourDropBlock"
+    assert macro_name("teachers", "teacher+sasrec") == "TeachersTeacherSasrec"
+    assert macro_name("steps", "15>8") == "StepsOneFiveEight"
