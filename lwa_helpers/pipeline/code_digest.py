@@ -173,6 +173,17 @@ def constants(tree: ast.Module) -> frozenset:
     return frozenset(node.value for node in _nodes(tree) if isinstance(node, ast.Constant))
 
 
+def outputs_read(tree: ast.Module) -> set[str]:
+    """The outputs that a notebook reads, as `run.input("models/teacher")` or `run.load_frame("ranks")` name them."""
+    found = set()
+    for call in _nodes(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args:
+            name = call.args[0]
+            if call.func.attr in ("input", "load_frame", "load_json") and isinstance(name, ast.Constant):
+                found.add(str(name.value))
+    return found
+
+
 def sections_used(tree: ast.Module, sections: set[str]) -> set[str]:
     """The settings that a notebook reads as `run.config.<section>`; all if it hands run or run.config on whole."""
     parents = {child: node for node in _nodes(tree) for child in ast.iter_child_nodes(node)}

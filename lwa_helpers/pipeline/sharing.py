@@ -12,7 +12,7 @@ from typing import Any
 
 from lwa_helpers import files, paths
 from lwa_helpers.config import ExperimentConfig
-from lwa_helpers.pipeline import manifest
+from lwa_helpers.pipeline import code_digest, manifest
 from lwa_helpers.pipeline.locks import locked
 from lwa_helpers.pipeline.staleness import Stage, components, inputs, load_state, save_state
 
@@ -115,7 +115,12 @@ def key_of(stage: Stage, config: ExperimentConfig, before: list[Stage]) -> str:
     Args:
         stage: The notebook.
         config: Its settings.
-        before: The notebooks of the run, of which it may read those with smaller numbers.
+        before: The notebooks of the run; it reads the outputs that it names of those with smaller numbers.
     """
-    parts = [components(other, config) for other in before if other.name <= stage.name]
-    return files.sha256_of_text(json.dumps(parts, sort_keys=True))
+    read = code_digest.outputs_read(code_digest.notebook_tree(stage.path))
+    earlier = [
+        key_of(other, config, before)
+        for other in before
+        if other.name < stage.name and read & code_digest.constants(code_digest.notebook_tree(other.path))
+    ]
+    return files.sha256_of_text(json.dumps([components(stage, config), *earlier], sort_keys=True))
