@@ -135,6 +135,7 @@ class EvaluationConfig(Section):
     """Full-catalogue ranking, and the baselines it is compared with.
 
     Attributes:
+        part: the part whose targets are ranked: "test", or "valid" to choose settings without a look at the test part.
         users: how many cases are drawn for the evaluation; None takes all.
         every_target: whether each of a user's test items is a case, or only the first.
         history_items: how many of the newest items of a history are read.
@@ -148,6 +149,7 @@ class EvaluationConfig(Section):
         sasrec_learning_rates: learning rates to tune SASRec over.
     """
 
+    part: Literal["valid", "test"] = "test"
     users: PositiveInt | None = None
     every_target: bool = False
     history_items: PositiveInt

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lwa_helpers.configs.students import AblationConfig, Level, LossConfig
@@ -71,17 +72,20 @@ class Starts:
 
     Args:
         distillation: what the students share.
+        layer_scores: scores of the teacher's layers for the selections that choose by them, but for "top_fisher".
     """
 
-    def __init__(self, distillation: Distillation):
-        self._distillation = distillation
+    def __init__(self, distillation: Distillation, layer_scores: Mapping[str, np.ndarray] | None = None):
+        self._distillation, self._layer_scores = distillation, layer_scores or {}
         self._made: dict[tuple[int, str], LanguageModel] = {}
 
     def of(self, arm: Arm) -> LanguageModel:
         """Return a copy of the student that an arm starts from."""
         key = arm.n_layers, arm.selection
         if key not in self._made:
-            self._made[key] = self._distillation.start(arm.n_layers, selection=arm.selection)
+            self._made[key] = self._distillation.start(
+                arm.n_layers, self._layer_scores.get(arm.selection), arm.selection
+            )
         start = self._made[key]
         return replace(start, model=copy.deepcopy(start.model))
 

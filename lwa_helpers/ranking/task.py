@@ -34,7 +34,7 @@ class RankingTask:
         cut: how histories are read and cut into windows.
         evaluation: how many cases are evaluated, and how.
         seed: of the draw of the evaluation cases.
-        part: the part whose targets are ranked: "test", or "valid" for choosing settings.
+        part: the part whose targets are ranked; None takes that of `evaluation`.
 
     Raises:
         LwaError: if the model has item tokens for other items than those of the dataset.
@@ -45,7 +45,7 @@ class RankingTask:
     cut: DataConfig
     evaluation: EvaluationConfig
     seed: int
-    part: Literal["valid", "test"] = "test"
+    part: Literal["valid", "test"] | None = None
 
     def __post_init__(self):
         if self.lm.items and list(self.lm.items.ids) != self.data.item_ids:
@@ -92,7 +92,7 @@ class RankingTask:
     @cached_property
     def eval_cases(self) -> Cases:
         """The cases of the part: all of them, or a sample of evaluation.users cases drawn with the seed."""
-        every = cases(self.data, self.part, self.evaluation.every_target)
+        every = cases(self.data, self.part or self.evaluation.part, self.evaluation.every_target)
         n, wanted = len(every.targets), self.evaluation.users
         if wanted is None or wanted >= n:
             return every

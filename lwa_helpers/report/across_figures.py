@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lwa_helpers.report.figures import METRIC, draw_intervals
-from lwa_helpers.report.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, figure, look
+from lwa_helpers.report.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, figure, look, plain_ticks
 from lwa_helpers.report.tables import require
 
 LINES = [(BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (SKY, "--"), (BLACK, "-.")]
@@ -30,7 +30,8 @@ def fisher_profiles(frame: pd.DataFrame) -> Figure:
     ax.axhline(1, color=BLACK, linewidth=0.6)
     for (name, part), (color, linestyle) in zip(frame.groupby("teacher", sort=False), cycle(LINES)):
         ax.plot(part["depth"], part["share"], color=color, linestyle=linestyle, label=name)
-    ax.set(xlabel="Depth (% of the layers)", ylabel="Fisher trace (even: 1)", xlim=(0, 100), ylim=(0, None))
+    ax.set(xlabel="Depth (% of the layers)", ylabel="Fisher trace (even: 1)", xlim=(0, 100), yscale="log")
+    plain_ticks(ax.yaxis)
     ax.grid(True, axis="y")
     fig.legend(loc="outside lower center", ncols=2, frameon=False)
     return fig

@@ -109,6 +109,9 @@ LOOKS = {
     "esasrec": Look("eSASRec", PURPLE, "p", ":"),
     # whose layers a student keeps
     "first": Look("First", BLACK, "o"),
+    "last": Look("Last", BLACK, "o"),
+    "random": Look("Random", GREY, "*"),
+    "greedy": Look("Greedy", BLACK, "o"),
     "first_last": Look("First and last", BLACK, "o"),
     "drop_block": Look("Without a block", BLACK, "o"),
     "top_fisher": Look("Top Fisher", VERMILION, "s"),

@@ -35,6 +35,25 @@ run.number("Total", run.load_json("total"))
 run.verdict("H1", "supported", "Squares add up.", figure="squares")
 run.finish()
 """
+ACROSS = """
+from lwa_helpers.pipeline.points import distinct, read_points
+from lwa_helpers.pipeline.run import Run
+run = Run.open("06_across", profile=profile, overrides=overrides, study=study)
+points = read_points(run)
+totals = {point.unit.title: point.value("Total") for point in points}
+run.save_json("totals", totals)
+run.save_json("read", [run.input(f"{point.unit.name}/data/squares.json").read_text() for point in points])
+run.save_json("own", list(distinct(points, "01", "no_frame")))
+run.number("Widest", max(totals.values()))
+assert {point.outcome("H1") for point in points} == {"supported"} and points[0].value("Absent") is None
+run.finish()
+"""
+POINTS = {
+    "narrow": {"data.max_items": 5},
+    "wide": {"data.max_items": 7},
+    "long": {"data.max_items": 5, "teacher.epochs": 2.0},
+}
+STUDY = {"profile": "smoke", "notebooks": ["01", "02"], "seeds": [0], "points": POINTS}
 
 
 def write_notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS, prose: str = "Question") -> Path:
@@ -78,3 +97,18 @@ def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
     for name, folder in {"ROOT": ".", "DATASET": "dataset", **folders}.items():
         patch.setattr(paths, name, (root / folder).resolve())
     code_digest.module_tree.cache_clear()
+
+
+def write_study(root: Path, content: dict) -> str:
+    """Write a study's file. Returns its path."""
+    path = root / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(path)
+
+
+def comparing_study(root: Path) -> str:
+    """Add a notebook that compares points, and write a study of three points with titles. Returns its path."""
+    parameters = 'profile = "smoke"\noverrides = {}\nstudy = ""'
+    write_notebook(root / "notebooks/06_across.ipynb", ACROSS, parameters=parameters)
+    points = {name: {"title": f"The {name}"} | settings for name, settings in POINTS.items()}
+    return write_study(root, STUDY | {"notebooks": ["01", "02", "06"], "points": points})

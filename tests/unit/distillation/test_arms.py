@@ -12,6 +12,7 @@ from lwa_helpers.config import load_config
 from lwa_helpers.distillation.arms import Starts, arms_of, run_arm
 from lwa_helpers.distillation.recipes import budget
 from lwa_helpers.errors import LwaError
+from lwa_helpers.models.layers import decoder_layers
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -140,3 +141,16 @@ def test_the_reference_is_a_level():
     assert load_config("smoke", changes | {"ablation.reference": 4}).ablation.against == "4"
     with pytest.raises(LwaError, match="reference 3 is not among the levels"):
         load_config("smoke", changes | {"ablation.reference": 3})
+
+
+def test_layers_are_chosen_by_the_scores_that_are_given():
+    own = ablation(factor="selection", levels=["first", "block_influence"])
+    layers = own.n_layers
+    scores = {"block_influence": np.arange(layers, dtype=float)}  # the last two are the highest
+    first, last = (Starts(own, scores).of(arm) for arm in arms_of(own.section))
+    teacher = decoder_layers(own.teacher.model)
+    for student, kept in ((first, teacher[:2]), (last, teacher[layers - 2 :])):
+        for made, theirs in zip(decoder_layers(student.model), kept, strict=True):
+            assert same_weights(dict(made.named_parameters()), dict(theirs.named_parameters()))
+    with pytest.raises(LwaError, match="'greedy' needs scores"):
+        Starts(own, scores).of(replace(arms_of(own.section)[0], selection="greedy"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_project import make_project, point_paths_at, write_notebook
+from tiny_project import POINTS, STUDY, comparing_study, make_project, point_paths_at, write_study
 
 from lwa_helpers.errors import LwaError
 from lwa_helpers.pipeline import engine_local, manifest
@@ -20,13 +20,7 @@ from lwa_helpers.pipeline.staleness import stages
 from lwa_helpers.pipeline.studies import run_study
 from lwa_helpers.pipeline.study import load_study, units
 
-POINTS = {
-    "narrow": {"data.max_items": 5},
-    "wide": {"data.max_items": 7},
-    "long": {"data.max_items": 5, "teacher.epochs": 2.0},
-}
 TOTALS = {"narrow": 30, "wide": 91, "long": 30}  # sums of the squares of 0 to 4 and 0 to 6
-STUDY = {"profile": "smoke", "notebooks": ["01", "02"], "seeds": [0], "points": POINTS}
 
 
 @pytest.fixture
@@ -34,13 +28,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The path of a study of three points, of which two differ only in a setting that no notebook reads."""
     root = make_project(tmp_path / "project")
     point_paths_at(root, monkeypatch)
-    return write(root, STUDY)
-
-
-def write(root: Path, content: dict) -> str:
-    path = root / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return str(path)
+    return write_study(root, STUDY)
 
 
 def totals(study: str, seed: int = 0) -> dict[str, int]:
@@ -80,7 +68,7 @@ def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(study: str, caps
 
 
 def test_points_and_seeds_can_be_chosen(study: str) -> None:
-    loaded = load_study(write(Path(study).parent, STUDY | {"seeds": [3, 4]}))
+    loaded = load_study(write_study(Path(study).parent, STUDY | {"seeds": [3, 4]}))
     every = [unit.name for unit in units(loaded)]
     assert every == [f"{point}/seed-{seed}" for seed in (3, 4) for point in POINTS]
     some = [unit.name for unit in units(loaded, ["wide", "long/seed-4"])]
@@ -93,7 +81,7 @@ def test_points_and_seeds_can_be_chosen(study: str) -> None:
 def test_settings_are_read_by_their_type_as_on_the_command_line(study: str) -> None:
     """To YAML 1e-4 is a text."""
     points = {"gentle": {"teacher.learning_rate": "1e-4", "distillation.frontier": "4,2"}}
-    (unit,) = units(load_study(write(Path(study).parent, STUDY | {"points": points})))
+    (unit,) = units(load_study(write_study(Path(study).parent, STUDY | {"points": points})))
     assert unit.config.teacher.learning_rate == 1e-4 and unit.config.distillation.frontier == [4, 2]
 
 
@@ -115,34 +103,15 @@ def test_settings_are_read_by_their_type_as_on_the_command_line(study: str) -> N
     ],
 )
 def test_a_wrong_study_is_one_error(study: str, change: dict, message: str) -> None:
-    path = write(Path(study).parent, STUDY | change)
+    path = write_study(Path(study).parent, STUDY | change)
     with pytest.raises(LwaError, match=message):
         units(load_study(path))
 
 
-ACROSS = """
-from lwa_helpers.pipeline.points import distinct, read_points
-from lwa_helpers.pipeline.run import Run
-run = Run.open("06_across", profile=profile, overrides=overrides, study=study)
-points = read_points(run)
-totals = {point.unit.title: point.value("Total") for point in points}
-run.save_json("totals", totals)
-run.save_json("squares", [run.input(f"{point.unit.name}/data/squares.json").read_text() for point in points])
-run.save_json("own", list(distinct(points, "01", "no_frame")))
-run.number("Widest", max(totals.values()))
-assert {point.outcome("H1") for point in points} == {"supported"} and points[0].value("Absent") is None
-run.finish()
-"""
-
-
 @pytest.fixture
 def compared(study: str) -> str:
-    """The study with a notebook that compares its points, which have titles and notebooks of their own."""
-    root = Path(study).parent
-    parameters = 'profile = "smoke"\noverrides = {}\nstudy = ""'
-    write_notebook(root / "notebooks/06_across.ipynb", ACROSS, parameters=parameters)
-    points = {name: {"title": f"The {name}"} | settings for name, settings in POINTS.items()}
-    return write(root, STUDY | {"notebooks": ["01", "02", "06"], "points": points})
+    """The study with a notebook that compares its points, which have titles."""
+    return comparing_study(Path(study).parent)
 
 
 def test_the_points_are_compared_once_they_have_all_run(compared: str, capsys) -> None:
@@ -165,11 +134,11 @@ def test_another_point_or_another_result_of_one_makes_the_comparison_stale(compa
     run_study(compared)
     content = yaml.safe_load(Path(compared).read_text())
     content["points"]["wide"]["data.max_items"] = 8
-    write(Path(compared).parent, content)
+    write_study(Path(compared).parent, content)
     run_study(compared)
     assert "06_across runs: input wide/seed-0/data/squares.json changed" in capsys.readouterr().out
     content["points"]["wide"]["title"] = "The widest"
-    write(Path(compared).parent, content)
+    write_study(Path(compared).parent, content)
     run_study(compared)
     assert "06_across runs: points changed" in capsys.readouterr().out
 
@@ -190,7 +159,7 @@ def test_a_damaged_output_is_found_by_its_hash_and_made_again(study: str, capsys
 
 def test_a_point_has_notebooks_of_its_own(study: str) -> None:
     points = {"short": {"notebooks": ["01"], "data.max_items": 4}, "long": {}}
-    first, second = units(load_study(write(Path(study).parent, STUDY | {"points": points})))
+    first, second = units(load_study(write_study(Path(study).parent, STUDY | {"points": points})))
     assert [stage.name for stage in first.stages] == ["01_first"] and len(second.stages) == 2
     assert first.config.data.max_items == 4 and first.title == "short"
 
@@ -203,7 +172,7 @@ def test_an_unknown_study_or_engine_names_those_that_there_are(study: str) -> No
 
 
 def test_a_failing_point_is_named_and_the_others_are_done(study: str, capsys) -> None:
-    path = write(Path(study).parent, STUDY | {"points": POINTS | {"wide": {"data.name": "Absent"}}})
+    path = write_study(Path(study).parent, STUDY | {"points": POINTS | {"wide": {"data.name": "Absent"}}})
     second = Path(study).parent / "notebooks/02_second.ipynb"
     check = "assert run.config.data.name != 'Absent'"
     second.write_text(second.read_text().replace("run.finish()", f"{check}\\nrun.finish()"))

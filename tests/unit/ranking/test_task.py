@@ -72,6 +72,15 @@ def test_every_test_item_of_a_user_is_a_case_where_the_settings_say_so(items_tas
     assert len(RankingTask(longer, lm, CONFIG.data, once, 0).eval_cases.targets) == len(data.test)
 
 
+def test_settings_are_chosen_on_the_validation_part(items_task):
+    valid = CONFIG.evaluation.model_copy(update={"users": None, "part": "valid"})
+    task = RankingTask(items_task.data, items_task.lm, CONFIG.data, valid, 0)
+    targets = {items_task.data.item_ids[target] for target in task.eval_cases.targets}
+    assert targets == set(items_task.data.valid.parent_asin)
+    of_test = RankingTask(items_task.data, items_task.lm, CONFIG.data, valid, 0, "test")
+    assert len(of_test.eval_cases.targets) == len(items_task.data.test)
+
+
 def test_scores_are_transformers_own_logits_of_the_items_after_each_prompt(task):
     got = task.scores(task.lm.model)
     for row in (0, 5, 11):
