@@ -200,7 +200,7 @@ def test_every_ablation_has_a_panel_with_its_arms_in_order():
     axes = draw("ablations_forest", pd.concat([frame, other])).axes
     assert [ax.get_title("left") for ax in axes] == ["Weights: against uniform", "Layers: against first"]
     labels = [[text.get_text() for text in ax.get_yticklabels()] for ax in axes]
-    assert labels == [["No hidden term", "Fisher"], ["last"]]
+    assert labels == [["No hidden term", "Fisher"], ["Last"]]
     assert axes[1].lines[1].get_xydata().tolist() == [[-0.001, 0], [0.003, 0]]
 
 
