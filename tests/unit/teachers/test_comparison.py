@@ -16,6 +16,7 @@ from tiny_project import point_paths_at
 from lwa_helpers import paths
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.protocol import Cases
+from lwa_helpers.files import sha256_of
 from lwa_helpers.teachers.comparison import Failures, draw_candidates, with_reasons
 from lwa_helpers.teachers.ollama_teacher import OllamaTeacher
 
@@ -112,7 +113,8 @@ def run_notebook(tmp_path, monkeypatch):
     results = tmp_path / "results" / "smoke"
     for name in ("teacher", "student"):
         item_lm().save(results / "models" / name)
-    made = {"notebook": "04_distillation", "outputs": {f"models/{n}": {"sha256": n} for n in ("teacher", "student")}}
+    models = {f"models/{name}": {"sha256": sha256_of(results / "models" / name)} for name in ("teacher", "student")}
+    made = {"notebook": "04_distillation", "outputs": models, "numbers": {}, "verdicts": {}}
     (results / "manifests").mkdir(parents=True)
     (results / "manifests" / "04_distillation.json").write_text(json.dumps(made))
     settings = {
