@@ -50,15 +50,32 @@ class Job:
         Raises:
             LwaError: when the notebook fails, or ran through and saved nothing.
         """
-        reason = why_stale(stage, self.config, self.results, by_hash=True) or ("--force" if force else None)
+        reason = self.why_stale(stage) or ("--force" if force else None)
         if reason is None:
-            lines = warnings_of([manifest.load_named(self.results, stage.name)])
-            print("\n".join([f"{self.label(stage)} is current", *lines]), flush=True)
+            self.skip(stage)
         else:
-            print(f"{self.label(stage)} runs: {reason}", flush=True)
-            self._run(stage)
+            self.run(stage, reason)
 
-    def _run(self, stage: Stage) -> None:
+    def why_stale(self, stage: Stage) -> str | None:
+        """Say why a notebook has to run, or None; its outputs are hashed, which takes seconds for a model."""
+        return why_stale(stage, self.config, self.results, by_hash=True)
+
+    def skip(self, stage: Stage) -> None:
+        """Say that a notebook is current, and what it warned of."""
+        lines = warnings_of([manifest.load_named(self.results, stage.name)])
+        print("\n".join([f"{self.label(stage)} is current", *lines]), flush=True)
+
+    def run(self, stage: Stage, reason: str) -> None:
+        """Run a notebook.
+
+        Args:
+            stage: the notebook.
+            reason: why, for the line that says so.
+
+        Raises:
+            LwaError: when the notebook fails, or ran through and saved nothing.
+        """
+        print(f"{self.label(stage)} runs: {reason}", flush=True)
         before, began = components(stage, self.config), time.time()
         later = [self.expected.get(other.name) for other in self.stages if other.name > stage.name]
         remaining = None if None in later else sum(seconds for seconds in later if seconds)

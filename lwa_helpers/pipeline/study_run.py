@@ -7,7 +7,7 @@ from lwa_helpers.pipeline import publish
 from lwa_helpers.pipeline.job import Job
 from lwa_helpers.pipeline.locks import locked
 from lwa_helpers.pipeline.sharing import adopt, claimed
-from lwa_helpers.pipeline.staleness import Stage, why_stale
+from lwa_helpers.pipeline.staleness import Stage
 from lwa_helpers.pipeline.study import Unit
 
 
@@ -30,12 +30,13 @@ def run_unit(unit: Unit, expected: dict[str, float]) -> None:
 
 def _take_over_or_run(job: Job, stage: Stage) -> None:
     """Take over the results of a notebook from a run that has them, run it, or say that it is current."""
-    if why_stale(stage, job.config, job.results, by_hash=True) is None:
-        job.bring_up_to_date(stage)
+    reason = job.why_stale(stage)
+    if reason is None:
+        job.skip(stage)
         return
     with claimed(stage, job.config, job.results, job.label(stage)):
         donor = adopt(stage, job.config, job.overrides, job.results)
         if donor is None:
-            job.bring_up_to_date(stage)
+            job.run(stage, reason)
         else:
             print(f"{job.label(stage)} is shared with {donor.relative_to(paths.RESULTS)}", flush=True)

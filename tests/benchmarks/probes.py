@@ -20,7 +20,6 @@ from itertools import islice, product
 
 import numpy as np
 import pandas as pd
-import torch
 import tuned_run
 from row_file import keep_record
 
@@ -30,59 +29,31 @@ from lwa_helpers.data.prompts import prompt_for
 from lwa_helpers.errors import LwaError
 from lwa_helpers.evaluation.baselines import Popularity
 from lwa_helpers.evaluation.metrics import ndcg_at_k, rank_of_target
-from lwa_helpers.evaluation.protocol import Cases, cases
+from lwa_helpers.evaluation.protocol import Cases, cases, shuffled
 from lwa_helpers.evaluation.statistics import mean_interval, paired_difference
 from lwa_helpers.files import atomic_write
 from lwa_helpers.models.language_model import LanguageModel
 from lwa_helpers.models.loading import load_teacher
 from lwa_helpers.paths import results_dir
-from lwa_helpers.ranking.item_head import ItemRanker, pad_right
+from lwa_helpers.ranking.item_head import ItemRanker
+from lwa_helpers.teachers.memorised import memorised
 
 
-@torch.no_grad()
-def completed(lm: LanguageModel, beginnings: list[str], ends: list[str], batch_size: int = 64) -> np.ndarray:
-    """Whether each token of each end is the most probable one after the text before it, (n,) bool."""
-    prompts = [lm.tokenizer(text)["input_ids"] for text in beginnings]
-    wanted = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ends]
-    out = np.zeros(len(prompts), bool)
-    for start in range(0, len(prompts), batch_size):
-        rows = range(start, min(start + batch_size, len(prompts)))
-        ids, mask = pad_right([prompts[i] + wanted[i] for i in rows])
-        best = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.argmax(-1)
-        for row, i in enumerate(rows):
-            first, n = len(prompts[i]), len(wanted[i])
-            out[i] = (best[row, first - 1 : first - 1 + n] == ids[row, first : first + n]).all()
-    return out
-
-
-def memorised(lm: LanguageModel, titles: list[str], header: str, seed: int) -> list[dict]:
+def rates(lm: LanguageModel, titles: list[str], header: str, seed: int) -> list[dict]:
     """Rates of completion of real titles, of titles put together from two, and of the year of a title."""
-    split = [(words, (len(words) + 1) // 2) for words in map(str.split, titles) if len(words) > 1]
-    halves = [(words[:half], words[half:]) for words, half in split]
-    starts, ends = ([header + " ".join(a) for a, _ in halves], [" " + " ".join(b) + "\n" for _, b in halves])
-    order = np.random.default_rng(seed).permutation(len(ends))
-    donor = dict(zip(order, np.roll(order, 1)))
-    mixed = [ends[donor[i]] for i in range(len(ends))]
-    dated = [match.groups() for title in titles if (match := re.fullmatch(r"(.+ )(\(\d{4}\))", title))]
-    rates = {"second half of a title": completed(lm, starts, ends), "of another title": completed(lm, starts, mixed)}
-    if dated:
-        rates["year of a title"] = completed(
-            lm, [header + name + "(" for name, _ in dated], [year[1:] for _, year in dated]
-        )
+    names = {"title": "second half of a title", "control": "of another title", "year": "year of a title"}
+    found = {name: hits.astype(float) for name, hits in memorised(lm, titles, header, seed).items() if len(hits)}
     return [
-        row("memorised: " + name, *mean_interval(hit.astype(float), seed=seed), len(hit)) for name, hit in rates.items()
+        row("memorised: " + names[name], *mean_interval(hits, seed=seed), len(hits)) for name, hits in found.items()
     ]
 
 
 def histories_probed(histories: list[list[int]], seed: int) -> dict[str, list[list[int]]]:
     """The histories as they are, shuffled, and shuffled but for the newest title."""
-    rng = np.random.default_rng(seed)
     return {
         "as they are": histories,
-        "shuffled": [rng.permutation(history).tolist() for history in histories],
-        "shuffled, newest in place": [
-            [*rng.permutation(history[:-1]).tolist(), *history[-1:]] for history in histories
-        ],
+        "shuffled": shuffled(histories, seed),
+        "shuffled, newest in place": shuffled(histories, seed, 1),
     }
 
 
@@ -134,7 +105,7 @@ def main(options: argparse.Namespace) -> None:
     chosen = np.random.default_rng(config.seed).permutation(len(data.titles))[: options.titles]
     titles = [data.titles[i] for i in chosen]
     untuned = load_teacher(config.teacher.model)
-    rows = memorised(untuned, titles, prompt_for(data.name).header, config.seed)
+    rows = rates(untuned, titles, prompt_for(data.name).header, config.seed)
     frame = pd.DataFrame(rows + probe_teacher(config, data, options.users))
     file = results_dir(options.profile) / "probes.csv"
     with atomic_write(file) as path:

@@ -74,12 +74,12 @@ def whole(project: Path) -> dict[str, tuple[dict[str, str], float]]:
     return found
 
 
-def kill(process: subprocess.Popen, victim: str) -> str:
+def kill(process: subprocess.Popen, victim: str, rng: random.Random) -> str:
     """Kill a process of this kind, if there is one at the moment; the runner itself for "runner"."""
     runner = psutil.Process(process.pid)
     try:
         every = [child for child in runner.children(recursive=True) if VICTIMS[victim](child, child.cmdline())]
-        chosen = runner if victim == "runner" else random.choice(every) if every else None
+        chosen = runner if victim == "runner" else rng.choice(every) if every else None
         if chosen is None:
             return "nothing to kill"
         chosen.kill()
@@ -97,9 +97,10 @@ def test_it_goes_on_and_ends_in_the_same(
     root = tmp_path / "project"
     shutil.copytree(project, root)
     process = start(root, name)
-    waited = random.Random(f"{name} {victim} {moment}").uniform(0.05, 1.0) * seconds
+    rng = random.Random(f"{name} {victim} {moment}")
+    waited = rng.uniform(0.05, 1.0) * seconds
     time.sleep(waited)
-    what, told = kill(process, victim), []
+    what, told = kill(process, victim, rng), []
     told.append(process.communicate(timeout=300)[0])
     for _ in range(3):  # a kernel that was killed is an error that names it; the same command goes on
         if process.returncode == 0:
